@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Trains one row of the Multi30k table: an encoder-decoder of width 128 (feed-forward 256, 4 heads) for 3,000 updates.
+# Every row has the same data, order of batches, optimiser and number of updates; only the layers differ.
+#
+# usage: bash train-multi30k.sh DATA SAVE_DIR ROW [fairseq-train flags]
+#   DATA  the OUT folder of prepare-multi30k.sh
+#   ROW   vanilla-N          N layers, stock fairseq's own model (its twin without the plug-in)
+#         STRATEGY-M-N       M unique layers run at N depths; STRATEGY is sequence, cycle or cycle_rev
+#         universal-N        one layer run at N depths, width 168 and feed-forward 336: the parameters of three layers
+set -euo pipefail
+
+usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 3 ] || usage
+data=$1 save_dir=$2 row=$3
+shift 3
+
+width=128
+case $row in
+  vanilla-[0-9]*) layers=${row#*-}; model=(--arch transformer) ;;
+  universal-[0-9]*) layers=${row#*-}; strategy=cycle unique=1 width=168 ;;
+  sequence-[0-9]*-[0-9]* | cycle-[0-9]*-[0-9]* | cycle_rev-[0-9]*-[0-9]*) IFS=- read -r strategy unique layers <<< "$row" ;;
+  *) usage ;;
+esac
+if [ -n "${strategy:-}" ]; then
+  user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
+  model=(--user-dir "$user_dir" --arch shared_transformer --layer-sharing "$strategy"
+    --encoder-unique-layers "$unique" --decoder-unique-layers "$unique")
+fi
+
+fairseq-train "$data/bin" --task translation --source-lang en --target-lang de \
+  "${model[@]}" --encoder-layers "$layers" --decoder-layers "$layers" \
+  --encoder-embed-dim "$width" --encoder-ffn-embed-dim "$((2 * width))" --encoder-attention-heads 4 \
+  --decoder-embed-dim "$width" --decoder-ffn-embed-dim "$((2 * width))" --decoder-attention-heads 4 \
+  --share-all-embeddings --dropout 0.3 --max-tokens 2048 --max-update 3000 \
+  --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
+  --lr 0.004 --lr-scheduler polynomial_decay --warmup-updates 500 --total-num-update 3000 \
+  --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
+  --keep-last-epochs 2 --no-save-optimizer-state --seed 1 --log-format simple --log-interval 100 \
+  --save-dir "$save_dir" "$@"

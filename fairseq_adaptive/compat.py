@@ -1,0 +1,228 @@
+"""The only place that mends fairseq, torch or NumPy. Each mend says why it is needed and has a test that fails without it.
+
+``--user-dir`` is imported while the command line is parsed, before fairseq reads a checkpoint or starts its workers, so
+that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`_refuse_lone_workers`).
+"""
+
+import argparse
+import os
+import pickle
+import re
+import time
+import traceback
+import types
+
+import numpy as np
+import torch
+
+from fairseq_adaptive.errors import UsageError
+
+applied = []  # names of the mends that are in force, in order
+fairseq_error = None  # why fairseq cannot be imported, where it cannot
+
+
+def apply() -> bool:
+    """Apply every mend that this environment needs; calling it again does nothing.
+
+    Returns:
+        whether fairseq can be imported; where it cannot, ``fairseq_error`` holds the exception and nothing is mended
+    """
+    global fairseq_error
+    if applied:
+        return True
+    try:
+        import fairseq  # noqa: F401
+    except Exception as error:  # PyPI's fairseq 0.12.2 fails with ValueError on Python 3.11
+        fairseq_error = error
+        return False
+    for mend in (_restore_np_compat, _load_safely, _save_atomically, _copy_atomically, _train_cpu_workers,
+                 _refuse_lone_workers, _exchange_objects):
+        if mend() is not False:
+            applied.append(mend.__name__.strip("_"))
+    return True
+
+
+def _raised_in(trace):
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    return frames[-1].f_globals.get("__name__", "") if frames else ""
+
+
+def _restore_np_compat():
+    """``token_block_dataset.py`` and ``language_pair_dataset.py`` use ``np.compat.long``, which NumPy 2 dropped; it was
+    ``int``. Without it every language-modelling task fails."""
+    if hasattr(np, "compat"):
+        return False
+    np.compat = types.SimpleNamespace(long=int)
+
+
+def _load_safely():
+    """torch >= 2.6 refuses to unpickle classes that it does not know, ``argparse.Namespace`` among them, which fairseq
+    stores in its checkpoints. Allowing that one class keeps loading safe. What is still refused could run code when
+    loaded, so say in one line which file and class, instead of torch's advice to load it all the same."""
+    from fairseq import checkpoint_utils
+
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    stock = checkpoint_utils.load_checkpoint_to_cpu
+
+    def load_checkpoint_to_cpu(path, *args, **kwargs):
+        try:
+            return stock(path, *args, **kwargs)
+        except Exception as error:
+            refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+            if refused:
+                raise UsageError(
+                    f"checkpoint {path} is refused: it holds {refused[1]}, which is not on the list of classes that are "
+                    "safe to load, and loading it could run any code. If you did not make this file yourself, do not "
+                    "use it; otherwise allow the class with torch.serialization.add_safe_globals in your --user-dir"
+                ) from None
+            if _raised_in(error.__traceback__) not in ("torch.serialization", "torch._weights_only_unpickler"):
+                raise
+            raise UsageError(
+                f"checkpoint {path} cannot be read: it is cut short or no PyTorch file; take another checkpoint"
+            ) from error
+
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+
+
+def _remove_partial(path):
+    try:
+        os.remove(path)
+    except FileNotFoundError:
+        pass
+
+
+def _not_saved(path, error):
+    return UsageError(
+        f"cannot save checkpoint {path}: {error}. Checkpoints that were saved before are whole; make room (or fix "
+        "--save-dir) and run the same command again to resume"
+    )
+
+
+def _save_atomically():
+    """fairseq writes to a .tmp file and renames it, but a retry goes on behind the bytes of the failed attempt: the
+    file that results cannot be read, and replaces a good checkpoint. When all attempts fail (full disk), the .tmp stays
+    and fills the disk for good."""
+    from fairseq import checkpoint_utils
+    from fairseq.file_io import PathManager
+
+    stock = checkpoint_utils.torch_persistent_save
+
+    def torch_persistent_save(obj, filename, async_write=False):
+        if async_write or not PathManager.supports_rename(filename):
+            return stock(obj, filename, async_write=async_write)
+        partial = f"{filename}.tmp"
+        for attempt in range(3):
+            if attempt:
+                time.sleep(2.5)  # fairseq's own wait: network storage recovers
+            try:
+                with PathManager.open(partial, "wb") as f:
+                    torch.save(obj, f)
+                return PathManager.rename(partial, filename)
+            except (OSError, RuntimeError) as error:
+                _remove_partial(partial)
+                # torch's zip writer reports a failed write as a RuntimeError whose cause is the OSError
+                failure = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise _not_saved(filename, failure) from None
+
+    checkpoint_utils.torch_persistent_save = torch_persistent_save
+
+
+def _copy_atomically():
+    """checkpoint_last.pt and checkpoint_best.pt are copies, written in place: a full disk or a kill in between leaves a
+    stump where the last good checkpoint was."""
+    from fairseq.file_io import PathManager
+
+    stock = PathManager.copy
+
+    def copy(src_path, dst_path, overwrite=False):
+        if not overwrite or not PathManager.supports_rename(dst_path):
+            return stock(src_path, dst_path, overwrite=overwrite)
+        partial = f"{dst_path}.tmp"
+        try:
+            done = stock(src_path, partial, overwrite=True)
+            if done:
+                PathManager.rename(partial, dst_path)
+            return done
+        except OSError as error:
+            _remove_partial(partial)
+            raise _not_saved(dst_path, error) from None
+
+    PathManager.copy = staticmethod(copy)
+
+
+def _torchrun_workers():
+    if all(key in os.environ for key in ("MASTER_ADDR", "MASTER_PORT", "RANK")):
+        return int(os.environ.get("WORLD_SIZE", 1))
+    return 1
+
+
+def _train_cpu_workers():
+    """fairseq counts its workers by CUDA devices. Under ``torchrun`` on a CPU it takes each process for the only one,
+    and all train unrelated copies into one folder; told otherwise, it computes ``rank % 0``. ``pytorch_ddp`` passes
+    ``device_ids``, which torch refuses for modules on a CPU; ``legacy_ddp`` does not."""
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.call_main
+
+    def call_main(cfg, main, **kwargs):
+        training = cfg.distributed_training
+        on_cpu = (cfg.common.cpu or not torch.cuda.is_available()) and not cfg.common.tpu
+        if on_cpu and _torchrun_workers() > 1 and training.distributed_init_method is None:
+            training.distributed_init_method = "env://"
+            training.distributed_world_size = _torchrun_workers()
+            training.distributed_rank = int(os.environ["RANK"])
+            training.distributed_no_spawn = True
+            training.device_id = 0
+            training.distributed_backend = "gloo"
+            if training.ddp_backend in ("c10d", "pytorch_ddp"):
+                training.ddp_backend = "legacy_ddp"
+        return stock(cfg, main, **kwargs)
+
+    distributed_utils.call_main = call_main
+
+
+def _refuse_lone_workers():
+    """``fairseq-hydra-train`` imports ``user_dir`` when training has begun, too late for :func:`_train_cpu_workers`.
+    ``is_master`` is asked before anything is written: refuse there what would train unrelated copies."""
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.is_master
+
+    def is_master(training):
+        workers = _torchrun_workers()
+        if workers > 1 and training.distributed_world_size == 1:
+            raise UsageError(
+                f"torchrun started {workers} workers, but each would train a copy of its own into the same folder. Use "
+                "fairseq-train, or set in distributed_training: distributed_init_method='env://', "
+                f"distributed_world_size={workers}, distributed_rank='${{oc.decode:${{oc.env:RANK}}}}', "
+                "distributed_no_spawn=true, and on a CPU distributed_backend=gloo, ddp_backend=legacy_ddp"
+            )
+        return stock(training)
+
+    distributed_utils.is_master = is_master
+
+
+def _exchange_objects():
+    """Workers that resume get the checkpoint from worker 0 through ``torch.load``, which refuses fairseq's own classes
+    in it (worker 0 has read the file safely by then). Workers that gather logging outputs ask for a CUDA buffer, also
+    on a CPU. torch's own collectives do both."""
+    import torch.distributed as dist
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.all_gather_list
+
+    def broadcast_object_slow(obj, src_rank, group, dist_device):
+        box = [obj]
+        dist.broadcast_object_list(box, src=src_rank, group=group, device=dist_device)
+        return box[0]
+
+    def all_gather_list(data, group=None, max_size=16384):
+        group = distributed_utils.get_global_group() if group is None else group
+        if torch.cuda.is_available() or distributed_utils.use_xla():
+            return stock(data, group=group, max_size=max_size)
+        gathered = [None] * distributed_utils.get_world_size(group)
+        dist.all_gather_object(gathered, data, group=group)
+        return gathered
+
+    distributed_utils._broadcast_object_slow = broadcast_object_slow
+    distributed_utils.all_gather_list = all_gather_list

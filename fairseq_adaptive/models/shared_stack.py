@@ -1,0 +1,162 @@
+"""fairseq's Transformer encoder and decoder over a stack with shared layers."""
+
+import copy
+
+from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.distributed import fsdp_wrap
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules import STRATEGIES, AdminResidual, DecoderLayer, EncoderLayer, LayerStack, layer_schedule
+
+INITIALISATIONS = ("default", "admin")
+
+
+def add_sharing_args(parser, sides):
+    """Add the flags of layer sharing for ``encoder``, ``decoder`` or both to a model's parser."""
+    parser.add_argument(
+        "--layer-sharing",
+        choices=STRATEGIES,
+        help="which unique layer serves which depth (Takase and Kiyono, 2021)",
+    )
+    for side in sides:
+        parser.add_argument(
+            f"--{side}-unique-layers",
+            type=int,
+            metavar="M",
+            help=f"how many {side} layers have parameters of their own; they serve --{side}-layers depths "
+            "(default: half of them)",
+        )
+    parser.add_argument(
+        "--init",
+        choices=INITIALISATIONS,
+        help="admin: scale the residual branches of a deep post-LN model by a profile of the first training step "
+        "(Liu et al., 2020)",
+    )
+
+
+def sharing_architecture(args, sides):
+    """Fill in the defaults of layer sharing; the numbers of depths must be set."""
+    args.layer_sharing = getattr(args, "layer_sharing", None) or "cycle_rev"
+    args.init = getattr(args, "init", None) or "default"
+    for side in sides:
+        unique = getattr(args, f"{side}_unique_layers", None)
+        if unique is None:
+            unique = -(-getattr(args, f"{side}_layers") // 2)
+        setattr(args, f"{side}_unique_layers", unique)
+
+
+def sharing_config(args, sides) -> TransformerConfig:
+    """Return fairseq's configuration of a Transformer with that of layer sharing added.
+
+    Args:
+        args: namespace or DictConfig with the flags of the model
+        sides: ``encoder``, ``decoder`` or both
+
+    Raises:
+        UsageError: when options contradict each other
+    """
+    cfg = TransformerConfig.from_namespace(args)
+    cfg.layer_sharing = str(args.layer_sharing)
+    cfg.init = str(args.init)
+    if cfg.init not in INITIALISATIONS:
+        raise UsageError(f"unknown --init {cfg.init!r}: choose one of {', '.join(INITIALISATIONS)}")
+    if getattr(cfg, "base_layers", 0):
+        raise UsageError("--base-layers cannot be combined with shared layers: leave it out")
+    if cfg.offload_activations:
+        cfg.checkpoint_activations = True
+    for side in sides:
+        half = getattr(cfg, side)
+        half.unique_layers = getattr(args, f"{side}_unique_layers")
+        layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
+        if half.layers_to_keep:
+            raise UsageError(f"--{side}-layers-to-keep removes layers one by one, but here a layer serves several depths")
+        if cfg.init == "admin" and half.normalize_before:
+            raise UsageError(f"--init admin is for post-LN models: leave out --{side}-normalize-before")
+    return cfg
+
+
+def _build_stack(cfg, side, layers, sublayers):
+    half = getattr(cfg, side)
+    return LayerStack(
+        layers,
+        layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers),
+        layerdrop=half.layerdrop,
+        residual=AdminResidual(half.layers, sublayers, half.embed_dim) if cfg.init == "admin" else None,
+        pass_depth=True,
+    )
+
+
+def _with_unique_layers(cfg, side):
+    """The configuration from which fairseq builds the M layers of one side."""
+    cfg = copy.deepcopy(cfg)
+    half = getattr(cfg, side)
+    half.layers, half.layerdrop = half.unique_layers, 0.0
+    return cfg
+
+
+def _wrap(layer, cfg):
+    """As fairseq does: activation checkpointing, and FSDP around every checkpointed layer."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+
+class SharedTransformerEncoder(TransformerEncoderBase):
+    """fairseq's encoder with M unique layers at N depths.
+
+    Args:
+        cfg: from :func:`sharing_config`
+        dictionary: source dictionary
+        embed_tokens: source embedding
+    """
+
+    def __init__(self, cfg, dictionary, embed_tokens):
+        super().__init__(_with_unique_layers(cfg, "encoder"), dictionary, embed_tokens)
+        self.cfg = cfg
+        self.encoder_layerdrop = cfg.encoder.layerdrop
+        self.layers = _build_stack(cfg, "encoder", self.layers, sublayers=2)
+        self.num_layers = len(self.layers)
+
+    def build_encoder_layer(self, cfg):
+        return _wrap(EncoderLayer(cfg), cfg)
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        self.layers.fold_state_dict(state_dict, f"{name}.layers.")
+        return super().upgrade_state_dict_named(state_dict, name)
+
+
+class SharedTransformerDecoder(TransformerDecoderBase):
+    """fairseq's decoder with M unique layers at N depths.
+
+    Args:
+        cfg: from :func:`sharing_config`
+        dictionary: target dictionary
+        embed_tokens: target embedding
+        no_encoder_attn: without cross-attention
+    """
+
+    def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
+        super().__init__(_with_unique_layers(cfg, "decoder"), dictionary, embed_tokens, no_encoder_attn)
+        self.cfg = cfg
+        self.decoder_layerdrop = cfg.decoder.layerdrop
+        self.layers = _build_stack(cfg, "decoder", self.layers, sublayers=2 if no_encoder_attn else 3)
+        self.num_layers = len(self.layers)
+
+    def build_decoder_layer(self, cfg, no_encoder_attn=False):
+        return _wrap(DecoderLayer(cfg, no_encoder_attn), cfg)
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        self.layers.fold_state_dict(state_dict, f"{name}.layers.")
+        return super().upgrade_state_dict_named(state_dict, name)
+
+
+class ExplainsLoading:
+    """Mixin for models: weights that do not fit are refused in one sentence."""
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        try:
+            return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
+        except RuntimeError as error:
+            first = " ".join(str(error).split()[:40])
+            raise UsageError(f"the checkpoint is of another architecture: {first} ...") from error

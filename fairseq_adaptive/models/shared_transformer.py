@@ -1,0 +1,100 @@
+"""Translation with parameters shared across layers: ``--arch shared_transformer`` and its kin.
+
+Takase and Kiyono, *Lessons on Parameter Sharing across Layers in Transformers* (SustaiNLP 2023).
+"""
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import TransformerConfig, TransformerModelBase
+from fairseq.models.transformer.transformer_legacy import base_architecture
+
+from fairseq_adaptive.models.shared_stack import (
+    ExplainsLoading,
+    SharedTransformerDecoder,
+    SharedTransformerEncoder,
+    add_sharing_args,
+    sharing_architecture,
+    sharing_config,
+)
+
+SIDES = ("encoder", "decoder")
+
+
+@register_model("shared_transformer")
+class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
+    """fairseq's Transformer whose encoder and decoder run M unique layers at N depths.
+
+    With as many unique layers as depths it is fairseq's Transformer, name by name and number by number.
+    """
+
+    @classmethod
+    def add_args(cls, parser):
+        gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
+        add_sharing_args(parser, SIDES)
+
+    @classmethod
+    def build_model(cls, args, task):
+        shared_transformer(args)
+        return super().build_model(sharing_config(args, SIDES), task)
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):
+        return SharedTransformerEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+        return SharedTransformerDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
+
+
+def _defaults(args, **values):
+    for name, value in values.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+
+
+def _both(**values):
+    return {f"{side}_{name}": value for side in SIDES for name, value in values.items()}
+
+
+@register_model_architecture("shared_transformer", "shared_transformer")
+@register_model_architecture("shared_transformer", "shared_transformer_wmt_en_de")
+def shared_transformer(args):
+    """Base width (512), 6 unique layers at 12 depths."""
+    _defaults(args, **_both(layers=12))
+    base_architecture(args)
+    sharing_architecture(args, SIDES)
+
+
+@register_model_architecture("shared_transformer", "shared_transformer_wmt_en_de_18")
+def shared_transformer_wmt_en_de_18(args):
+    """Base width, 6 unique layers at 18 depths."""
+    _defaults(args, **_both(layers=18, unique_layers=6))
+    shared_transformer(args)
+
+
+@register_model_architecture("shared_transformer", "shared_transformer_wmt_en_de_big")
+def shared_transformer_wmt_en_de_big(args):
+    """Width 1024, 6 unique layers at 12 depths."""
+    _defaults(args, dropout=0.3, **_both(embed_dim=1024, ffn_embed_dim=4096, attention_heads=16))
+    shared_transformer(args)
+
+
+@register_model_architecture("shared_transformer", "universal_transformer_wmt_en_de")
+def universal_transformer_wmt_en_de(args):
+    """Width 1024, one layer at 6 depths: a Universal Transformer (Dehghani et al., 2019) without halting."""
+    _defaults(args, **_both(embed_dim=1024, ffn_embed_dim=4096, attention_heads=16, layers=6, unique_layers=1))
+    shared_transformer(args)
+
+
+@register_model_architecture("shared_transformer", "shared_transformer_iwslt_de_en")
+def shared_transformer_iwslt_de_en(args):
+    """The width of fairseq's ``transformer_iwslt_de_en``, 6 unique layers at 12 depths."""
+    _defaults(args, **_both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4))
+    shared_transformer(args)
+
+
+@register_model_architecture("shared_transformer", "shared_transformer_tiny")
+def shared_transformer_tiny(args):
+    """Width 128, 3 unique layers at 6 depths: for Multi30k and for tests."""
+    _defaults(args, **_both(embed_dim=128, ffn_embed_dim=256, attention_heads=4, layers=6, unique_layers=3))
+    shared_transformer(args)

@@ -1,0 +1,90 @@
+"""Language models with parameters shared across layers: ``--arch shared_transformer_lm``."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.dataclass import ChoiceEnum
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig, base_lm_architecture
+
+from fairseq_adaptive.models.shared_stack import (
+    INITIALISATIONS,
+    ExplainsLoading,
+    SharedTransformerDecoder,
+    sharing_architecture,
+    sharing_config,
+)
+from fairseq_adaptive.modules import STRATEGIES
+
+
+@dataclass
+class SharedTransformerLanguageModelConfig(TransformerLanguageModelConfig):
+    layer_sharing: ChoiceEnum(STRATEGIES) = field(
+        default="cycle_rev",
+        metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"},
+    )
+    decoder_unique_layers: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "how many layers have parameters of their own; they serve --decoder-layers depths "
+            "(default: half of them)"
+        },
+    )
+    init: ChoiceEnum(INITIALISATIONS) = field(
+        default="default",
+        metadata={
+            "help": "admin: scale the residual branches of a deep post-LN model by a profile of the first training "
+            "step (Liu et al., 2020)"
+        },
+    )
+
+
+@register_model("shared_transformer_lm", dataclass=SharedTransformerLanguageModelConfig)
+class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
+    """fairseq's ``transformer_lm`` whose decoder runs M unique layers at N depths, with adaptive input and softmax."""
+
+    @classmethod
+    def build_model(cls, args, task):
+        sharing_architecture(args, ("decoder",))
+        cfg = sharing_config(args, ("decoder",))
+        # fairseq's own model, built without layers, brings the embeddings and the checks of its many options
+        shell = copy.deepcopy(args)
+        shell.decoder_layers = 0
+        model = super().build_model(shell, task)
+        embed_tokens = model.decoder.embed_tokens
+        cfg.max_target_positions = shell.max_target_positions
+        return cls(SharedTransformerDecoder(cfg, task.target_dictionary, embed_tokens, no_encoder_attn=True))
+
+
+@register_model_architecture("shared_transformer_lm", "shared_transformer_lm_base")
+def shared_transformer_lm_base(args):
+    """6 unique layers at 12 depths, pre-LN as fairseq's language models are."""
+    args.decoder_layers = getattr(args, "decoder_layers", 12)
+    base_lm_architecture(args)
+    sharing_architecture(args, ("decoder",))
+
+
+@register_model_architecture("shared_transformer_lm", "shared_transformer_lm_wikitext103")
+def shared_transformer_lm_wikitext103(args):
+    """The 121M parameter model of Takase and Kiyono (2021), Table 6: 6 unique layers at 12 depths, adaptive inputs."""
+    for name, value in {
+        "decoder_layers": 12,
+        "decoder_unique_layers": 6,
+        "decoder_attention_heads": 8,
+        "decoder_embed_dim": 1024,
+        "decoder_ffn_embed_dim": 4096,
+        "dropout": 0.3,
+        "attention_dropout": 0.1,
+        "activation_dropout": 0.1,
+        "adaptive_input": True,
+        "tie_adaptive_weights": True,
+        "tie_adaptive_proj": True,
+        "adaptive_input_cutoff": "20000,60000",
+        "adaptive_softmax_cutoff": "20000,60000",
+        "adaptive_softmax_dropout": 0.2,
+        "no_decoder_final_norm": True,
+    }.items():
+        if getattr(args, name, None) in (None, False):
+            setattr(args, name, value)
+    shared_transformer_lm_base(args)

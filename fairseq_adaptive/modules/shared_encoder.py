@@ -1,0 +1,77 @@
+"""A Transformer encoder with shared layers for plain torch programs, without fairseq's task and configuration."""
+
+from typing import Optional
+
+from torch import Tensor, nn
+
+from fairseq_adaptive.modules.sharing import layer_schedule
+from fairseq_adaptive.modules.stack import LayerStack
+
+
+class ParameterSharedTransformerEncoder(nn.Module):
+    """M unique ``nn.TransformerEncoderLayer`` run at N depths, batch first.
+
+    The constructor is that of jaketae/param-share-transformer, whose weights load with ``strict=True``. Unlike there,
+    the batch is the first dimension in fact and not only in the documentation, the unique layers are initialised
+    independently, and any 1 <= M <= N is possible.
+
+    Args:
+        d_model: C, width
+        nhead: attention heads
+        dim_feedforward: inner width of the feed-forward blocks
+        dropout: dropout probability
+        activation: ``relu`` or ``gelu``, or a callable
+        num_unique_layers: M
+        num_total_layers: N
+        mode: ``sequence``, ``cycle`` or ``cycle_rev`` (:func:`layer_schedule`)
+        norm: a LayerNorm after the last layer
+
+    Raises:
+        ValueError: for a strategy or numbers of layers that are impossible
+    """
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        nhead: int = 16,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation="relu",
+        num_unique_layers: int = 3,
+        num_total_layers: int = 6,
+        mode: str = "cycle_rev",
+        norm: bool = False,
+    ):
+        super().__init__()
+        schedule = layer_schedule(mode, num_unique_layers, num_total_layers)
+        self.layers = LayerStack(
+            [
+                nn.TransformerEncoderLayer(d_model, nhead, dim_feedforward, dropout, activation, batch_first=True)
+                for _ in range(num_unique_layers)
+            ],
+            schedule,
+        )
+        self.norm = nn.LayerNorm(d_model) if norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Optional[Tensor] = None,
+        src_key_padding_mask: Optional[Tensor] = None,
+        verbose: bool = False,
+    ) -> Tensor:
+        """
+        Args:
+            x: B x T x C
+            mask: T x T, true (or -inf) where the query of a row must not see the key of a column
+            src_key_padding_mask: B x T, true at padding
+            verbose: print ``layer 0`` ... for the layer used at each depth
+
+        Returns:
+            B x T x C
+        """
+        for index, layer in zip(self.layers.schedule, self.layers):
+            if verbose:
+                print(f"layer {index}")
+            x = layer(x, mask, src_key_padding_mask)
+        return x if self.norm is None else self.norm(x)

@@ -1,0 +1,51 @@
+"""Which layer serves which depth.
+
+Takase and Kiyono, *Lessons on Parameter Sharing across Layers in Transformers* (SustaiNLP 2023), Section 3: M unique
+layers serve N depths under one of three strategies.
+"""
+
+from typing import Tuple
+
+from fairseq_adaptive.errors import UsageError
+
+STRATEGIES = ("sequence", "cycle", "cycle_rev")
+
+
+def layer_schedule(strategy: str, num_unique: int, num_total: int) -> Tuple[int, ...]:
+    """Return, for each of the ``num_total`` depths, the index of the unique layer that serves it.
+
+    ``sequence`` repeats each layer before the next one starts; ``cycle`` runs through all layers again and again;
+    ``cycle_rev`` is ``cycle`` with the last ``num_unique`` depths in reverse order. ``num_unique`` need not divide
+    ``num_total``: the map is then that of the authors' code, where ``sequence`` can leave the last layers unused (5
+    layers at 6 depths give 0 0 1 1 2 2; :class:`~fairseq_adaptive.modules.LayerStack` refuses such a schedule).
+
+    >>> layer_schedule("cycle_rev", 3, 6)
+    (0, 1, 2, 2, 1, 0)
+
+    Args:
+        strategy: one of ``sequence``, ``cycle``, ``cycle_rev``
+        num_unique: M, how many layers have parameters of their own, 1 <= M <= N
+        num_total: N, how many depths there are
+
+    Raises:
+        UsageError: (a ValueError) when the strategy is unknown, or the number of layers or depths is impossible
+    """
+    if strategy not in STRATEGIES:
+        raise UsageError(f"unknown layer sharing strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
+    if num_total < 1:
+        raise UsageError(f"a model has at least 1 layer, not {num_total}")
+    if not 1 <= num_unique <= num_total:
+        raise UsageError(
+            f"{num_unique} unique layers cannot serve {num_total} depths: "
+            f"the number of unique layers must be between 1 and {num_total}"
+        )
+    if strategy == "sequence":
+        repeats = -(-num_total // num_unique)
+        return tuple(depth // repeats for depth in range(num_total))
+    if strategy == "cycle":
+        return tuple(depth % num_unique for depth in range(num_total))
+    turn = max(num_unique, num_total - num_unique)
+    return tuple(
+        depth % num_unique if depth < turn else num_unique - 1 - (depth - turn) % num_unique
+        for depth in range(num_total)
+    )

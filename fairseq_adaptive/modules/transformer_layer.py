@@ -1,0 +1,173 @@
+"""fairseq's Transformer layers, made to serve several depths.
+
+Parameters, names and arithmetic are those of :mod:`fairseq.modules.transformer_layer`. What differs: a layer is told at
+which depth it runs, keeps one self-attention cache per depth, and lets the stack decide how a branch is added to its
+input. Tensors are T x B x C.
+"""
+
+from typing import Callable, Dict, Optional, Tuple
+
+import torch
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import Tensor
+
+
+def _sublayer(layer, x, index, norm, function, depth, residual, padding_mask, skip_weight=None):
+    """Post-LN ``norm(x + f(x))`` or pre-LN ``x + f(norm(x))``, with dropout on the branch."""
+    branch = layer.dropout_module(function(norm(x) if layer.normalize_before else x))
+    skip = x if skip_weight is None else skip_weight * x
+    if residual is None:
+        x = skip + branch
+    else:
+        x = residual(branch, skip, depth, index, padding_mask)
+    return x if layer.normalize_before else norm(x)
+
+
+class EncoderLayer(TransformerEncoderLayerBase):
+    """Self-attention and feed-forward at one of the depths of a stack.
+
+    Args:
+        cfg: :class:`fairseq.models.transformer.TransformerConfig`
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        encoder_padding_mask: Optional[Tensor] = None,
+        attn_mask: Optional[Tensor] = None,
+        depth: int = 0,
+        residual: Optional[Callable] = None,
+    ) -> Tensor:
+        """
+        Args:
+            x: T x B x C
+            encoder_padding_mask: B x T, true at padding
+            attn_mask: T x T, true (or non-zero) where the query of a row must not see the key of a column
+            depth: at which depth the layer runs
+            residual: ``residual(branch, x, depth, sublayer, padding_mask)``, default ``x + branch``
+
+        Returns:
+            T x B x C
+        """
+        if attn_mask is not None:
+            attn_mask = attn_mask.bool()
+
+        def attend(x):
+            x, _ = self.self_attn(x, x, x, encoder_padding_mask, need_weights=False, attn_mask=attn_mask)
+            return x
+
+        def feed_forward(x):
+            return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
+
+        where = (depth, residual, encoder_padding_mask)
+        x = _sublayer(self, x, 0, self.self_attn_layer_norm, attend, *where)
+        return _sublayer(self, x, 1, self.final_layer_norm, feed_forward, *where)
+
+
+class DecoderLayer(TransformerDecoderLayerBase):
+    """Masked self-attention, cross-attention and feed-forward at one of the depths of a stack.
+
+    In incremental decoding every depth has a self-attention cache of its own. The keys and values of cross-attention
+    do not depend on the depth: they are computed at the first depth that the layer serves and kept for the others.
+
+    Args:
+        cfg: :class:`fairseq.models.transformer.TransformerConfig`
+        no_encoder_attn: without cross-attention (language models)
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        encoder_out: Optional[Tensor] = None,
+        encoder_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[Dict] = None,
+        self_attn_mask: Optional[Tensor] = None,
+        self_attn_padding_mask: Optional[Tensor] = None,
+        need_attn: bool = False,
+        need_head_weights: bool = False,
+        depth: int = 0,
+        residual: Optional[Callable] = None,
+    ) -> Tuple[Tensor, Optional[Tensor], None]:
+        """
+        Args:
+            x: T x B x C, with T = 1 in incremental decoding
+            encoder_out: S x B x C
+            encoder_padding_mask: B x S, true at padding
+            incremental_state: caches of all modules and depths, changed in place
+            self_attn_mask: T x T, added to the scores (-inf above the diagonal)
+            self_attn_padding_mask: B x T, true at padding
+            need_attn: return the cross-attention weights, B x T x S
+            need_head_weights: return them for each head, H x B x T x S
+            depth: at which depth the layer runs
+            residual: ``residual(branch, x, depth, sublayer, padding_mask)``, default ``x + branch``
+
+        Returns:
+            T x B x C, cross-attention weights or None, None (fairseq's place for ONNX states)
+        """
+        weights = None
+
+        def attend(x):
+            return self._self_attention(
+                x, encoder_out, encoder_padding_mask, incremental_state, self_attn_mask, self_attn_padding_mask, depth
+            )
+
+        def attend_encoder(x):
+            nonlocal weights
+            x, weights = self.encoder_attn(
+                x,
+                encoder_out,
+                encoder_out,
+                encoder_padding_mask,
+                incremental_state=incremental_state,
+                # without a cache nothing is static, and fairseq's attention takes its fused path
+                static_kv=incremental_state is not None,
+                need_weights=need_attn or need_head_weights or (not self.training and self.need_attn),
+                need_head_weights=need_head_weights,
+            )
+            return x
+
+        def feed_forward(x):
+            x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
+            if self.ffn_layernorm is not None:
+                x = self.ffn_layernorm(x)
+            return self.fc2(x)
+
+        where = (depth, residual, self_attn_padding_mask)
+        sublayers = [(self.self_attn_layer_norm, attend)]
+        if self.encoder_attn is not None and encoder_out is not None:
+            sublayers.append((self.encoder_attn_layer_norm, attend_encoder))
+        for index, (norm, function) in enumerate(sublayers):
+            x = _sublayer(self, x, index, norm, function, *where)
+        x = _sublayer(self, x, len(sublayers), self.final_layer_norm, feed_forward, *where, skip_weight=self.w_resid)
+        return x, weights, None
+
+    def _self_attention(self, x, encoder_out, encoder_padding_mask, incremental_state, mask, padding_mask, depth):
+        cache = None
+        if incremental_state is not None:
+            cache = incremental_state.setdefault(self._cache_prefix() + str(depth), {})
+        keys = x
+        if self.cross_self_attention and "prev_key" not in self.self_attn._get_input_buffer(cache):
+            # Peitz et al. (2019): one attention over source and target; in decoding the cache holds the source
+            keys = torch.cat((encoder_out, x))
+            if mask is not None:
+                mask = torch.cat((mask.new_zeros(x.size(0), encoder_out.size(0)), mask), dim=1)
+            if padding_mask is not None:
+                if encoder_padding_mask is None:
+                    encoder_padding_mask = padding_mask.new_zeros(encoder_out.size(1), encoder_out.size(0))
+                padding_mask = torch.cat((encoder_padding_mask, padding_mask), dim=1)
+        x, _ = self.self_attn(
+            x, keys, keys, padding_mask, incremental_state=cache, need_weights=False, attn_mask=mask
+        )
+        if self.c_attn is not None:
+            x = (x.unflatten(-1, (self.nh, self.head_dim)) * self.c_attn.unsqueeze(-1)).flatten(-2)
+        return x if self.attn_ln is None else self.attn_ln(x)
+
+    def _cache_prefix(self) -> str:
+        return self.self_attn._get_full_incremental_state_key("depth.")
+
+    def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor):
+        """Reorder the self-attention caches of all depths that this layer serves."""
+        prefix = self._cache_prefix()
+        for key, cache in incremental_state.items():
+            if key.startswith(prefix):
+                self.self_attn.reorder_incremental_state(cache, new_order)

@@ -1,0 +1,63 @@
+import argparse
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+
+import fairseq_adaptive  # noqa: F401  registers models
+
+
+class Task:
+    """What a fairseq model asks of its task when it is built."""
+
+    def __init__(self, dictionary):
+        self.source_dictionary = self.target_dictionary = self.src_dict = self.tgt_dict = dictionary
+
+
+@pytest.fixture(scope="session")
+def dictionary():
+    """40 words behind fairseq's four symbols, rounded up to 48 entries."""
+    words = Dictionary()
+    for number in range(40):
+        words.add_symbol(f"word{number}", n=100 - number)
+    words.finalize()
+    return words
+
+
+@pytest.fixture(scope="session")
+def task(dictionary):
+    return Task(dictionary)
+
+
+@pytest.fixture
+def build(task):
+    """``build(arch, flag=value ...)``: a model as fairseq-train would build it, from a fixed seed, in float64 eval mode."""
+
+    def build(arch, seed=1, dtype=torch.float64, words=None, **flags):
+        parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
+        model_class = ARCH_MODEL_REGISTRY[arch]
+        model_class.add_args(parser)
+        args = parser.parse_args([])
+        defaults = {"max_source_positions": 64, "max_target_positions": 64, "tokens_per_sample": 64}
+        for name, value in {**defaults, **flags}.items():
+            setattr(args, name, value)
+        ARCH_CONFIG_REGISTRY[arch](args)
+        torch.manual_seed(seed)
+        return model_class.build_model(args, Task(words) if words else task).to(dtype).eval()
+
+    return build
+
+
+@pytest.fixture
+def batch(dictionary):
+    """Three sentence pairs of different lengths: source left-padded and target right-padded, as fairseq's task pads."""
+    torch.manual_seed(5)
+    pad, eos = dictionary.pad(), dictionary.eos()
+    lengths, target_lengths = (9, 6, 4), (5, 8, 3)
+    source = torch.full((3, 9), pad)
+    previous = torch.full((3, 8), pad)
+    for row, (length, target_length) in enumerate(zip(lengths, target_lengths)):
+        source[row, -length:] = torch.cat((torch.randint(4, 44, (length - 1,)), torch.tensor([eos])))
+        previous[row, :target_length] = torch.cat((torch.tensor([eos]), torch.randint(4, 44, (target_length - 1,))))
+    return {"src_tokens": source, "src_lengths": torch.tensor(lengths), "prev_output_tokens": previous}

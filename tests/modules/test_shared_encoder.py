@@ -1,0 +1,70 @@
+"""The plain-torch encoder against its seed, jaketae/param-share-transformer, whose documented algorithm is restated here."""
+
+import pytest
+import torch
+from torch import nn
+
+from fairseq_adaptive.modules import ParameterSharedTransformerEncoder
+
+SIZES = {"d_model": 16, "nhead": 4, "dim_feedforward": 32, "num_unique_layers": 3, "num_total_layers": 6}
+
+
+def seed_forward(state, mode, x, mask=None, src_key_padding_mask=None):
+    """What the seed computes with these weights: sequence-first layers of torch, in the seed's order (M = N/2)."""
+    layers = nn.ModuleList([nn.TransformerEncoderLayer(16, 4, 32, 0.1, "relu") for _ in range(3)])
+    norm = nn.LayerNorm(16) if "norm.weight" in state else None
+    nn.ModuleDict({"layers": layers, **({"norm": norm} if norm else {})}).load_state_dict(state)
+    order = {"sequence": (0, 0, 1, 1, 2, 2), "cycle": (0, 1, 2, 0, 1, 2), "cycle_rev": (0, 1, 2, 2, 1, 0)}[mode]
+    for index in order:
+        x = layers[index].eval()(x, mask, src_key_padding_mask)
+    return x if norm is None else norm(x)
+
+
+@pytest.mark.parametrize("mode", ("sequence", "cycle", "cycle_rev"))
+@pytest.mark.parametrize("norm", (False, True))
+def test_equals_the_seed_on_transposed_input(mode, norm):
+    torch.manual_seed(0)
+    model = ParameterSharedTransformerEncoder(mode=mode, norm=norm, **SIZES).eval()
+    x = torch.randn(4, 7, 16)
+    padding = torch.zeros(4, 7, dtype=torch.bool)
+    padding[1, 5:] = padding[3, 2:] = True
+    mask = torch.triu(torch.ones(7, 7, dtype=torch.bool), 1)
+    for keywords in ({}, {"mask": mask}, {"src_key_padding_mask": padding}):
+        # grad mode keeps torch on its reference path: the fused one of inference returns 0 at padding
+        expected = seed_forward(model.state_dict(), mode, x.transpose(0, 1), **keywords).transpose(0, 1)
+        torch.testing.assert_close(model(x, **keywords)[~padding], expected[~padding], rtol=0, atol=1e-6)
+
+
+def test_rows_do_not_see_each_other_nor_padding():
+    torch.manual_seed(0)
+    model = ParameterSharedTransformerEncoder(**SIZES).eval()
+    x = torch.randn(3, 7, 16)
+    padding = torch.zeros(3, 7, dtype=torch.bool)
+    padding[0, 4:] = True
+    out = model(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(out[1:], model(x[1:]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(out[0, :4], model(x[:1, :4])[0], rtol=0, atol=1e-6)
+
+
+def test_verbose_prints_the_layers_in_order(capsys):
+    model = ParameterSharedTransformerEncoder(**SIZES)
+    model(torch.randn(1, 2, 16), verbose=True)
+    assert capsys.readouterr().out.split("\n")[:-1] == [f"layer {index}" for index in (0, 1, 2, 2, 1, 0)]
+    model(torch.randn(1, 2, 16))
+    assert capsys.readouterr().out == ""
+
+
+def test_defaults_are_the_seeds_and_layers_start_different():
+    model = ParameterSharedTransformerEncoder()
+    first, second = model.layers[0], model.layers[1]
+    assert model.layers.schedule == (0, 1, 2, 2, 1, 0) and model.norm is None
+    assert (first.linear1.in_features, first.linear1.out_features, first.self_attn.num_heads) == (512, 2048, 16)
+    assert first.dropout.p == 0.1 and first.activation is nn.functional.relu
+    assert not torch.equal(first.linear1.weight, second.linear1.weight)
+    assert sum(1 for _ in model.state_dict()) == 3 * len(first.state_dict())
+
+
+def test_any_number_of_depths_and_gradients():
+    model = ParameterSharedTransformerEncoder(8, 2, 8, 0.0, "gelu", 2, 5, "cycle", True).double()
+    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model, (x,))
