@@ -11,6 +11,8 @@ import torch
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
+from fairseq_adaptive.modules.cached_attention import CachedAttention
+
 
 def _sublayer(layer, x, index, norm, function, depth, residual, padding_mask, skip_weight=None):
     """Post-LN ``norm(x + f(x))`` or pre-LN ``x + f(norm(x))``, with dropout on the branch."""
@@ -74,6 +76,32 @@ class DecoderLayer(TransformerDecoderLayerBase):
         cfg: :class:`fairseq.models.transformer.TransformerConfig`
         no_encoder_attn: without cross-attention (language models)
     """
+
+    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
+        return CachedAttention(
+            embed_dim,
+            cfg.decoder.attention_heads,
+            dropout=cfg.attention_dropout,
+            add_bias_kv=add_bias_kv,
+            add_zero_attn=add_zero_attn,
+            self_attention=not cfg.cross_self_attention,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+            xformers_att_config=cfg.decoder.xformers_att_config,
+        )
+
+    def build_encoder_attention(self, embed_dim, cfg):
+        return CachedAttention(
+            embed_dim,
+            cfg.decoder.attention_heads,
+            kdim=cfg.encoder.embed_dim,
+            vdim=cfg.encoder.embed_dim,
+            dropout=cfg.attention_dropout,
+            encoder_decoder_attention=True,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+            xformers_att_config=cfg.encoder.xformers_att_config,
+        )
 
     def forward(
         self,
