@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Trains stock fairseq's Transformer base on WMT English-German with the recipe of Takase & Kiyono (2021): batches of
+# 3,584 tokens x 128 whatever the number of GPUs, 50,000 updates. The twin of train-wmt14.sh without the plug-in.
+#
+# usage: bash train-wmt14-native.sh DATA SAVE_DIR [fairseq-train flags]
+#   DATA      the OUT folder of prepare-wmt14en2de.sh
+#   SAVE_DIR  folder for the checkpoints; an interrupted training goes on from there
+#   flags     override the recipe: --clip-norm 1.0 if training diverges (a post-LN Transformer without Admin
+#             initialisation may, at this learning rate); --user-dir fairseq_adaptive to resume with torch 2.6 or newer
+set -euo pipefail
+
+if [ $# -lt 2 ]; then
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+data=$1 save_dir=$2
+shift 2
+[ -e "$data/bin/dict.en.txt" ] || { echo "train-wmt14: $data/bin is no binarised data; prepare it first" >&2; exit 1; }
+
+gpus=$(python3 -c 'import torch; print(torch.cuda.device_count())')
+workers=$((gpus > 0 ? gpus : 1))
+update_freq=$(((128 + workers / 2) / workers))
+precision=()
+[ "$gpus" -eq 0 ] || precision=(--fp16)
+echo "train-wmt14: $gpus GPUs, batches of 3584 tokens x $workers x $update_freq an update" >&2
+
+fairseq-train "$data/bin" --task translation --source-lang en --target-lang de \
+  --arch transformer_wmt_en_de --share-all-embeddings --dropout 0.3 --weight-decay 0.0 \
+  --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
+  --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \
+  --lr 0.002 --lr-scheduler inverse_sqrt --warmup-updates 8000 --warmup-init-lr 1e-07 --stop-min-lr 1e-09 \
+  --max-tokens 3584 --update-freq "$update_freq" --max-update 50000 \
+  --keep-last-epochs 20 --seed 1 --log-format simple --log-interval 100 \
+  ${precision[@]+"${precision[@]}"} --save-dir "$save_dir" "$@"
