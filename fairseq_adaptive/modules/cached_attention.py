@@ -8,6 +8,17 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
 
+def _attend(queries, keys, values, mask):
+    """Attention of B x H x T x D over B x H x S x D; ``mask`` is true at the keys to see."""
+    if keys.is_cuda or keys.numel() < 2**16:
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    # on a CPU the fused kernel loses to two batched products as soon as its low overhead no longer counts
+    scores = torch.matmul(queries * queries.size(-1) ** -0.5, keys.transpose(2, 3))
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, float("-inf"))
+    return torch.matmul(scores.softmax(-1), values)
+
+
 class CachedAttention(MultiheadAttention):
     """:class:`fairseq.modules.MultiheadAttention`, faster where beam search spends its time.
 
@@ -62,7 +73,7 @@ class CachedAttention(MultiheadAttention):
         sentences = keys.size(0)
         # the beams of a sentence, 1 x (B beams) x C, are the queries of one attention: B x H x beams x D
         queries = self.q_proj(query).view(sentences, -1, self.num_heads, self.head_dim).transpose(1, 2)
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        out = _attend(queries, keys, values, mask)
         return self.out_proj(out.transpose(1, 2).reshape(query.shape)), None
 
     def _heads(self, x):

@@ -1,0 +1,63 @@
+"""fairseq's checkpoint files: read safely, written whole or not at all, never over another file."""
+
+import argparse
+import os
+from typing import Any, Dict
+
+from fairseq import checkpoint_utils
+from omegaconf import OmegaConf
+
+from fairseq_adaptive.errors import UsageError
+
+
+def load_checkpoint(path) -> Dict[str, Any]:
+    """Read a checkpoint to the CPU as what can be saved again: ``cfg`` is a dict, as fairseq's trainer writes it.
+
+    Checkpoints of older fairseq versions are brought up to date. Tensors that share memory in the file share it here.
+
+    Raises:
+        UsageError: when the file is missing, damaged, unsafe or no fairseq checkpoint
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise UsageError(f"checkpoint {path} is missing")
+    try:
+        state = checkpoint_utils.load_checkpoint_to_cpu(path)
+        state["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
+        state["model"].items()
+        model_options(state)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise UsageError(f"{path} is no fairseq checkpoint: it lacks the weights or the configuration") from error
+    return state
+
+
+def model_options(state: Dict[str, Any]) -> Dict[str, Any]:
+    """The flags of the model in a checkpoint, a new dict; ``_name`` is the architecture."""
+    model = state["cfg"]["model"]
+    options = dict(vars(model) if isinstance(model, argparse.Namespace) else model)
+    options["_name"] = options.get("_name") or options["arch"]
+    return options
+
+
+def require_new(path) -> str:
+    """Return ``path`` as a string.
+
+    Raises:
+        UsageError: when something is there already, or its folder is missing
+    """
+    path = os.fspath(path)
+    if os.path.lexists(path):
+        raise UsageError(f"{path} exists and is left as it is: name another output, or remove it first")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UsageError(f"cannot write {path}: there is no folder {folder}")
+    return path
+
+
+def save_checkpoint(state: Dict[str, Any], path):
+    """Write a checkpoint to a temporary file, then give it its name.
+
+    Raises:
+        UsageError: when ``path`` exists, or the file cannot be written
+    """
+    checkpoint_utils.torch_persistent_save(state, require_new(path))

@@ -1,0 +1,81 @@
+"""A model with shared layers as fairseq's plain Transformer."""
+
+import argparse
+import re
+from typing import Any, Dict
+
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.checkpoint import model_options
+from fairseq_adaptive.models.shared_stack import sharing_architecture
+from fairseq_adaptive.modules import layer_schedule
+
+_PLAIN = {"shared_transformer": ("transformer", ("encoder", "decoder")),
+          "shared_transformer_lm": ("transformer_lm", ("decoder",))}
+
+
+def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the checkpoint of a plain ``transformer`` (or ``transformer_lm``) that computes the same.
+
+    A layer that serves several depths gets one name a depth, all for the same tensors: saved, they take the space of
+    one. The configuration of the model becomes a dict, which fairseq loads without any plug-in. A checkpoint that is
+    plain already keeps its weights. The state of the optimizer is left out, its parameters are others.
+
+    Args:
+        state: from :func:`~fairseq_adaptive.interop.load_checkpoint`, left as it is
+
+    Raises:
+        UsageError: when the model is of another architecture or has the residual scales of ``--init admin``
+    """
+    options = model_options(state)
+    arch = options["_name"]
+    model = ARCH_MODEL_NAME_REGISTRY.get(arch)
+    if model in _PLAIN:
+        plain, sides = _PLAIN[model]
+        options = _all_options(options, sides)
+    elif model in ("transformer", "transformer_lm"):
+        plain, sides = arch, ()
+    else:
+        raise UsageError(
+            f"the checkpoint is of architecture {arch}: only {', '.join(_PLAIN)} and fairseq's own transformer and "
+            "transformer_lm can be exported"
+        )
+    weights = dict(state["model"])
+    if options.get("init") == "admin" or any(".layers.residual." in name for name in weights):
+        raise UsageError(
+            "the model was trained with --init admin: fairseq's plain Transformer has no residual scales to take over, "
+            "so it cannot be exported; train without --init admin"
+        )
+    for side in sides:
+        unique = options.pop(f"{side}_unique_layers")
+        weights = _unroll(weights, side, layer_schedule(options["layer_sharing"], unique, options[f"{side}_layers"]))
+    for name in ("layer_sharing", "init", "arch", "user_dir"):
+        options.pop(name, None)
+    options["_name"] = plain
+    cfg = {**state["cfg"], "model": options}
+    cfg["common"] = {**(cfg.get("common") or {}), "user_dir": None}
+    left_out = ("last_optimizer_state", "args", "cfg", "model")
+    return {"args": None, "cfg": cfg, "model": weights, **{k: v for k, v in state.items() if k not in left_out}}
+
+
+def _all_options(options, sides):
+    """The flags with the defaults of the architecture, which fairseq-hydra-train leaves out of checkpoints."""
+    args = argparse.Namespace(**options)
+    ARCH_CONFIG_REGISTRY[args._name](args)
+    sharing_architecture(args, sides)
+    return vars(args)
+
+
+def _unroll(weights, side, schedule):
+    layer_name = re.compile(rf"{side}\.layers\.(\d+)\.(.+)")
+    unrolled = {}
+    for name, tensor in weights.items():
+        match = layer_name.fullmatch(name)
+        if not match:
+            unrolled[name] = tensor
+            continue
+        for depth, index in enumerate(schedule):
+            if index == int(match[1]):
+                unrolled[f"{side}.layers.{depth}.{match[2]}"] = tensor
+    return unrolled
