@@ -238,3 +238,28 @@ def test_refuses_checkpoints_that_do_not_fit(build):
 def test_refuses_impossible_flags(build, flags, message):
     with pytest.raises(UsageError, match=message):
         shared(build, **{"strategy": "cycle", **flags})
+
+
+@pytest.mark.parametrize("init", ("default", "admin"))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_half_precision_follows_float32(build, batch, init, dtype):
+    """What --fp16 and --bf16 make of the model: outputs and gradients near those of float32, Admin's profile too."""
+    models = [shared(build, "cycle_rev", 2, dtype=each, init=init, dropout=0.0).train() for each in (torch.float32, dtype)]
+    outputs = [logits(model, batch).float() for model in models]
+    for output in outputs:
+        output.log_softmax(-1)[..., 5].mean().backward()
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0.05, atol=0.15)
+    reference, half = (model.decoder.layers[0].fc1.weight.grad.float() for model in models)
+    assert half.isfinite().all() and torch.cosine_similarity(half.flatten(), reference.flatten(), 0) > 0.98
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_autocast_on_a_gpu(build, batch):
+    """What --amp makes of a step."""
+    model = shared(build, "cycle_rev", 2, dtype=torch.float32).cuda().train()
+    batch = {name: value.cuda() for name, value in batch.items()}
+    with torch.autocast("cuda", torch.float16):
+        output = logits(model, batch)
+    output.float().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
