@@ -4,7 +4,6 @@ __version__ = "0.1.0"
 
 from fairseq_adaptive import compat, errors
 
-compat.apply()
 errors.report_usage_errors()
-
-import fairseq_adaptive.models  # noqa: E402,F401  registers models and architectures; needs the mends of compat
+if compat.apply():  # else fairseq cannot be imported, and fairseq_adaptive.info says why
+    import fairseq_adaptive.models  # noqa: F401  registers models and architectures; needs the mends

@@ -1,4 +1,4 @@
-"""The only place that mends fairseq, torch or NumPy. Each mend says why it is needed and has a test that fails without it.
+"""The only place that mends fairseq, torch or NumPy; each mend has its reason and a test that fails without it.
 
 ``--user-dir`` is imported while the command line is parsed, before fairseq reads a checkpoint or starts its workers, so
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`_refuse_lone_workers`).
@@ -36,7 +36,8 @@ def apply() -> bool:
         fairseq_error = error
         return False
     for mend in (_restore_np_compat, _load_safely, _save_atomically, _copy_atomically, _train_cpu_workers,
-                 _refuse_lone_workers, _exchange_objects):
+                 _refuse_lone_workers, _exchange_objects, _resume_same_batches,
+                 _keep_last_batch):
         if mend() is not False:
             applied.append(mend.__name__.strip("_"))
     return True
@@ -48,17 +49,23 @@ def _raised_in(trace):
 
 
 def _restore_np_compat():
-    """``token_block_dataset.py`` and ``language_pair_dataset.py`` use ``np.compat.long``, which NumPy 2 dropped; it was
-    ``int``. Without it every language-modelling task fails."""
+    """np.compat.long, which fairseq's datasets use, is back under NumPy 2.
+
+    ``token_block_dataset.py`` and ``language_pair_dataset.py`` use it; it was ``int``. Without it every
+    language-modelling task fails.
+    """
     if hasattr(np, "compat"):
         return False
     np.compat = types.SimpleNamespace(long=int)
 
 
 def _load_safely():
-    """torch >= 2.6 refuses to unpickle classes that it does not know, ``argparse.Namespace`` among them, which fairseq
-    stores in its checkpoints. Allowing that one class keeps loading safe. What is still refused could run code when
-    loaded, so say in one line which file and class, instead of torch's advice to load it all the same."""
+    """fairseq's own checkpoints load, and nothing in a checkpoint can run code.
+
+    torch >= 2.6 refuses to unpickle classes that it does not know, ``argparse.Namespace`` among them, which fairseq
+    stores. Allowing that one class keeps loading safe. What is still refused could run code when loaded, so say in one
+    line which file and class, instead of torch's advice to load it all the same.
+    """
     from fairseq import checkpoint_utils
 
     torch.serialization.add_safe_globals([argparse.Namespace])
@@ -71,9 +78,9 @@ def _load_safely():
             refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if refused:
                 raise UsageError(
-                    f"checkpoint {path} is refused: it holds {refused[1]}, which is not on the list of classes that are "
-                    "safe to load, and loading it could run any code. If you did not make this file yourself, do not "
-                    "use it; otherwise allow the class with torch.serialization.add_safe_globals in your --user-dir"
+                    f"checkpoint {path} is refused: it holds {refused[1]}, which is not on the list of what is safe "
+                    "to load, and loading it could run any code. If you did not make this file yourself, do not use "
+                    "it; otherwise allow the class with torch.serialization.add_safe_globals in your --user-dir"
                 ) from None
             if _raised_in(error.__traceback__) not in ("torch.serialization", "torch._weights_only_unpickler"):
                 raise
@@ -99,9 +106,12 @@ def _not_saved(path, error):
 
 
 def _save_atomically():
-    """fairseq writes to a .tmp file and renames it, but a retry goes on behind the bytes of the failed attempt: the
-    file that results cannot be read, and replaces a good checkpoint. When all attempts fail (full disk), the .tmp stays
-    and fills the disk for good."""
+    """A checkpoint that cannot be written (full disk) leaves those before it whole.
+
+    fairseq writes to a .tmp file and renames it, but a retry goes on behind the bytes of the failed attempt: the file
+    that results cannot be read, and replaces a good checkpoint. When all attempts fail, the .tmp stays and keeps the
+    disk full.
+    """
     from fairseq import checkpoint_utils
     from fairseq.file_io import PathManager
 
@@ -128,8 +138,10 @@ def _save_atomically():
 
 
 def _copy_atomically():
-    """checkpoint_last.pt and checkpoint_best.pt are copies, written in place: a full disk or a kill in between leaves a
-    stump where the last good checkpoint was."""
+    """checkpoint_last.pt and checkpoint_best.pt are replaced whole or not at all.
+
+    fairseq copies them in place: a full disk or a kill in between leaves a stump where the last good checkpoint was.
+    """
     from fairseq.file_io import PathManager
 
     stock = PathManager.copy
@@ -157,9 +169,12 @@ def _torchrun_workers():
 
 
 def _train_cpu_workers():
-    """fairseq counts its workers by CUDA devices. Under ``torchrun`` on a CPU it takes each process for the only one,
-    and all train unrelated copies into one folder; told otherwise, it computes ``rank % 0``. ``pytorch_ddp`` passes
-    ``device_ids``, which torch refuses for modules on a CPU; ``legacy_ddp`` does not."""
+    """torchrun on a CPU trains one model with several workers (gloo, legacy_ddp).
+
+    fairseq counts its workers by CUDA devices. Under ``torchrun`` on a CPU it takes each process for the only one, and
+    all train unrelated copies into one folder; told otherwise, it computes ``rank % 0``. ``pytorch_ddp`` passes
+    ``device_ids``, which torch refuses for modules on a CPU; ``legacy_ddp`` does not.
+    """
     from fairseq.distributed import utils as distributed_utils
 
     stock = distributed_utils.call_main
@@ -182,8 +197,11 @@ def _train_cpu_workers():
 
 
 def _refuse_lone_workers():
-    """``fairseq-hydra-train`` imports ``user_dir`` when training has begun, too late for :func:`_train_cpu_workers`.
-    ``is_master`` is asked before anything is written: refuse there what would train unrelated copies."""
+    """torchrun workers that would train unrelated copies into one folder are refused.
+
+    ``fairseq-hydra-train`` imports ``user_dir`` when training has begun, too late for :func:`_train_cpu_workers`.
+    ``is_master`` is asked after that and before anything is written.
+    """
     from fairseq.distributed import utils as distributed_utils
 
     stock = distributed_utils.is_master
@@ -203,9 +221,12 @@ def _refuse_lone_workers():
 
 
 def _exchange_objects():
-    """Workers that resume get the checkpoint from worker 0 through ``torch.load``, which refuses fairseq's own classes
-    in it (worker 0 has read the file safely by then). Workers that gather logging outputs ask for a CUDA buffer, also
-    on a CPU. torch's own collectives do both."""
+    """Several workers can resume, and gather logging outputs on a CPU.
+
+    Workers that resume get the checkpoint from worker 0 through ``torch.load``, which refuses fairseq's own classes in
+    it (worker 0 has read the file safely by then). Workers that gather logging outputs ask for a CUDA buffer, also on a
+    CPU. torch's own collectives do both.
+    """
     import torch.distributed as dist
     from fairseq.distributed import utils as distributed_utils
 
@@ -226,3 +247,48 @@ def _exchange_objects():
 
     distributed_utils._broadcast_object_slow = broadcast_object_slow
     distributed_utils.all_gather_list = all_gather_list
+
+
+def _resume_same_batches():
+    """A training that resumes in its second epoch or later sees the batches of an uninterrupted one.
+
+    fairseq makes batches once and uses them in every epoch, but draws the order of sentences of equal length from the
+    epoch in which it makes them: after a resume, sentences meet in other batches.
+    """
+    from fairseq.tasks import FairseqTask
+
+    stock = FairseqTask.get_batch_iterator
+
+    def get_batch_iterator(self, dataset, *args, epoch=1, **kwargs):
+        reused = self.can_reuse_epoch_itr(dataset) and not (
+            kwargs.get("disable_iterator_cache") or kwargs.get("update_epoch_batch_itr")
+        )
+        if not reused or dataset in self.dataset_to_epoch_iter:
+            return stock(self, dataset, *args, epoch=epoch, **kwargs)
+        iterator = stock(self, dataset, *args, epoch=1, **kwargs)
+        dataset.set_epoch(epoch)
+        iterator.epoch = max(epoch, 1)
+        return iterator
+
+    FairseqTask.get_batch_iterator = get_batch_iterator
+
+
+def _keep_last_batch():
+    """No sentence is dropped from training, validation or generation.
+
+    fairseq's main branch throws the last batch away, which has the longest sentences, when its size is no multiple of
+    ``--required-batch-size-multiple`` (8 by default): the scores of ``fairseq-generate`` are then not those of the test
+    set. Of no sentence at all it makes an IndexError.
+    """
+    from fairseq.data import data_utils
+
+    stock = data_utils.batch_by_size
+
+    def batch_by_size(indices, *args, **kwargs):
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64, count=-1)
+        batches = stock(indices, *args, **kwargs) if len(indices) else []
+        kept = sum(len(batch) for batch in batches)
+        return batches if kept == len(indices) else [*batches, indices[kept:]]
+
+    data_utils.batch_by_size = batch_by_size

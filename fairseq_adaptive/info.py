@@ -1,0 +1,121 @@
+"""``python -m fairseq_adaptive.info``: what is installed, what runs where, and why.
+
+Exit status 1 where fairseq cannot be imported, else 0.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import platform
+import sys
+import textwrap
+
+import torch
+
+import fairseq_adaptive
+from fairseq_adaptive import compat
+
+PACKAGES = ("numpy", "omegaconf", "hydra-core", "sacrebleu", "sentencepiece", "subword-nmt", "sacremoses",
+            "ctranslate2", "transformers")
+
+
+def _version(distribution):
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _installed(module):
+    return importlib.util.find_spec(module) is not None
+
+
+def versions():
+    """Rows (name, text) of what is installed; every distribution that supplies the module fairseq is named."""
+    suppliers = sorted(set(importlib.metadata.packages_distributions().get("fairseq", [])))
+    fairseq = ", ".join(f"{supplier} {_version(supplier)}" for supplier in suppliers) or "not installed"
+    if len(suppliers) > 1:
+        fairseq += "  (they overwrite each other's files: keep one)"
+    if compat.fairseq_error is not None:
+        error = compat.fairseq_error
+        fairseq += f"  (cannot be imported: {type(error).__name__}: {error})"
+    return [("fairseq_adaptive", fairseq_adaptive.__version__), ("python", platform.python_version()),
+            ("platform", platform.platform()), ("torch", torch.__version__), ("fairseq", fairseq),
+            *((package, _version(package)) for package in PACKAGES)]
+
+
+def devices():
+    """Rows (name, text): every CUDA device, and the CPU."""
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        rows.append((f"cuda:{index}", f"{device.name}, capability {device.major}.{device.minor}, "
+                                      f"{device.total_memory / 2**30:.0f} GiB"))
+    if not rows:
+        rows.append(("cuda", "no device" if torch.version.cuda else "no device (this torch is built without CUDA)"))
+    instructions = [name for name in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(name)]
+    bf16 = f"bf16 native ({', '.join(instructions)})" if instructions else "bf16 emulated"
+    return [*rows, ("cpu", f"{torch.get_num_threads()} threads of {os.cpu_count()}, "
+                           f"{torch.backends.cpu.get_cpu_capability()}, {bf16}")]
+
+
+def _triton():
+    if not _installed("triton"):
+        return "unavailable: triton is not installed"
+    if not torch.cuda.is_available():
+        return f"unavailable: triton {_version('triton')} is installed, but there is no CUDA device"
+    return f"not used: triton {_version('triton')} could run, but no operation has a Triton kernel yet"
+
+
+def _apex():
+    # PyPI's apex is another package, and NVIDIA's imports without its kernels: only the extension module tells
+    if not _installed("fused_layer_norm_cuda"):
+        return "unavailable: NVIDIA apex with its extension fused_layer_norm_cuda is not installed"
+    if not torch.cuda.is_available():
+        return "unavailable: fused_layer_norm_cuda is installed, but there is no CUDA device"
+    if not (compat.fairseq_error is None and importlib.import_module("fairseq.modules.layer_norm").has_fused_layernorm):
+        return "unavailable: fused_layer_norm_cuda is installed, but fairseq cannot import apex.normalization"
+    return "active: fairseq uses apex's fused layer norm on CUDA devices"
+
+
+def kernels():
+    """Rows (name, text): which implementation runs, and why the others do not."""
+    return [("torch", "active: every operation runs on PyTorch's own kernels"), ("triton", _triton()),
+            ("apex", _apex())]
+
+
+def mends():
+    """Rows (name, text): what :mod:`fairseq_adaptive.compat` has mended."""
+    return [(mend, inspect.getdoc(getattr(compat, f"_{mend}")).splitlines()[0]) for mend in compat.applied]
+
+
+def architectures():
+    """Rows (model, its architectures) that this package registers with fairseq."""
+    from fairseq.models import ARCH_MODEL_INV_REGISTRY, MODEL_REGISTRY
+
+    ours = [name for name, model in MODEL_REGISTRY.items() if model.__module__.startswith("fairseq_adaptive.")]
+    return [(name, " ".join(sorted(ARCH_MODEL_INV_REGISTRY.get(name, [])))) for name in sorted(ours)]
+
+
+def main():
+    sections = [("versions", versions()), ("devices", devices()), ("kernels", kernels())]
+    if compat.fairseq_error is None:
+        sections += [("mends of fairseq, torch and NumPy", mends()), ("models and architectures", architectures())]
+    width = max(len(name) for _, rows in sections for name, _ in rows)
+    for title, rows in sections:
+        print(title)
+        for name, text in rows:
+            print(textwrap.fill(text, 120, initial_indent=f"  {name:<{width}}  ", subsequent_indent=" " * (width + 4),
+                                break_on_hyphens=False))
+        print()
+    if compat.fairseq_error is not None:
+        print("error: fairseq cannot be imported; install ve-fairseq (Linux x86-64) or fairseq-fixed (elsewhere)",
+              file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

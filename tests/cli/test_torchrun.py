@@ -1,0 +1,74 @@
+"""torchrun on a CPU: two workers train one model, as one worker with twice the batches per update does."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli.helpers import TINY_TRANSFORMER, USER_DIR, run, tiny_translation_data
+
+# loaded by every Python process of torchrun: notes which worker renames a checkpoint into place
+NOTE_RENAMES = """
+import os, sys
+def note(event, args):
+    if event == "os.rename" and str(args[1]).endswith(".pt"):
+        with open(os.environ["RENAMES"], "a") as f:
+            f.write(os.environ.get("RANK", "none") + "\\n")
+sys.addaudithook(note)
+"""
+
+
+def flags(data, save_dir, epochs, *more):
+    # without dropout nothing random depends on the number of workers
+    return [data, "--user-dir", USER_DIR, "--arch", "transformer", *TINY_TRANSFORMER, "--dropout", "0",
+            "--optimizer", "adam", "--lr", "0.005", "--batch-size", "8", "--max-epoch", epochs, "--save-dir", save_dir,
+            "--cpu", "--num-workers", "0", "--log-format", "json", *more]
+
+
+def torchrun(command, *args, **kwargs):
+    return run("torchrun", "--nproc-per-node", "2", Path(sys.executable).parent / command, *args, **kwargs)
+
+
+def logged(done, tag):
+    """Every JSON record that the command logged as ``tag`` (``train``, ``valid``)."""
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if f"| INFO | {tag} | {{" in line]
+    return [json.loads(line.split(" | ")[-1]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two epochs: by one worker with --update-freq 2; and by two workers, stopped after the first epoch and resumed."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    # fairseq-validate cannot share out a number of batches that the number of workers does not divide
+    data = tiny_translation_data(folder / "data", n_train=96, n_valid=16)
+    (folder / "sitecustomize.py").write_text(NOTE_RENAMES)
+    env = {"PYTHONPATH": f"{folder}:{Path(USER_DIR).parent}", "RENAMES": str(folder / "renames")}
+    one = run("fairseq-train", *flags(data, folder / "one", 2, "--update-freq", "2"))
+    first = torchrun("fairseq-train", *flags(data, folder / "two", 1), env=env)
+    second = torchrun("fairseq-train", *flags(data, folder / "two", 2))
+    return folder, logged(one, "train"), logged(first, "train") + logged(second, "train"), logged(one, "valid")
+
+
+def test_two_workers_train_one_model(trained):
+    folder, one, two, _ = trained
+    assert [record["train_num_updates"] for record in two] == ["6", "12"]
+    for name in "train_loss", "train_wpb", "train_bsz", "train_num_updates", "train_gnorm":
+        assert [record[name] for record in two] == [record[name] for record in one]
+    models = [torch.load(folder / name / "checkpoint_last.pt", weights_only=True)["model"] for name in ("one", "two")]
+    for name, weight in models[0].items():
+        torch.testing.assert_close(models[1][name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_only_worker_0_saves(trained):
+    # checkpoint1.pt, checkpoint_best.pt and checkpoint_last.pt
+    assert (trained[0] / "renames").read_text().split() == ["0", "0", "0"]
+
+
+def test_two_workers_validate(trained):
+    folder, _, _, valid = trained
+    done = torchrun("fairseq-validate", folder / "data" / "bin", "--user-dir", USER_DIR, "--task", "translation",
+                    "--path", folder / "two" / "checkpoint_last.pt", "--batch-size", "8", "--cpu",
+                    "--log-format", "json")
+    assert {record["valid_loss"] for record in logged(done, "valid")} == {valid[-1]["valid_loss"]}
