@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Learns one joint SentencePiece model on a parallel training set and splits all its sets into pieces."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import sentencepiece as spm
+
+FILES = [f"{split}.{lang}" for split in ("train", "valid", "test") for lang in ("en", "de")]
+
+
+def read_lines(path: Path):
+    """Return the lines of a text file.
+
+    Raises:
+        ValueError: when it is no UTF-8 text, has no lines, or an empty one
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ValueError(f"line {number} of {path} is empty; remove it there and in the other language")
+    return lines
+
+
+def read_corpus(folder: Path):
+    """Return ``{file name: lines}`` of {train,valid,test}.{en,de}.
+
+    Raises:
+        ValueError: when a file is not readable as text, or the two languages differ in their number of lines
+        OSError: when a file is missing
+    """
+    corpus = {name: read_lines(folder / name) for name in FILES}
+    for source, target in zip(FILES[::2], FILES[1::2]):
+        if len(corpus[source]) != len(corpus[target]):
+            raise ValueError(
+                f"{folder / source} has {len(corpus[source])} lines, {target} has {len(corpus[target])}: "
+                "line n of one must be the translation of line n of the other"
+            )
+    return corpus
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path, help="a folder with {train,valid,test}.{en,de}, one sentence a line")
+    parser.add_argument("out", type=Path, help="a new folder; gets these files in pieces, and sentencepiece.model")
+    parser.add_argument("--vocab-size", type=int, default=4000, help="how many pieces at most (default: %(default)s)")
+    args = parser.parse_args()
+    if args.out.exists():
+        parser.error(f"{args.out} exists already; remove it or name another folder")
+    try:
+        corpus = read_corpus(args.corpus)
+    except (OSError, ValueError) as error:
+        sys.exit(f"apply_sentencepiece: {error}")
+
+    partial = args.out.with_name(args.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus["train.en"] + corpus["train.de"]),
+        model_prefix=str(partial / "sentencepiece"),
+        vocab_size=args.vocab_size,
+        # a small corpus may have fewer pieces than were asked for
+        hard_vocab_limit=False,
+        character_coverage=0.9995,
+        minloglevel=1,
+    )
+    processor = spm.SentencePieceProcessor(model_file=str(partial / "sentencepiece.model"))
+    for name, lines in corpus.items():
+        pieces = "".join(f"{' '.join(line)}\n" for line in processor.encode(lines, out_type=str))
+        (partial / name).write_text(pieces, encoding="utf-8", newline="\n")
+    partial.rename(args.out)
+    words = sum(len(line.split()) for line in corpus["train.de"])
+    pieces = sum(map(len, processor.encode(corpus["train.de"])))
+    pairs = len(corpus["train.en"])
+    print(f"{processor.get_piece_size()} pieces, {pieces / words:.2f} a German word, {pairs} training pairs")
+
+
+if __name__ == "__main__":
+    main()
