@@ -46,7 +46,9 @@ class ParameterSharedTransformerEncoder(nn.Module):
         schedule = layer_schedule(mode, num_unique_layers, num_total_layers)
         self.layers = LayerStack(
             [
-                nn.TransformerEncoderLayer(d_model, nhead, dim_feedforward, dropout, activation, batch_first=True)
+                # sequence-first as the seed's: torch's fused path for batch-first layers rounds differently in
+                # inference than in training (1e-6) and returns 0 at padding
+                nn.TransformerEncoderLayer(d_model, nhead, dim_feedforward, dropout, activation)
                 for _ in range(num_unique_layers)
             ],
             schedule,
@@ -70,8 +72,9 @@ class ParameterSharedTransformerEncoder(nn.Module):
         Returns:
             B x T x C
         """
+        x = x.transpose(0, 1)  # T x B x C
         for index, layer in zip(self.layers.schedule, self.layers):
             if verbose:
                 print(f"layer {index}")
             x = layer(x, mask, src_key_padding_mask)
-        return x if self.norm is None else self.norm(x)
+        return (x if self.norm is None else self.norm(x)).transpose(0, 1)
