@@ -1,4 +1,5 @@
 import argparse
+import contextlib
 import fractions
 import functools
 import os
@@ -175,22 +176,25 @@ def test_retried_save_can_be_read(monkeypatch, tmp_path):
     assert torch.load(tmp_path / "a.pt", weights_only=True)["weight"].tolist() == [0, 1, 2]
 
 
-@pytest.fixture
-def no_file_over():
-    """``no_file_over(size)`` makes every write beyond size fail, as on a full disk, until the test ends."""
+@contextlib.contextmanager
+def no_file_over(size):
+    """Every write beyond ``size`` bytes fails, as on a full disk; pytest's own output, too, so not for long."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("how", ["save", "copy"])
-def test_failed_write_keeps_the_old_checkpoint(how, monkeypatch, no_file_over, tmp_path):
+def test_failed_write_keeps_the_old_checkpoint(how, monkeypatch, tmp_path):
     old, new = tmp_path / "checkpoint_last.pt", tmp_path / "checkpoint2.pt"
     old.write_bytes(b"old" * 100)
     new.write_bytes(b"new" * 10000)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    no_file_over(1000)
-    with pytest.raises(UsageError, match=r"cannot save checkpoint .*checkpoint_last\.pt: .*File too large"):
+    refused = pytest.raises(UsageError, match=r"cannot save checkpoint .*checkpoint_last\.pt: .*File too large")
+    with refused, no_file_over(1000):
         if how == "save":
             checkpoint_utils.torch_persistent_save({"weight": torch.zeros(10000)}, str(old))
         else:
