@@ -1,10 +1,13 @@
 """fairseq's Transformer encoder and decoder over a stack with shared layers."""
 
+import contextlib
 import copy
+import functools
 
-from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+import torch
 from fairseq.distributed import fsdp_wrap
+from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase
+from torch.utils.checkpoint import checkpoint
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import STRATEGIES, AdminResidual, DecoderLayer, EncoderLayer, LayerStack, layer_schedule
@@ -95,10 +98,19 @@ def _with_unique_layers(cfg, side):
     return cfg
 
 
+def _recomputed(forward, offload, *args, **kwargs):
+    with torch.autograd.graph.save_on_cpu() if offload else contextlib.nullcontext():
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
 def _wrap(layer, cfg):
-    """As fairseq does: activation checkpointing, and FSDP around every checkpointed layer."""
+    """Activation checkpointing, and FSDP around every checkpointed layer as in fairseq.
+
+    fairseq's own checkpointing starts a backward pass in every call of a layer. DistributedDataParallel takes each for
+    the only one and fails at the second depth that a layer serves; torch's non-reentrant variant has a single pass.
+    """
     if cfg.checkpoint_activations:
-        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+        layer.forward = functools.partial(_recomputed, layer.forward, cfg.offload_activations)
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 

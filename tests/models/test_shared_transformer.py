@@ -33,6 +33,7 @@ OPTIONS = [
     {"encoder_learned_pos": True, "decoder_learned_pos": True, "layernorm_embedding": True},
     {"no_cross_attention": True, "cross_self_attention": True},
     {"activation_fn": "gelu", "checkpoint_activations": True},
+    {"offload_activations": True},
     {"adaptive_softmax_cutoff": "20,30"},
 ]
 
@@ -209,6 +210,27 @@ def test_loads_fairseq_checkpoints(build, batch):
     again = shared(build, "cycle_rev", 3, seed=3)
     again.load_state_dict(unrolled(build, model, "cycle_rev", 3).state_dict(), strict=True)
     assert torch.equal(logits(again, batch), logits(model, batch))
+
+
+@pytest.mark.parametrize("flags", [{}, {"checkpoint_activations": True}, {"offload_activations": True}], ids=str)
+def test_data_parallel_takes_a_layer_at_several_depths(build, batch, flags, tmp_path):
+    """As under --ddp-backend pytorch_ddp: each gradient is ready once, and is that of the model alone."""
+    model = shared(build, "cycle_rev", 2, **flags)
+    logits(model, batch).sin().sum().backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(model.train(), broadcast_buffers=False)
+        for module in model.modules():
+            if hasattr(module, "p"):
+                module.p = 0.0
+        for _ in range(2):
+            parallel.zero_grad()
+            logits(parallel, batch).sin().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_refuses_checkpoints_that_do_not_fit(build):
