@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains one row of the Multi30k table: an encoder-decoder of width 128 (feed-forward 256, 4 heads) for 2,000 updates.
 # Every row has the same data, order of batches, optimiser and number of updates; only the layers differ. Layers are
-# pre-LN: post-LN ones of 6 depths do not get off the ground within a training this short.
+# pre-LN: post-LN ones of 6 depths hardly learn within a training this short.
 #
 # usage: bash train-multi30k.sh DATA SAVE_DIR ROW [fairseq-train flags]
 #   DATA  the OUT folder of prepare-multi30k.sh
