@@ -140,7 +140,7 @@ def test_interactive_takes_empty_and_refuses_long_lines(data, trained, tmp_path)
 @pytest.mark.parametrize(
     "flags, status, message",
     [
-        (["--layer-sharing", "spiral"], 2, "invalid choice: 'spiral' (choose from 'sequence', 'cycle', 'cycle_rev')"),
+        (["--layer-sharing", "spiral"], 2, "invalid choice: spiral (choose from sequence, cycle, cycle_rev)"),
         (["--decoder-unique-layers", "7"], 1, "error: 7 unique layers cannot serve 6 depths"),
         (["--encoder-unique-layers", "0"], 1, "error: 0 unique layers cannot serve 6 depths"),
     ],
@@ -148,7 +148,8 @@ def test_interactive_takes_empty_and_refuses_long_lines(data, trained, tmp_path)
 )
 def test_impossible_sharing_ends_in_one_line(data, tmp_path, flags, status, message):
     done = train(data, tmp_path / "new", 1, *flags, check=False)
-    assert done.returncode == status and message in done.stderr.replace("'sequence', ", "'sequence', ")
+    # argparse quotes the choices or not, depending on the version of Python
+    assert done.returncode == status and message in done.stderr.replace("'", "")
     assert "Traceback" not in done.stderr and not list(tmp_path.glob("new/*.pt"))
 
 
