@@ -5,12 +5,17 @@ that mends made at import reach all of it (``fairseq-hydra-train`` imports it la
 """
 
 import argparse
+import atexit
+import contextlib
 import os
 import pickle
+import queue
 import re
+import threading
 import time
 import traceback
 import types
+import weakref
 
 import numpy as np
 import torch
@@ -37,7 +42,7 @@ def apply() -> bool:
         return False
     for mend in (_restore_np_compat, _load_safely, _save_atomically, _copy_atomically, _train_cpu_workers,
                  _refuse_lone_workers, _exchange_objects, _resume_same_batches,
-                 _keep_last_batch):
+                 _keep_last_batch, _end_reading_ahead):
         if mend() is not False:
             applied.append(mend.__name__.strip("_"))
     return True
@@ -292,3 +297,37 @@ def _keep_last_batch():
         return batches if kept == len(indices) else [*batches, indices[kept:]]
 
     data_utils.batch_by_size = batch_by_size
+
+
+def _end_reading_ahead():
+    """A command that has done its work ends with status 0.
+
+    fairseq reads batches ahead in a daemon thread. Where a training ends at ``--max-update``, Python tears that thread
+    down while it may be inside torch, and the process is aborted: "terminate called without an active exception".
+    """
+    from fairseq.data import iterators
+
+    readers = weakref.WeakSet()
+    leaving = threading.Event()
+
+    class BackgroundConsumer(iterators.BackgroundConsumer):
+        def __init__(self, room, source, *args, **kwargs):
+            def until_exit():
+                for item in source:
+                    if leaving.is_set():
+                        return
+                    yield item
+
+            super().__init__(room, until_exit(), *args, **kwargs)
+            readers.add(self)
+
+    @atexit.register
+    def end_readers():
+        leaving.set()
+        for reader in readers:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    reader._queue.get_nowait()  # a reader waits here for room
+            reader.join(timeout=5)
+
+    iterators.BackgroundConsumer = BackgroundConsumer

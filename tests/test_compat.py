@@ -258,3 +258,26 @@ def test_resuming_makes_the_same_batches(data):
         assert iterator.epoch == epoch
         batches.append([sorted(batch) for batch in iterator.frozen_batches])
     assert batches[0] == batches[1] and len(batches[0]) == 10
+
+
+READ_AHEAD = """
+import torch
+from fairseq.data import iterators
+
+class Batches:
+    def __len__(self):
+        return 100
+
+    def __iter__(self):
+        return (torch.ones(500, 500) @ torch.ones(500, 500) for _ in range(100))
+
+{import_user_dir}
+print(len(next(iterators.BufferedIterator({size}, Batches()))))
+"""
+
+
+@pytest.mark.parametrize("size", [1, 50])
+def test_leaving_while_batches_are_read_ahead(size):
+    code = READ_AHEAD.format(size=size, import_user_dir="import fairseq_adaptive")
+    done = run("python", "-c", code, cwd=USER_DIR + "/..")
+    assert done.stdout == "500\n" and "terminate called" not in done.stderr
