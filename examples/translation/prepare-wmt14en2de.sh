@@ -52,6 +52,7 @@ test5 newstest2016 test/newstest2016-ende-src.en.sgm test/newstest2016-ende-ref.
 
 usage() { sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 die() { echo "prepare-wmt14en2de: $*" >&2; exit 1; }
+. "$(dirname "${BASH_SOURCE[0]}")/../download.sh"
 
 [ $# -ge 2 ] || usage
 raw=$1 out=$2 bpe=subword-nmt merges=32000 max_length=250 max_ratio=1.5 workers=$(nproc) mirror='' checksums=''
@@ -83,41 +84,6 @@ fi
 for tool in curl sacremoses subword-nmt fairseq-preprocess; do
   command -v "$tool" > /dev/null || die "the command $tool is missing; install it first"
 done
-
-matches() { # FILE CHECKSUM
-  local tool=sha256sum
-  [ ${#2} -ne 32 ] || tool=md5sum
-  [ "$("$tool" < "$1" | cut -d ' ' -f 1)" = "$2" ]
-}
-
-fetch() { # NAME URL: an archive has its own name only once it is whole
-  local file=$raw/$1 url=$2 sum
-  [ -z "$mirror" ] || url=$mirror/$1
-  sum=$(awk -v name="$1" '$2 == name || $2 == "*" name { print $1; exit }' <<< "$sums")
-  [ -n "$sum" ] || die "$checksums has no checksum for $1"
-  if [ -e "$file" ]; then
-    matches "$file" "$sum" || die "$file is damaged or another version: its checksum is not $sum; move it away"
-    return
-  fi
-  if [ ! -e "$file.part" ] || ! matches "$file.part" "$sum"; then
-    echo "downloading $url" >&2
-    curl --fail --location --silent --show-error --connect-timeout 30 --retry 5 --continue-at - \
-      --output "$file.part" "$url" ||
-      die "cannot download $url; run this again to go on (or, if it cannot be resumed, remove $file.part first)"
-    matches "$file.part" "$sum" || {
-      mv "$file.part" "$file.damaged"
-      die "what came from $url is damaged or another version: its checksum is not $sum; kept as $file.damaged"
-    }
-  fi
-  mv "$file.part" "$file"
-}
-
-make() { # FILE COMMAND...: FILE has its name only once COMMAND has written all of it
-  [ ! -e "$1" ] || return 0
-  echo "making $1" >&2
-  "${@:2}" > "$1.part"
-  mv "$1.part" "$1"
-}
 
 spread() { # FILE COMMAND...: COMMAND on the lines of FILE, $workers parts at once, output in order
   local parts

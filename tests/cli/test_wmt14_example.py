@@ -36,8 +36,10 @@ def data(archives, tmp_path_factory):
     for path in archives.iterdir():
         script, replaced = re.subn(rf"\b\w+  {path.name}\b", f"{sha256(path)}  {path.name}", script)
         assert replaced == 1
-    copy = folder / "prepare.sh"
+    copy = folder / "translation" / "prepare.sh"
+    copy.parent.mkdir()
     copy.write_text(script)
+    shutil.copy(EXAMPLE.parent / "download.sh", folder)
     bash(copy, archives, "out", "--merges", "100", "--workers", "2", cwd=folder)
     return folder / "out"
 

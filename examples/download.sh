@@ -1,0 +1,38 @@
+# What the prepare scripts share: downloads that resume and are checked, and files that are whole or not there.
+# Sourced; uses of the script: die MESSAGE, and for fetch $raw (folder of the archives), $sums ("CHECKSUM  NAME" lines,
+# SHA-256 or MD5), $checksums (the file they were read from, or empty) and $mirror (a URL, or empty).
+
+matches() { # FILE CHECKSUM
+  local tool=sha256sum
+  [ ${#2} -ne 32 ] || tool=md5sum
+  [ "$("$tool" < "$1" | cut -d ' ' -f 1)" = "$2" ]
+}
+
+fetch() { # NAME URL: an archive has its own name only once it is whole
+  local file=$raw/$1 url=$2 sum
+  [ -z "$mirror" ] || url=$mirror/$1
+  sum=$(awk -v name="$1" '$2 == name || $2 == "*" name { print $1; exit }' <<< "$sums")
+  [ -n "$sum" ] || die "$checksums has no checksum for $1"
+  if [ -e "$file" ]; then
+    matches "$file" "$sum" || die "$file is damaged or another version: its checksum is not $sum; move it away"
+    return
+  fi
+  if [ ! -e "$file.part" ] || ! matches "$file.part" "$sum"; then
+    echo "downloading $url" >&2
+    curl --fail --location --silent --show-error --connect-timeout 30 --retry 5 --continue-at - \
+      --output "$file.part" "$url" ||
+      die "cannot download $url; run this again to go on (or, if it cannot be resumed, remove $file.part first)"
+    matches "$file.part" "$sum" || {
+      mv "$file.part" "$file.damaged"
+      die "what came from $url is damaged or another version: its checksum is not $sum; kept as $file.damaged"
+    }
+  fi
+  mv "$file.part" "$file"
+}
+
+make() { # FILE COMMAND...: FILE has its name only once COMMAND has written all of it
+  [ ! -e "$1" ] || return 0
+  echo "making $1" >&2
+  "${@:2}" > "$1.part"
+  mv "$1.part" "$1"
+}
