@@ -1,0 +1,256 @@
+"""Attention with relative positions (Dai et al. 2019, *Transformer-XL*, section 3.3)."""
+
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_adaptive.errors import UsageError
+
+BLOCK = 128  # queries at a time in long segments
+
+
+class RelativePositions(nn.Module):
+    """Sinusoids of distances, the R of Transformer-XL: all sines, then all cosines. It has no parameters.
+
+    Args:
+        embed_dim: C, even
+        clamp_length: larger distances are encoded as this one; 0: none is
+        dropout: on the encodings
+
+    Raises:
+        UsageError: when ``embed_dim`` is odd
+    """
+
+    def __init__(self, embed_dim: int, clamp_length: int = 0, dropout: float = 0.0):
+        super().__init__()
+        if embed_dim % 2:
+            raise UsageError(f"relative positions need an even embedding dimension, not {embed_dim}")
+        self.embed_dim = embed_dim
+        self.clamp_length = clamp_length
+        self.dropout = dropout
+        self._table: Optional[Tensor] = None
+
+    def forward(self, length: int, like: Tensor) -> Tensor:
+        """Encode the distances ``length - 1`` to 0, in this order: ``[length, C]``, dtype and device of ``like``."""
+        table = self._table
+        if table is None or len(table) < length or table.dtype != like.dtype or table.device != like.device:
+            table = self._table = self._encode(length, like)
+        return F.dropout(table[len(table) - length :], self.dropout, self.training)
+
+    # a table made within inference_mode could not be used in training afterwards
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _encode(self, length: int, like: Tensor) -> Tensor:
+        exact = torch.promote_types(like.dtype, torch.float32)
+        distances = torch.arange(length - 1, -1, -1, device=like.device, dtype=exact)
+        if self.clamp_length > 0:
+            distances.clamp_(max=self.clamp_length)
+        # rounded to fp32 even for a model in float64, as published weights were trained
+        frequencies = 1 / 10000 ** (torch.arange(0.0, self.embed_dim, 2.0, dtype=torch.float32) / self.embed_dim)
+        angles = distances[:, None] * frequencies.to(distances)
+        return torch.cat((angles.sin(), angles.cos()), -1).to(like.dtype)
+
+
+class KeyValueCache:
+    """What one attention layer keeps of earlier positions in evaluation, so that nothing is projected twice.
+
+    Made for one model with fixed weights: start a new one when they change. Gradients do not flow into the past.
+
+    Args:
+        length: how many positions are kept, M; None: all
+    """
+
+    def __init__(self, length: Optional[int] = None):
+        self.length = length
+        self._buffers: Optional[Tuple[Tensor, Tensor]] = None  # [H, B, capacity, D]
+        self._start = self._end = 0
+        self._positions: Optional[Tensor] = None
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    @property
+    def keys(self) -> Optional[Tensor]:
+        """``[B, H, M, D]``, None before the first segment."""
+        return None if self._buffers is None else self._view(0).transpose(0, 1)
+
+    @property
+    def values(self) -> Optional[Tensor]:
+        """``[B, H, M, D]``, None before the first segment."""
+        return None if self._buffers is None else self._view(1).transpose(0, 1)
+
+    def reorder(self, new_order: Tensor) -> None:
+        """Row b becomes what row ``new_order[b]`` was; ``[B']`` may be of another length, as in beam search."""
+        if self._buffers is not None:
+            self._buffers = tuple(buffer.index_select(1, new_order) for buffer in self._buffers)
+
+    def _view(self, which: int) -> Tensor:
+        return self._buffers[which][:, :, self._start : self._end]
+
+    def append(self, keys: Tensor, values: Tensor) -> Tuple[Tensor, Tensor]:
+        """Add positions, each ``[H, B, T, D]``; return those kept until now and the new, ``[H, B, M + T, D]``."""
+        new = keys.size(2)
+        if self._buffers is None or self._end + new > self._buffers[0].size(2):
+            self._make_room(keys, new)
+        for buffer, added in zip(self._buffers, (keys, values)):
+            buffer[:, :, self._end : self._end + new] = added.detach()
+        past = self._view(0), self._view(1)
+        self._end += new
+        result = self._view(0), self._view(1)
+        if keys.requires_grad or values.requires_grad:
+            result = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)
+        if self.length is not None:
+            self._start = max(self._start, self._end - self.length)
+        return result
+
+    def _make_room(self, keys, new):
+        # a quarter to spare: the past is copied rarely, even when one position is added at a time
+        kept = len(self)
+        capacity = kept + new + max(kept // 4, 64 if new == 1 else 0)
+        buffers = tuple(keys.new_empty(*keys.shape[:2], capacity, keys.size(3)) for _ in range(2))
+        if kept:
+            for which, buffer in enumerate(buffers):
+                buffer[:, :, :kept] = self._view(which)
+        self._buffers, self._start, self._end = buffers, 0, kept
+
+    def positions(self, length: int, project) -> Tensor:
+        """The projected positions of distances ``length - 1`` to 0, ``[H, length, D]``; ``project(n)`` makes n."""
+        if self._positions is None or self._positions.size(1) < length:
+            more = 0 if self.length is not None and len(self) == self.length else max(length // 4, 64)
+            self._positions = project(length + more).detach()
+        return self._positions[:, self._positions.size(1) - length :]
+
+
+class RelativeAttention(nn.Module):
+    """Causal attention of Transformer-XL over a segment and the memory of those before.
+
+    score_ij = [(q_i + u) . k_j + (q_i + v) . W_R R_(i-j)] / sqrt(D), u the content and v the position bias. Residual,
+    layer normalisation and the dropout of the output are left to the caller.
+
+    Args:
+        embed_dim: C
+        num_heads: H
+        head_dim: D; by default C / H
+        dropout: on the attention probabilities
+        content_bias, position_bias: ``[H, D]``, parameters shared with other layers; by default the layer's own
+
+    Raises:
+        UsageError: when ``head_dim`` is not given and ``num_heads`` does not divide ``embed_dim``
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        head_dim: Optional[int] = None,
+        dropout: float = 0.0,
+        content_bias: Optional[nn.Parameter] = None,
+        position_bias: Optional[nn.Parameter] = None,
+    ):
+        super().__init__()
+        if head_dim is None and embed_dim % num_heads:
+            raise UsageError(f"{num_heads} attention heads do not divide the embedding dimension {embed_dim}")
+        self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
+        self.head_dim = head_dim or embed_dim // num_heads
+        inner = self.num_heads * self.head_dim
+        self.qkv_proj = nn.Linear(embed_dim, 3 * inner, bias=False)
+        self.position_proj = nn.Linear(embed_dim, inner, bias=False)
+        self.out_proj = nn.Linear(inner, embed_dim, bias=False)
+        for projection in (self.qkv_proj, self.position_proj, self.out_proj):
+            nn.init.normal_(projection.weight, std=0.02)  # the public recipe's, also for the biases
+        own = [nn.Parameter(torch.randn(num_heads, self.head_dim) * 0.02) for _ in range(2)]
+        self.content_bias = own[0] if content_bias is None else content_bias
+        self.position_bias = own[1] if position_bias is None else position_bias
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: RelativePositions,
+        memory: Optional[Tensor] = None,
+        cache: Optional[KeyValueCache] = None,
+        window: Optional[int] = None,
+    ) -> Tensor:
+        """Attend from each position of a segment to itself and what lies before.
+
+        Args:
+            x: ``[B, T, C]``
+            positions: encodings of the distances
+            memory: ``[B, M, C]``, the inputs right before ``x``
+            cache: keys and values of the positions right before ``x``, instead of ``memory``; those of ``x`` are added
+            window: each position sees this many keys, itself among them (``same_length`` of the public code, there
+                equal to the memory's length); None: all of memory and segment
+
+        Returns:
+            ``[B, T, C]``
+
+        Raises:
+            ValueError: when both ``memory`` and ``cache`` are given
+        """
+        if memory is not None and cache is not None:
+            raise ValueError("give memory or cache, not both")
+        inner = self.num_heads * self.head_dim
+        queries, keys, values = self._heads(self.qkv_proj(x))  # H x B x T x D
+        if memory is not None:  # apart from x: no gradient is computed for the memory
+            past = self._heads(F.linear(memory, self.qkv_proj.weight[inner:]))
+            keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)  # H x B x K x D
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        unseen = 0 if window is None else max(0, keys.size(2) - x.size(1) - window + 1)
+        keys, values = keys[:, :, unseen:], values[:, :, unseen:]
+
+        def project(length):
+            projected = self.position_proj(positions(length, x))
+            return projected.view(length, self.num_heads, self.head_dim).transpose(0, 1)
+
+        needed = keys.size(2) + 1
+        distances = project(needed) if cache is None else cache.positions(needed, project)  # H x (K + 1) x D
+        attend = self._attend if x.size(1) <= 2 * BLOCK else self._attend_in_blocks
+        out = attend(queries, keys, values, distances, window)
+        return self.out_proj(out.permute(1, 2, 0, 3).reshape(*x.shape[:2], inner))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        # heads first: so the rows of all sentences meet the positions of a head in one product
+        return x.view(*x.shape[:2], -1, self.num_heads, self.head_dim).permute(2, 3, 0, 1, 4).contiguous()
+
+    def _attend_in_blocks(self, queries, keys, values, distances, window):
+        """As :meth:`_attend`, without most of the keys that a block of queries does not see anyway."""
+        outputs = []
+        end = keys.size(2) - queries.size(2)
+        for block in queries.split(BLOCK, 2):
+            end += block.size(2)
+            start = 0 if window is None else max(0, end - block.size(2) - window + 1)
+            near = distances[:, distances.size(1) - (end - start) - 1 :]
+            outputs.append(self._attend(block, keys[:, :, start:end], values[:, :, start:end], near, window))
+        return torch.cat(outputs, 2)
+
+    def _attend(self, queries, keys, values, distances, window):
+        heads, batch, queried, dim = queries.shape
+        length = keys.size(2)
+        queries = queries * dim**-0.5
+        by_content = (queries + (self.content_bias * dim**-0.5)[:, None, None]).flatten(0, 1)
+        by_position = (queries + (self.position_bias * dim**-0.5)[:, None, None]).flatten(1, 2)
+        scores = torch.bmm(by_position, distances.transpose(1, 2))  # H x B T x (K + 1), distances K to 0
+        # row i needs distance M + i at key 0: one entry further to the left with each row of K + 1, so in rows of K
+        scores = scores.view(heads * batch, -1)[:, queried:].view(-1, queried, length)
+        scores = torch.baddbmm(scores, by_content, keys.flatten(0, 1).transpose(1, 2))  # H B x T x K
+        hidden = _hidden(queried, length, window, keys.device)
+        if hidden is not None:
+            with torch.no_grad():  # the softmax passes no gradient to them
+                scores.masked_fill_(hidden, float("-inf"))
+        weights = F.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).type_as(scores)
+        weights = F.dropout(weights, self.dropout, self.training)
+        return torch.bmm(weights, values.flatten(0, 1)).view(heads, batch, queried, dim)
+
+
+def _hidden(queried: int, length: int, window: Optional[int], device) -> Optional[Tensor]:
+    """True where a query must not see a key, T x K; None when all may be seen."""
+    before = length - queried
+    if queried == 1 and (window is None or window >= length):
+        return None
+    hidden = torch.ones(queried, length, dtype=torch.bool, device=device)
+    hidden = hidden.triu(before + 1)
+    if window is not None:
+        hidden |= torch.ones_like(hidden).tril(before - window)
+    return hidden
