@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Forward and backward pass of our adaptive softmax, fairseq's, torch's and the full softmax, measured in turn.
+
+Targets are drawn from Zipf's law. Memory is what the process (Linux) or the CUDA allocator has at most during a step,
+less what it has before: activations and gradients, but not weights.
+"""
+
+import argparse
+import ctypes
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from common import describe
+from fairseq.modules import AdaptiveSoftmax as FairseqAdaptiveSoftmax
+
+from fairseq_adaptive.modules.adaptive_softmax import AdaptiveSoftmax
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--vocab-size", type=int, default=60000)
+    parser.add_argument("--cutoffs", default="4000,20000", help="comma separated")
+    parser.add_argument("--hidden-dim", type=int, default=256)
+    parser.add_argument("--factor", type=float, default=4.0, help="each cluster is this much narrower")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--label-smoothing", type=float, default=0.0, help="for ours and the full softmax")
+    parser.add_argument("--rounds", type=int, default=7, help="how often all are measured in turn")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    describe(args)
+    torch.manual_seed(1)
+    cutoffs = [int(cutoff) for cutoff in args.cutoffs.split(",")]
+    shape = args.vocab_size, cutoffs, args.hidden_dim, args.factor
+    target = torch.multinomial(1 / torch.arange(1.0, args.vocab_size + 1), args.tokens, replacement=True)
+    target = target.to(args.device)
+    hidden = torch.randn(args.tokens, args.hidden_dim, device=args.device, requires_grad=True)
+
+    ours = AdaptiveSoftmax(*shape)
+    fairseqs = FairseqAdaptiveSoftmax(args.vocab_size, args.hidden_dim, cutoffs, dropout=0.0, factor=args.factor)
+    torchs = torch.nn.AdaptiveLogSoftmaxWithLoss(
+        args.hidden_dim, args.vocab_size, cutoffs, div_value=args.factor, head_bias=True
+    )
+    full = torch.nn.Linear(args.hidden_dim, args.vocab_size)
+
+    def fairseq_loss():
+        pairs = zip(*fairseqs(hidden, target))
+        return sum(F.cross_entropy(logits, words, reduction="sum") for logits, words in pairs if words is not None)
+
+    losses = {
+        "ours": (ours, lambda: ours(hidden, target, args.label_smoothing)[0].sum()),
+        "fairseq": (fairseqs, fairseq_loss),
+        "torch": (torchs, lambda: -torchs(hidden, target).output.sum()),
+        "full softmax": (
+            full,
+            lambda: F.cross_entropy(full(hidden), target, reduction="sum", label_smoothing=args.label_smoothing),
+        ),
+    }
+
+    def step(module, loss):
+        module.zero_grad()
+        hidden.grad = None
+        start_memory(args.device)
+        start = time.perf_counter()
+        loss().backward()
+        synchronize(args.device)
+        return time.perf_counter() - start, used_memory(args.device)
+
+    figures = {name: [] for name in losses}
+    for round in range(args.rounds + 1):
+        for name, (module, loss) in losses.items():
+            figure = step(module.to(args.device), loss)
+            if round:  # the first is for warming up
+                figures[name].append(figure)
+    reference = statistics.median(seconds for seconds, _ in figures["full softmax"])
+    for name, steps in figures.items():
+        seconds, memory = (statistics.median(values) for values in zip(*steps))
+        speed = reference / seconds
+        print(f"{name}: {1000 * seconds:.1f} ms, {memory / 2**20:.0f} MiB, {speed:.2f} x the full softmax")
+
+
+def synchronize(device):
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def resident(field):
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
+
+
+before = 0
+
+
+def start_memory(device):
+    global before
+    synchronize(device)
+    if device == "cpu":
+        ctypes.CDLL(None).malloc_trim(0)  # or freed memory of the step before is used, unseen
+        with open("/proc/self/clear_refs", "w") as request:
+            request.write("5")  # the peak is counted from here
+        before = resident("VmRSS")
+    else:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+
+
+def used_memory(device):
+    return (resident("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated(device)) - before
+
+
+if __name__ == "__main__":
+    main()
