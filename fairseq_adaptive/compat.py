@@ -42,7 +42,7 @@ def apply() -> bool:
         return False
     for mend in (_restore_np_compat, _load_safely, _save_atomically, _copy_atomically, _train_cpu_workers,
                  _refuse_lone_workers, _exchange_objects, _resume_same_batches,
-                 _keep_last_batch, _end_reading_ahead):
+                 _keep_last_batch, _end_reading_ahead, _gather_before_saving):
         if mend() is not False:
             applied.append(mend.__name__.strip("_"))
     return True
@@ -331,3 +331,21 @@ def _end_reading_ahead():
             reader.join(timeout=5)
 
     iterators.BackgroundConsumer = BackgroundConsumer
+
+
+def _gather_before_saving():
+    """A task can save what its workers hold, as the memory of a Transformer-XL.
+
+    fairseq asks the task for what to save (``get_checkpoint_dict``) on the one worker that saves. Before that, every
+    worker calls ``gather_checkpoint`` of a task that has it.
+    """
+    from fairseq import checkpoint_utils
+
+    stock = checkpoint_utils.save_checkpoint
+
+    def save_checkpoint(cfg, trainer, *args, **kwargs):
+        if hasattr(trainer.task, "gather_checkpoint") and not cfg.no_save:
+            trainer.task.gather_checkpoint()
+        return stock(cfg, trainer, *args, **kwargs)
+
+    checkpoint_utils.save_checkpoint = save_checkpoint

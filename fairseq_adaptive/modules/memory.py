@@ -12,8 +12,9 @@ class SegmentMemory:
     criterions, wrappers and scorers that know nothing of it.
 
     Attributes:
-        states: None before the first segment; then what the model has put there: in training the detached inputs of
-            each attention block, ``[B, M, C]``; in evaluation caches of keys and values
+        states: None before the first segment; then what the model has put there, one entry a block: in training the
+            detached inputs of an attention block, ``[B, M, C]``, in evaluation its keys and values; None for a block
+            that needs no memory
     """
 
     def __init__(self):
@@ -22,9 +23,13 @@ class SegmentMemory:
     def clear(self) -> None:
         self.states = None
 
-    def state_dict(self) -> Dict[str, List[torch.Tensor]]:
-        """The remembered tensors on the CPU; only that of a training can be saved."""
-        return {"states": [state.cpu() for state in self.states or []]}
+    def state_dict(self) -> Dict[int, torch.Tensor]:
+        """The remembered tensors on the CPU, by their places in ``states``; that of a training only."""
+        return {index: state.cpu() for index, state in enumerate(self.states or []) if state is not None}
 
     def load_state_dict(self, state_dict, device=None) -> None:
-        self.states = [state.to(device) for state in state_dict["states"]] or None
+        """Put tensors back in their places; the others are None, for as many as the last place tells."""
+        self.states = None
+        if state_dict:
+            self.states = [state_dict.get(index) for index in range(max(state_dict) + 1)]
+            self.states = [state if state is None else state.to(device) for state in self.states]
