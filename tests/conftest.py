@@ -1,4 +1,5 @@
 import argparse
+import dataclasses
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ class Task:
 
     def __init__(self, dictionary):
         self.source_dictionary = self.target_dictionary = self.src_dict = self.tgt_dict = dictionary
+
+
+@dataclasses.dataclass
+class NoConfig:
+    """Of models that have none: their flags are those of argparse."""
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +48,11 @@ def build(task):
         defaults = {"max_source_positions": 64, "max_target_positions": 64, "tokens_per_sample": 64}
         for name, value in {**defaults, **flags}.items():
             setattr(args, name, value)
-        ARCH_CONFIG_REGISTRY[arch](args)
+        if arch in ARCH_CONFIG_REGISTRY:
+            ARCH_CONFIG_REGISTRY[arch](args)
+        for field in dataclasses.fields(getattr(model_class, "__dataclass", None) or NoConfig):
+            if not hasattr(args, field.name):
+                setattr(args, field.name, field.default)
         torch.manual_seed(seed)
         return model_class.build_model(args, Task(words) if words else task).to(dtype).eval()
 

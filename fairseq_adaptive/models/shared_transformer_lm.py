@@ -9,6 +9,7 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig, base_lm_architecture
 
 from fairseq_adaptive.models.shared_stack import (
+    HALTING_HELP,
     INITIALISATIONS,
     ExplainsLoading,
     SharedTransformerDecoder,
@@ -16,6 +17,7 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_config,
 )
 from fairseq_adaptive.modules import STRATEGIES
+from fairseq_adaptive.modules.halting_rules import RULES
 
 
 @dataclass
@@ -38,6 +40,8 @@ class SharedTransformerLanguageModelConfig(TransformerLanguageModelConfig):
             "step (Liu et al., 2020)"
         },
     )
+    halting: ChoiceEnum(RULES) = field(default="none", metadata={"help": HALTING_HELP["halting"]})
+    halting_threshold: Optional[float] = field(default=None, metadata={"help": HALTING_HELP["halting_threshold"]})
 
 
 @register_model("shared_transformer_lm", dataclass=SharedTransformerLanguageModelConfig)
@@ -85,6 +89,7 @@ def shared_transformer_lm_wikitext103(args):
         "adaptive_softmax_dropout": 0.2,
         "no_decoder_final_norm": True,
     }.items():
-        if getattr(args, name, None) in (None, False):
+        given = getattr(args, name, None)
+        if given is None or given is False:  # not 0, which a user may have asked for
             setattr(args, name, value)
     shared_transformer_lm_base(args)

@@ -1,0 +1,219 @@
+"""A decoder that reads a text segment by segment, as Transformer-XL does, with blocks of any kind."""
+
+import torch
+from fairseq.models import FairseqIncrementalDecoder
+from fairseq.modules import FairseqDropout, LayerNorm
+from torch import nn
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
+from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
+from fairseq_adaptive.modules.residual_block import AttentionBlock, FeedForwardBlock
+
+
+def check_config(cfg, dictionary) -> None:
+    """Refuse options that contradict each other or the vocabulary.
+
+    Raises:
+        UsageError: with what would be right
+    """
+    if cfg.decoder_head_dim is None and cfg.decoder_embed_dim % cfg.decoder_attention_heads:
+        raise UsageError(
+            f"--decoder-embed-dim {cfg.decoder_embed_dim} is no multiple of --decoder-attention-heads "
+            f"{cfg.decoder_attention_heads}: change one, or give --decoder-head-dim"
+        )
+    if cfg.decoder_embed_dim % 2:
+        raise UsageError(f"--decoder-embed-dim {cfg.decoder_embed_dim} is odd: positions are pairs of sine and cosine")
+    if cfg.memory_length < 0 or cfg.clamp_length < 0:
+        raise UsageError("--memory-length and --clamp-length are 0 or more")
+    if cfg.same_length and not cfg.memory_length:
+        raise UsageError("--same-length lets each position see --memory-length keys: that cannot be 0")
+    if cfg.tie_adaptive_proj and not (cfg.adaptive_softmax_cutoff and cfg.share_decoder_input_output_embed):
+        raise UsageError(
+            "--tie-adaptive-proj needs --adaptive-softmax-cutoff and --share-decoder-input-output-embed"
+        )
+    if cfg.adaptive_softmax_cutoff:
+        counts = dictionary.count[dictionary.nspecial :]
+        for index, (before, after) in enumerate(zip(counts, counts[1:], strict=False), start=dictionary.nspecial):
+            if before < after:
+                raise UsageError(
+                    f"the dictionary is not sorted by frequency: {dictionary[index + 1]!r} ({after} times) comes after "
+                    f"{dictionary[index]!r} ({before} times), but --adaptive-softmax-cutoff takes the first words for "
+                    "the frequent ones: let fairseq-preprocess make the dictionary, or sort dict.txt and binarise again"
+                )
+
+
+def parse_cutoffs(text):
+    """``"1000,5000"`` to ``[1000, 5000]``; None or an empty text to ``[]``.
+
+    Raises:
+        UsageError: where it is no list of whole numbers
+    """
+    try:
+        return [int(cutoff) for cutoff in str(text or "").split(",") if cutoff.strip()]
+    except ValueError as error:
+        raise UsageError(
+            f"--adaptive-softmax-cutoff {text!r} is no comma separated list of whole numbers such as 1000,5000"
+        ) from error
+
+
+class SegmentedDecoder(FairseqIncrementalDecoder):
+    """Embeddings, blocks, and an output layer: adaptive softmax or the whole vocabulary.
+
+    Args:
+        cfg: a :class:`~fairseq_adaptive.models.par_transformer_xl.TransformerXLConfig`
+        dictionary: fairseq's; sorted by frequency where there are cutoffs
+        kinds: one entry a block, given to :meth:`build_block`
+
+    Raises:
+        UsageError: where options contradict each other or the dictionary
+    """
+
+    def __init__(self, cfg, dictionary, kinds):
+        super().__init__(dictionary)
+        check_config(cfg, dictionary)
+        dim, cutoffs = cfg.decoder_embed_dim, parse_cutoffs(cfg.adaptive_softmax_cutoff)
+        self.memory_length = cfg.memory_length
+        self.window = cfg.memory_length if cfg.same_length else None
+        self.dropout_module = FairseqDropout(cfg.dropout, module_name=self.__class__.__name__)
+        self.embed_tokens = AdaptiveInput(
+            len(dictionary), cutoffs, dim, factor=cfg.adaptive_softmax_factor, padding_idx=dictionary.pad()
+        )
+        self.positions = RelativePositions(dim, clamp_length=cfg.clamp_length, dropout=cfg.dropout)
+        shape = (cfg.decoder_attention_heads, cfg.decoder_head_dim or dim // cfg.decoder_attention_heads)
+        biases = [None if cfg.untie_relative_bias else nn.Parameter(torch.empty(shape)) for _ in range(2)]
+        self.blocks = nn.ModuleList([self.build_block(kind, cfg, *biases) for kind in kinds])
+        self.layer_norm = LayerNorm(dim) if cfg.decoder_normalize_before else None
+        self.adaptive_softmax = self.output_projection = None
+        if cutoffs:
+            self.adaptive_softmax = AdaptiveSoftmax(
+                len(dictionary),
+                cutoffs,
+                dim,
+                factor=cfg.adaptive_softmax_factor,
+                tied_to=self.embed_tokens if cfg.share_decoder_input_output_embed else None,
+                # the authors tie the projections of all clusters but the first
+                tie_projections=[False] + [cfg.tie_adaptive_proj] * len(cutoffs),
+                dropout=cfg.adaptive_softmax_dropout,
+            )
+        else:
+            self.output_projection = nn.Linear(dim, len(dictionary), bias=False)
+        self.reset_parameters(cfg.init_std)
+        if cfg.share_decoder_input_output_embed and not cutoffs:
+            self.output_projection.weight = self.embed_tokens.tables[0]
+
+    def build_block(self, kind, cfg, content_bias, position_bias):
+        """A block of one kind, ``a`` or ``f``; the biases u and v are None where each block has its own."""
+        if kind == "f":
+            return FeedForwardBlock(
+                cfg.decoder_embed_dim,
+                cfg.decoder_ffn_embed_dim,
+                cfg.dropout,
+                cfg.activation_dropout,
+                cfg.decoder_normalize_before,
+            )
+        attention = RelativeAttention(
+            cfg.decoder_embed_dim,
+            cfg.decoder_attention_heads,
+            head_dim=cfg.decoder_head_dim,
+            dropout=cfg.attention_dropout,
+            content_bias=content_bias,
+            position_bias=position_bias,
+        )
+        return AttentionBlock(attention, cfg.decoder_embed_dim, cfg.dropout, cfg.decoder_normalize_before)
+
+    def reset_parameters(self, std):
+        """As the authors' code: biases 0, except u and v; LayerNorm's weights around 1; projections of clusters 0.01."""
+        for name, parameter in self.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                nn.init.normal_(parameter, 1.0, std)
+            elif name.endswith(("norm.bias", "fc1.bias", "fc2.bias", "softmax.bias", "cluster_bias")):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, 0.0, 0.01 if "projections" in name else std)
+
+    def max_positions(self):
+        """Segments may have any length."""
+        return int(1e6)
+
+    def forward(
+        self,
+        prev_output_tokens,
+        encoder_out=None,
+        incremental_state=None,
+        memory=None,
+        src_lengths=None,
+        features_only=False,
+    ):
+        """
+        Args:
+            prev_output_tokens: ``[B, T]``, each row padded on its right
+            encoder_out, src_lengths: not needed; fairseq passes them
+            memory: :class:`~fairseq_adaptive.modules.memory.SegmentMemory` of the segments before, which is replaced by
+                that of the next segment; None: there are none
+            incremental_state: for decoding position by position; the tokens seen before are not computed again
+            features_only: return features where there is no adaptive softmax, too
+
+        Returns:
+            logits ``[B, T, V]``, or features ``[B, T, C]`` where there is an adaptive softmax; and a dict of extras
+        """
+        states = self.open_memory(memory, incremental_state)
+        if incremental_state is not None:
+            seen = incremental_state.setdefault("segmented_decoder", {"states": states, "seen": 0})
+            prev_output_tokens, seen["seen"] = prev_output_tokens[:, seen["seen"] :], prev_output_tokens.size(1)
+        x = self.dropout_module(self.embed_tokens(prev_output_tokens))  # [B, T, C]
+        x, remembered, extra = self.run_blocks(x, states)
+        if memory is not None and incremental_state is None:
+            memory.states = remembered
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        x = self.dropout_module(x)
+        return (x if features_only else self.output_layer(x)), {"attn": [None], **extra}
+
+    def open_memory(self, memory, incremental_state):
+        """What each block knows of earlier positions: None, inputs ``[B, M, C]``, or keys and values."""
+        if incremental_state is not None:
+            if "segmented_decoder" in incremental_state:
+                return incremental_state["segmented_decoder"]["states"]
+            return [KeyValueCache(self.window) for _ in self.blocks]
+        if memory is None or not self.memory_length:
+            return [None] * len(self.blocks)
+        if memory.states is None and not self.training and not torch.is_grad_enabled():
+            return [KeyValueCache(self.memory_length) for _ in self.blocks]
+        states = memory.states or []
+        return states + [None] * (len(self.blocks) - len(states))
+
+    def run_blocks(self, x, states):
+        """Run all blocks; returns the features, what to remember, and extras."""
+        remembered = []
+        for block, state in zip(self.blocks, states, strict=True):
+            remembered.append(self.remember(x, state) if block.kind == "a" else None)
+            x = block(x, self.positions, state, self.window) if block.kind == "a" else block(x)
+        return x, remembered, {}
+
+    def remember(self, x, state):
+        """The inputs of the last ``memory_length`` positions, detached; a cache is its own memory."""
+        if isinstance(state, KeyValueCache):
+            return state
+        if not self.memory_length:
+            return None
+        x = x.detach()
+        return (x if state is None else torch.cat([state, x], dim=1))[:, -self.memory_length :]
+
+    def get_normalized_probs(self, net_output, log_probs, sample=None):
+        """``[B, T, V]``; where ``sample`` has targets and the softmax is adaptive, a view that holds theirs only."""
+        if self.adaptive_softmax is None:
+            return super().get_normalized_probs(net_output, log_probs, sample)
+        target = None if sample is None else sample["target"]
+        lprobs = self.adaptive_softmax.get_log_prob(net_output[0], target)
+        if log_probs:
+            return lprobs
+        return lprobs.exp() if target is None else lprobs[..., :1].exp().expand_as(lprobs)
+
+    def output_layer(self, features):
+        return features if self.output_projection is None else self.output_projection(features)
+
+    def reorder_incremental_state(self, incremental_state, new_order):
+        for state in incremental_state.get("segmented_decoder", {}).get("states", []):
+            if state is not None:
+                state.reorder(new_order)

@@ -1,0 +1,80 @@
+"""The blocks of a Transformer-XL, taken apart: attention or feed-forward, each with its residual and LayerNorm.
+
+Dai et al., *Transformer-XL* (2019), Section 3.3; that a block is a unit of its own is Mandava et al., *Pay Attention when
+Required* (2020).
+"""
+
+from typing import Optional, Union
+
+import torch
+import torch.nn.functional as F
+from fairseq.modules import FairseqDropout, LayerNorm
+from torch import nn
+
+from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
+
+
+class ResidualBlock(nn.Module):
+    """``LayerNorm(x + branch(x))``, or ``x + branch(LayerNorm(x))`` with ``normalize_before``."""
+
+    def __init__(self, embed_dim: int, dropout: float = 0.0, normalize_before: bool = False):
+        super().__init__()
+        self.dropout_module = FairseqDropout(dropout, module_name=self.__class__.__name__)
+        self.normalize_before = normalize_before
+        self.layer_norm = LayerNorm(embed_dim)
+
+    def before(self, x):
+        return self.layer_norm(x) if self.normalize_before else x
+
+    def after(self, x, branch):
+        x = x + self.dropout_module(branch)
+        return x if self.normalize_before else self.layer_norm(x)
+
+
+class AttentionBlock(ResidualBlock):
+    """Attention over the positions so far and over the memory."""
+
+    kind = "a"
+
+    def __init__(self, attention: RelativeAttention, embed_dim, dropout=0.0, normalize_before=False):
+        super().__init__(embed_dim, dropout, normalize_before)
+        self.attention = attention
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        positions: RelativePositions,
+        memory: Optional[Union[torch.Tensor, KeyValueCache]] = None,
+        window: Optional[int] = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            x: ``[B, T, C]``
+            positions: the encodings of distances
+            memory: inputs of this block at the M positions before, ``[B, M, C]``, or their keys and values
+            window: how many keys each position sees, itself among them (None: all)
+
+        Returns:
+            ``[B, T, C]``
+        """
+        cache = memory if isinstance(memory, KeyValueCache) else None
+        hidden = None if memory is None or cache is not None else self.before(memory)
+        return self.after(
+            x, self.attention(self.before(x), positions, memory=hidden, cache=cache, window=window)
+        )
+
+
+class FeedForwardBlock(ResidualBlock):
+    """Two linear maps with a ReLU between them, position by position."""
+
+    kind = "f"
+
+    def __init__(self, embed_dim, ffn_dim, dropout=0.0, activation_dropout=0.0, normalize_before=False):
+        super().__init__(embed_dim, dropout, normalize_before)
+        self.activation_dropout_module = FairseqDropout(activation_dropout, module_name=self.__class__.__name__)
+        self.fc1 = nn.Linear(embed_dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, embed_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[B, T, C]`` to ``[B, T, C]``."""
+        return self.after(x, self.fc2(self.activation_dropout_module(F.relu(self.fc1(self.before(x))))))

@@ -1,0 +1,3 @@
+"""fairseq optimizers."""
+
+from fairseq_adaptive.optim import architecture_adam  # noqa: F401

@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Prints the layout that a search has found, as a flag for training, and what it costs beside a Transformer-XL."""
+
+import argparse
+
+import torch
+
+import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
+from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.report.architecture import (
+    animate_course,
+    compare_compute,
+    found_blocks,
+    found_layout,
+    load_search,
+    plot_course,
+    read_probabilities,
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("checkpoint", help="of a training of --arch par_supernet")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows of the measured step (default: 8)")
+    parser.add_argument("--tokens-per-sample", type=int, default=128, metavar="N",
+                        help="length of its segments (default: 128)")
+    parser.add_argument("--log", metavar="FILE", help="log of that training, for the pictures")
+    parser.add_argument("--plot", metavar="PNG", help="draw the probabilities of all blocks over the training")
+    parser.add_argument("--animation", metavar="GIF", help="the same as an animation")
+    args = parser.parse_args()
+    if bool(args.log) != bool(args.plot or args.animation):
+        parser.error("--plot and --animation are drawn from --log: give both")
+
+    for picture in filter(None, (args.plot, args.animation)):
+        require_new(picture)
+    probabilities, options = load_search(args.checkpoint)
+    course = read_probabilities(args.log) if args.log else None
+    blocks = found_blocks(probabilities)
+    layout = found_layout(blocks)
+    print("block  attention  feed-forward  identity")
+    for number, (row, kind) in enumerate(zip(probabilities.tolist(), blocks, strict=True)):
+        print(f"{number:5}  {row[0]:9.3f}  {row[1]:12.3f}  {row[2]:8.3f}  {kind}")
+    attention, half = blocks.count("a"), -(-len(blocks) // 2)
+    print(f"attention blocks: {attention}; {half} in a Transformer-XL of {len(blocks)} blocks")
+    torch.manual_seed(1)
+    compute = compare_compute(options, blocks, args.batch_size, args.tokens_per_sample)
+    print(f"forward and backward of its blocks, {args.batch_size} x {args.tokens_per_sample} tokens, memory "
+          f"{options.memory_length}, {torch.get_num_threads()} threads:")
+    for name, unit, scale in ("flops", "GFLOPs", 1e9), ("seconds", "ms", 1e-3):
+        found, full = (value / scale for value in compute[name])
+        print(f"  {found:.2f} {unit}, {found / full:.2f} of the Transformer-XL's {full:.2f}")
+    if args.plot:
+        plot_course(*course, args.plot)
+    if args.animation:
+        animate_course(*course, args.animation)
+    print(f"--layout {layout}")
+
+
+if __name__ == "__main__":
+    main()
