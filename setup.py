@@ -27,6 +27,7 @@ setup(
     extras_require={
         "test": ["pytest"],
         "plots": ["matplotlib"],
+        "images": ["pillow"],
         "hf": ["transformers", "safetensors"],
         "export": ["ctranslate2"],
         "triton": ["triton; sys_platform == 'linux'"],

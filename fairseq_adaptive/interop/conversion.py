@@ -1,0 +1,136 @@
+"""Other people's model folders to a checkpoint and a dictionary of fairseq: what all formats have in common."""
+
+import importlib
+import json
+import os
+import tempfile
+from typing import Any, Dict, Sequence, Tuple, Union
+
+import torch
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.checkpoint import require_new, save_checkpoint
+
+# each module has add_args(parser) for the flags of its own, and convert(args) -> (state of a checkpoint, Dictionary)
+FORMATS = {"transfo_xl": "fairseq_adaptive.interop.transfo_xl"}
+
+
+def find_format(name: str):
+    """Return the module that converts a format, a key of ``FORMATS``."""
+    return importlib.import_module(FORMATS[name])
+
+
+def read_folder(folder) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
+    """Return ``config.json`` and the weights of ``model.safetensors`` or ``pytorch_model.bin``, on the CPU in float32.
+
+    Raises:
+        UsageError: when one is missing, damaged or unsafe
+    """
+    path = os.path.join(folder, "config.json")
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no {path}: --input is a folder with config.json and the weights")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        config.items()
+    except (AttributeError, ValueError) as error:
+        raise UsageError(f"{path} is no JSON object: {error}") from error
+    path = os.path.join(folder, "model.safetensors")
+    if os.path.isfile(path):
+        weights = _read_safetensors(path)
+    else:
+        path = os.path.join(folder, "pytorch_model.bin")
+        if not os.path.isfile(path):
+            raise UsageError(f"there is neither model.safetensors nor pytorch_model.bin in {folder}")
+        weights = _read_bin(path)
+    return config, {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
+def _read_safetensors(path):
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UsageError(f"to read {path}, install safetensors: pip install 'fairseq_adaptive[hf]'") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+
+
+def _read_bin(path):
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch lets through whatever its unpickler stumbles over
+        raise UsageError(f"{path} is damaged or holds more than tensors: save the state_dict() alone") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UsageError(f"{path} holds no plain state_dict(): save that alone")
+    return weights
+
+
+class Weights:
+    """Weights by name, each taken once; one that is missing or has another shape is the user's error.
+
+    Args:
+        tensors: as read
+        prefix: of the body's names, which some files have and others have not
+    """
+
+    def __init__(self, tensors: Dict[str, Tensor], prefix: str = ""):
+        self.tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        self.left = set(self.tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def take(self, names: Union[str, Sequence[str]], *shape: int) -> Tensor:
+        """Return a tensor of the given shape; of several names, which all stand for one tensor, the first there is.
+
+        Raises:
+            UsageError: when it is missing or of another shape
+        """
+        names = [names] if isinstance(names, str) else names
+        name = next((name for name in names if name in self.tensors), None)
+        if name is None:
+            raise UsageError(f"the weights lack {' or '.join(names)}, which config.json asks for")
+        tensor = self.tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise UsageError(f"{name} has the shape {tuple(tensor.shape)}, but by config.json it should be {shape}")
+        self.left.discard(name)
+        return tensor
+
+
+def new_state(flags: Sequence[str], weights: Dict[str, Tensor]) -> Dict[str, Any]:
+    """Return a checkpoint as fairseq-train would have written with these flags, without optimizer and progress."""
+    parser = options.get_training_parser()
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, [".", *map(str, flags)]))
+    names = {"criterion_name": "CrossEntropyCriterion", "optimizer_name": "FairseqAdam"}  # fairseq asks for some
+    return {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": weights,
+        "optimizer_history": [{**names, "lr_scheduler_state": {}, "num_updates": 0}],
+        "task_state": {},
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        "last_optimizer_state": None,
+    }
+
+
+def write_folder(state: Dict[str, Any], dictionary: Dictionary, output) -> None:
+    """Write ``checkpoint.pt`` and ``dict.txt`` to a new folder, both or none.
+
+    Raises:
+        UsageError: when ``output`` exists or its parent does not
+    """
+    output = require_new(output)
+    with tempfile.TemporaryDirectory(prefix=".convert", dir=os.path.dirname(os.path.abspath(output))) as scratch:
+        made = os.path.join(scratch, "made")
+        os.mkdir(made)
+        dictionary.save(os.path.join(made, "dict.txt"))
+        save_checkpoint(state, os.path.join(made, "checkpoint.pt"))
+        os.rename(made, output)

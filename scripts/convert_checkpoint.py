@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""Converts a model folder of another library (config.json and weights) to OUT/checkpoint.pt and OUT/dict.txt."""
+
+import argparse
+
+import fairseq_adaptive  # noqa: F401  registers models, one line for an error
+from fairseq_adaptive.interop.conversion import FORMATS, find_format, write_folder
+from fairseq_adaptive.interop.checkpoint import require_new
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, add_help=False)
+    parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="what the folder holds")
+    parser.add_argument("--input", required=True, metavar="FOLDER", help="config.json with model.safetensors or "
+                        "pytorch_model.bin")
+    parser.add_argument("--output", required=True, metavar="OUT", help="the new folder; must not exist")
+    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen.add_argument("--format", choices=sorted(FORMATS))
+    name = chosen.parse_known_args()[0].format
+    if name:
+        find_format(name).add_args(parser.add_argument_group(f"--format {name}"))
+    parser.add_argument("-h", "--help", action="help", help="with --format, shows its flags, too")
+    args = parser.parse_args()
+
+    require_new(args.output)
+    state, dictionary = find_format(args.format).convert(args)
+    write_folder(state, dictionary, args.output)
+    print(f"wrote {args.output}/checkpoint.pt and {args.output}/dict.txt ({len(dictionary)} entries)")
+
+
+if __name__ == "__main__":
+    main()
