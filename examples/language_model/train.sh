@@ -34,8 +34,16 @@ case $row in
     model=(--arch par_supernet --blocks 16 --decoder-ffn-embed-dim 512 --temperature-end 0.2
       --architecture-lr 0.01 --architecture-warmup-updates 200 --entropy-weight 0.05 --entropy-warmup-updates 600
       --target-compute 0.7) ;;
-  *[!af*,0-9]*) usage ;;
-  *) model=(--arch par_transformer_xl --layout "$row" --decoder-ffn-embed-dim "${FFN:-440}") ;;
+  *[!af*,0-9]* | "") usage ;;
+  *)
+    # 8 attention blocks of 81,920 weights and 8 feed-forward blocks of 257 x 512 + 128, shared out anew
+    ffn=$(PYTHONPATH=$user_dir/.. python -c "
+import sys
+from fairseq_adaptive.modules.layout import parse_layout
+blocks = parse_layout(sys.argv[1])
+left = 8 * (81920 + 257 * 512 + 128) - 81920 * blocks.count('a')
+print(max(4, 4 * round((left / max(1, blocks.count('f')) - 128) / 257 / 4)))" "$row" 2> /dev/null) || ffn=440
+    model=(--arch par_transformer_xl --layout "$row" --decoder-ffn-embed-dim "$ffn") ;;
 esac
 
 fairseq-train "$data/bin" --user-dir "$user_dir" "${segments[@]}" "${model[@]}" \

@@ -1,8 +1,6 @@
 """What a model with recurrence over segments remembers of the segments before (Transformer-XL)."""
 
-from typing import Dict, List, Optional
-
-import torch
+from typing import List, Optional
 
 
 class SegmentMemory:
@@ -22,14 +20,3 @@ class SegmentMemory:
 
     def clear(self) -> None:
         self.states = None
-
-    def state_dict(self) -> Dict[int, torch.Tensor]:
-        """The remembered tensors on the CPU, by their places in ``states``; that of a training only."""
-        return {index: state.cpu() for index, state in enumerate(self.states or []) if state is not None}
-
-    def load_state_dict(self, state_dict, device=None) -> None:
-        """Put tensors back in their places; the others are None, for as many as the last place tells."""
-        self.states = None
-        if state_dict:
-            self.states = [state_dict.get(index) for index in range(max(state_dict) + 1)]
-            self.states = [state if state is None else state.to(device) for state in self.states]

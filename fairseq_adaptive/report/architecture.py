@@ -100,12 +100,12 @@ def read_probabilities(log) -> Tuple[np.ndarray, np.ndarray]:
     for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines():
         updates = _UPDATES.search(line)
         found = {(int(block), kind): float(value) for block, kind, value in _PROBABILITY.findall(line)}
-        if updates and found and "| valid |" not in line:
+        if updates and found and "train_inner" in line:  # other lines are means over a whole epoch
             blocks = 1 + max(block for block, _ in found)
             course[int(updates[1])] = [[found[block, kind] for kind in KINDS] for block in range(blocks)]
     if not course:
         raise UsageError(f"{log} has no probabilities of blocks: give the log of a search with "
-                         "--criterion architecture_entropy_loss")
+                         "--criterion architecture_entropy_loss and a small --log-interval")
     updates = sorted(course)
     return np.array(updates), np.array([course[update] for update in updates])
 

@@ -19,12 +19,14 @@ SIMPLE = """2026-11-22 02:43:44 | INFO | fairseq_cli.train | task: SegmentedLang
 block_1_a=0.2, block_1_f=0.5, block_1_i=0.3, ppl=1, num_updates=25, lr=0.1
 2026-11-22 02:43:50 | INFO | valid | epoch 001 | valid on 'valid' subset | loss 3 | block_0_a 0.9 | block_0_f 0.1 | \
 block_0_i 0 | block_1_a 0.9 | block_1_f 0.1 | block_1_i 0 | num_updates 30
-2026-11-22 02:43:54 | INFO | train | epoch 001 | loss 8 | block_0_a 0.4 | block_0_f 0.5 | block_0_i 0.1 | block_1_a 0.1 | \
-block_1_f 0.9 | block_1_i 0 | ppl 1 | num_updates 50 | lr 0.1
+2026-11-22 02:43:54 | INFO | train_inner | epoch 001:  50 / 50 loss=8, block_0_a=0.4, block_0_f=0.5, block_0_i=0.1, \
+block_1_a=0.1, block_1_f=0.9, block_1_i=0, ppl=1, num_updates=50, lr=0.1
+2026-11-22 02:43:54 | INFO | train | epoch 001 | loss 8 | block_0_a 0.6 | block_0_f 0.3 | block_0_i 0.1 | block_1_a 0.5 | \
+block_1_f 0.5 | block_1_i 0 | ppl 1 | num_updates 50 | lr 0.1
 """
 JSON = """2026-11-22 02:43:44 | INFO | train_inner | {"epoch": 1, "loss": "9", "block_0_a": "0.33", "block_0_f": "0.34", \
 "block_0_i": "0.33", "block_1_a": "0.2", "block_1_f": "0.5", "block_1_i": "0.3", "num_updates": "25"}
-2026-11-22 02:43:54 | INFO | train | {"epoch": 1, "train_block_0_a": "1", "block_0_a": "0.4", "block_0_f": "0.5", \
+2026-11-22 02:43:54 | INFO | train_inner | {"epoch": 1, "loss": "8", "block_0_a": "0.4", "block_0_f": "0.5", \
 "block_0_i": "0.1", "block_1_a": "0.1", "block_1_f": "0.9", "block_1_i": "0", "num_updates": "50"}
 """
 COURSE = [[[0.33, 0.34, 0.33], [0.2, 0.5, 0.3]], [[0.4, 0.5, 0.1], [0.1, 0.9, 0.0]]]
