@@ -65,7 +65,9 @@ step "6/6 perplexity of the test text"
 for name in transformer-xl found; do
   logged "$out/eval.log" fairseq-eval-lm "$out/data/bin" --user-dir "$root/fairseq_adaptive" \
     --task segmented_language_modeling --path "$out/$name/checkpoint_last.pt" --gen-subset test \
-    --tokens-per-sample 64 --batch-size 4 --results-path "$out/$name"
-  echo "$name: $(grep -o 'Loss (base 2).*' "$out/$name/eval_lm.log" "$out/eval.log" 2> /dev/null | tail -n 1 | cut -d: -f2-)"
+    --tokens-per-sample 64 --batch-size 4
+  echo "$name, fairseq-eval-lm: $(grep -o 'Loss (base 2).*' "$out/eval.log" | tail -n 1)"
+  python "$root/scripts/evaluate_perplexity.py" "$out/$name/checkpoint_last.pt" "$out/data/bin" \
+    --raw "$out/data/test.txt" --batch-size 4
 done
 step "done"

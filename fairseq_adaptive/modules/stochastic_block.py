@@ -36,6 +36,19 @@ def mixture_weights(logits: torch.Tensor, temperature: float, noise: bool) -> to
     return torch.softmax(logits / temperature, dim=-1)
 
 
+class _TakePart(torch.autograd.Function):
+    """The identity of x, in whose backward pass parameters that were left out get gradients of zero."""
+
+    @staticmethod
+    def forward(ctx, x, *parameters):
+        ctx.parameters = parameters
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.parameters)
+
+
 class StochasticBlock(nn.Module):
     """Attention, feed-forward and identity, mixed or one of them."""
 
@@ -70,8 +83,13 @@ class StochasticBlock(nn.Module):
         if path is None:
             attended = self.attention(x, positions, memory, window)
             return weights[0] * attended + weights[1] * self.feed_forward(x) + weights[2] * x
+        idle = [part for kind, part in (("a", self.attention), ("f", self.feed_forward)) if kind != KINDS[path]]
         if KINDS[path] == "a":
             x = self.attention(x, positions, memory, window)
         elif KINDS[path] == "f":
             x = self.feed_forward(x)
-        return x * (1 + weights[path] - weights[path].detach()) if weights.requires_grad else x
+        if not weights.requires_grad:
+            return x
+        # DistributedDataParallel waits for the gradient of each parameter, and one worker does as several do
+        x = _TakePart.apply(x, *(parameter for part in idle for parameter in part.parameters()))
+        return x * (1 + weights[path] - weights[path].detach())
