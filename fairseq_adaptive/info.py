@@ -88,7 +88,8 @@ def kernels():
 
 def mends():
     """Rows (name, text): what :mod:`fairseq_adaptive.compat` has mended."""
-    return [(mend, inspect.getdoc(getattr(compat, f"_{mend}")).splitlines()[0]) for mend in compat.applied]
+    applied = [mend for mend in compat.MENDS if mend.__name__ in compat.applied]
+    return [(mend.__name__, inspect.getdoc(mend).splitlines()[0]) for mend in applied]
 
 
 def architectures():

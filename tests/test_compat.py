@@ -281,3 +281,29 @@ def test_leaving_while_batches_are_read_ahead(size):
     code = READ_AHEAD.format(size=size, import_user_dir="import fairseq_adaptive")
     done = run("python", "-c", code, cwd=USER_DIR + "/..")
     assert done.stdout == "500\n" and "terminate called" not in done.stderr
+
+
+COUNTING_TASK = """
+import fairseq_adaptive
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq_cli.train import cli_main
+
+@register_task("counting_translation", dataclass=TranslationConfig)
+class CountingTask(TranslationTask):
+    def train_step(self, *args, **kwargs):
+        if "steps" not in self.state._state:
+            self.state.add_factory("steps", int)
+        self.state.merge_state_dict({"steps": self.state.steps + 1})
+        print("step", self.state.steps)
+        return super().train_step(*args, **kwargs)
+
+cli_main()
+"""
+
+
+def test_state_of_a_task_survives_a_resume(data, tmp_path):
+    for updates, expected in (2, "step 1\nstep 2\n"), (3, "step 3\n"):
+        flags = train_flags(data, tmp_path / "save", "--max-update", updates, "--task", "counting_translation")
+        done = run("python", "-c", COUNTING_TASK, *flags, cwd=USER_DIR + "/..")
+        assert "".join(line + "\n" for line in done.stdout.splitlines() if line.startswith("step ")) == expected

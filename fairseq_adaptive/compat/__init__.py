@@ -1,0 +1,44 @@
+"""The only place that mends fairseq, torch or NumPy; each mend has its reason and a test that fails without it.
+
+``--user-dir`` is imported while the command line is parsed, before fairseq reads a checkpoint or starts its workers, so
+that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
+"""
+
+from fairseq_adaptive.compat import batches, checkpoints, workers
+
+MENDS = (
+    batches.restore_np_compat,
+    checkpoints.load_safely,
+    checkpoints.save_atomically,
+    checkpoints.copy_atomically,
+    workers.train_cpu_workers,
+    workers.refuse_lone_workers,
+    workers.exchange_objects,
+    batches.resume_same_batches,
+    batches.keep_last_batch,
+    batches.end_reading_ahead,
+    checkpoints.gather_before_saving,
+    checkpoints.resume_task_state,
+)
+applied = []  # names of the mends that are in force, in order
+fairseq_error = None  # why fairseq cannot be imported, where it cannot
+
+
+def apply() -> bool:
+    """Apply every mend that this environment needs; calling it again does nothing.
+
+    Returns:
+        whether fairseq can be imported; where it cannot, ``fairseq_error`` holds the exception and nothing is mended
+    """
+    global fairseq_error
+    if applied:
+        return True
+    try:
+        import fairseq  # noqa: F401
+    except Exception as error:  # PyPI's fairseq 0.12.2 fails with ValueError on Python 3.11
+        fairseq_error = error
+        return False
+    for mend in MENDS:
+        if mend() is not False:
+            applied.append(mend.__name__)
+    return True

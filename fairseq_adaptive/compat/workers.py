@@ -1,0 +1,94 @@
+"""Mends of fairseq's workers: several on a CPU, and none that train alone unawares."""
+
+import os
+
+import torch
+
+from fairseq_adaptive.errors import UsageError
+
+
+def _torchrun_workers():
+    if all(key in os.environ for key in ("MASTER_ADDR", "MASTER_PORT", "RANK")):
+        return int(os.environ.get("WORLD_SIZE", 1))
+    return 1
+
+
+def train_cpu_workers():
+    """torchrun on a CPU trains one model with several workers (gloo, legacy_ddp).
+
+    fairseq counts its workers by CUDA devices. Under ``torchrun`` on a CPU it takes each process for the only one, and
+    all train unrelated copies into one folder; told otherwise, it computes ``rank % 0``. ``pytorch_ddp`` passes
+    ``device_ids``, which torch refuses for modules on a CPU; ``legacy_ddp`` does not.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.call_main
+
+    def call_main(cfg, main, **kwargs):
+        training = cfg.distributed_training
+        on_cpu = (cfg.common.cpu or not torch.cuda.is_available()) and not cfg.common.tpu
+        if on_cpu and _torchrun_workers() > 1 and training.distributed_init_method is None:
+            training.distributed_init_method = "env://"
+            training.distributed_world_size = _torchrun_workers()
+            training.distributed_rank = int(os.environ["RANK"])
+            training.distributed_no_spawn = True
+            training.device_id = 0
+            training.distributed_backend = "gloo"
+            if training.ddp_backend in ("c10d", "pytorch_ddp"):
+                training.ddp_backend = "legacy_ddp"
+        return stock(cfg, main, **kwargs)
+
+    distributed_utils.call_main = call_main
+
+
+def refuse_lone_workers():
+    """torchrun workers that would train unrelated copies into one folder are refused.
+
+    ``fairseq-hydra-train`` imports ``user_dir`` when training has begun, too late for :func:`train_cpu_workers`.
+    ``is_master`` is asked after that and before anything is written.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.is_master
+
+    def is_master(training):
+        workers = _torchrun_workers()
+        if workers > 1 and training.distributed_world_size == 1:
+            raise UsageError(
+                f"torchrun started {workers} workers, but each would train a copy of its own into the same folder. Use "
+                "fairseq-train, or set in distributed_training: distributed_init_method='env://', "
+                f"distributed_world_size={workers}, distributed_rank='${{oc.decode:${{oc.env:RANK}}}}', "
+                "distributed_no_spawn=true, and on a CPU distributed_backend=gloo, ddp_backend=legacy_ddp"
+            )
+        return stock(training)
+
+    distributed_utils.is_master = is_master
+
+
+def exchange_objects():
+    """Several workers can resume, and gather logging outputs on a CPU.
+
+    Workers that resume get the checkpoint from worker 0 through ``torch.load``, which refuses fairseq's own classes in
+    it (worker 0 has read the file safely by then). Workers that gather logging outputs ask for a CUDA buffer, also on a
+    CPU. torch's own collectives do both.
+    """
+    import torch.distributed as dist
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.all_gather_list
+
+    def broadcast_object_slow(obj, src_rank, group, dist_device):
+        box = [obj]
+        dist.broadcast_object_list(box, src=src_rank, group=group, device=dist_device)
+        return box[0]
+
+    def all_gather_list(data, group=None, max_size=16384):
+        group = distributed_utils.get_global_group() if group is None else group
+        if torch.cuda.is_available() or distributed_utils.use_xla():
+            return stock(data, group=group, max_size=max_size)
+        gathered = [None] * distributed_utils.get_world_size(group)
+        dist.all_gather_object(gathered, data, group=group)
+        return gathered
+
+    distributed_utils._broadcast_object_slow = broadcast_object_slow
+    distributed_utils.all_gather_list = all_gather_list
