@@ -10,9 +10,25 @@ from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules import STRATEGIES, AdminResidual, DecoderLayer, EncoderLayer, LayerStack, layer_schedule
+from fairseq_adaptive.modules import (
+    STRATEGIES,
+    AdminResidual,
+    DecoderLayer,
+    DecoderStack,
+    EncoderLayer,
+    LayerStack,
+    layer_schedule,
+)
+from fairseq_adaptive.modules.halting_rules import RULES, build_halting
 
 INITIALISATIONS = ("default", "admin")
+HALTING_HELP = {
+    "halting": "when a token stops: act (Simoulin and Crabbe, 2021), ut_act (Dehghani et al., 2019), pondernet (Banino "
+    "et al., 2021), saturation (a confidence exit for inference with a model trained without halting); train with "
+    "--criterion ponder_loss (default: none)",
+    "halting_threshold": "sum of halting probabilities at which a token stops, above 0 and at most 1 (default: 0.99, "
+    "with pondernet 0.5)",
+}
 
 
 def add_sharing_args(parser, sides):
@@ -38,10 +54,18 @@ def add_sharing_args(parser, sides):
     )
 
 
+def add_halting_args(parser):
+    """Add the flags of adaptive depth to a model's parser."""
+    parser.add_argument("--halting", choices=RULES, help=HALTING_HELP["halting"])
+    parser.add_argument("--halting-threshold", type=float, metavar="H", help=HALTING_HELP["halting_threshold"])
+
+
 def sharing_architecture(args, sides):
     """Fill in the defaults of layer sharing; the numbers of depths must be set."""
     args.layer_sharing = getattr(args, "layer_sharing", None) or "cycle_rev"
     args.init = getattr(args, "init", None) or "default"
+    args.halting = getattr(args, "halting", None) or "none"
+    args.halting_threshold = getattr(args, "halting_threshold", None)
     for side in sides:
         unique = getattr(args, f"{side}_unique_layers", None)
         if unique is None:
@@ -64,6 +88,10 @@ def sharing_config(args, sides) -> TransformerConfig:
     cfg.init = str(args.init)
     if cfg.init not in INITIALISATIONS:
         raise UsageError(f"unknown --init {cfg.init!r}: choose one of {', '.join(INITIALISATIONS)}")
+    cfg.halting = str(getattr(args, "halting", None) or "none")
+    cfg.halting_threshold = getattr(args, "halting_threshold", None)
+    if cfg.halting != "none" and cfg.cross_self_attention:
+        raise UsageError("--halting cannot be combined with --cross-self-attention: leave one of them out")
     if getattr(cfg, "base_layers", 0):
         raise UsageError("--base-layers cannot be combined with shared layers: leave it out")
     if cfg.offload_activations:
@@ -72,6 +100,8 @@ def sharing_config(args, sides) -> TransformerConfig:
         half = getattr(cfg, side)
         half.unique_layers = getattr(args, f"{side}_unique_layers")
         layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
+        if cfg.halting != "none" and half.layerdrop:
+            raise UsageError(f"--halting decides how many layers run: leave out --{side}-layerdrop")
         if half.layers_to_keep:
             raise UsageError(f"--{side}-layers-to-keep removes layers one by one, but here a layer serves several depths")
         if cfg.init == "admin" and half.normalize_before:
@@ -81,12 +111,13 @@ def sharing_config(args, sides) -> TransformerConfig:
 
 def _build_stack(cfg, side, layers, sublayers):
     half = getattr(cfg, side)
-    return LayerStack(
+    return (DecoderStack if side == "decoder" else LayerStack)(
         layers,
         layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers),
         layerdrop=half.layerdrop,
         residual=AdminResidual(half.layers, sublayers, half.embed_dim) if cfg.init == "admin" else None,
         pass_depth=True,
+        halting=build_halting(cfg.halting, half.embed_dim, cfg.halting_threshold),
     )
 
 
@@ -157,6 +188,12 @@ class SharedTransformerDecoder(TransformerDecoderBase):
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return _wrap(DecoderLayer(cfg, no_encoder_attn), cfg)
+
+    def extract_features(self, *args, alignment_layer=None, **kwargs):
+        if self.layers.halting is not None and alignment_layer is None and not self.training:
+            # with halting all depths are one step of the stack; make_generation_fast_ says who wants the weights
+            alignment_layer = 0 if getattr(self.layers[0], "need_attn", False) else None
+        return super().extract_features(*args, alignment_layer=alignment_layer, **kwargs)
 
     def upgrade_state_dict_named(self, state_dict, name):
         self.layers.fold_state_dict(state_dict, f"{name}.layers.")

@@ -12,6 +12,7 @@ from fairseq_adaptive.models.shared_stack import (
     ExplainsLoading,
     SharedTransformerDecoder,
     SharedTransformerEncoder,
+    add_halting_args,
     add_sharing_args,
     sharing_architecture,
     sharing_config,
@@ -31,6 +32,7 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
     def add_args(cls, parser):
         gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
         add_sharing_args(parser, SIDES)
+        add_halting_args(parser)
 
     @classmethod
     def build_model(cls, args, task):

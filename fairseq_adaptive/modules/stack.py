@@ -1,13 +1,17 @@
 """The stack: M layers that serve N depths."""
 
 import functools
-from typing import Dict, Iterable, Iterator, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.adaptive_run import run_dense, run_packed
 from fairseq_adaptive.modules.admin import AdminResidual
+from fairseq_adaptive.modules.halting import HaltingRule
+from fairseq_adaptive.modules.packed_attention import PackedCrossAttention, PackedSelfAttention, StepSelfAttention
+from fairseq_adaptive.modules.trace import Trace
 
 
 class LayerStack(nn.Module):
@@ -27,9 +31,19 @@ class LayerStack(nn.Module):
             :func:`~fairseq_adaptive.modules.sharing.layer_schedule`
         layerdrop: probability with which a depth is left out in a training step (Fan et al., 2020)
         residual: how the layers add a branch to their input (default: plain addition); one for all depths
+        halting: when a token stops. Then a pass over the stack has one step, which runs all depths
 
     Layers that have caches or residual scales of their own at every depth take the keyword arguments ``depth`` and
     ``residual``; for those pass ``pass_depth=True``.
+
+    Attributes:
+        packed: whether halted tokens are left out of the computation, rather than masked; None: in evaluation without
+            gradients they are
+        every_depth: in training, where the halting rule weighs depths (PonderNet), return the states of all of them,
+            one after the other in the batch
+        recorder: a list that takes the trace of every run with halting, see
+            :func:`~fairseq_adaptive.modules.trace.recording`
+        num_updates: how many updates the model has had
 
     Raises:
         UsageError: (a ValueError) when the schedule names a layer that is not there, or leaves one unused
@@ -42,6 +56,7 @@ class LayerStack(nn.Module):
         layerdrop: float = 0.0,
         residual: Optional[AdminResidual] = None,
         pass_depth: bool = False,
+        halting: Optional[HaltingRule] = None,
     ):
         super().__init__()
         self.unique_layers = 0
@@ -60,6 +75,11 @@ class LayerStack(nn.Module):
         self.layerdrop = layerdrop
         self.residual = residual
         self.pass_depth = pass_depth
+        self.halting = halting
+        self.packed: Optional[bool] = None
+        self.every_depth = False
+        self.recorder: Optional[List[Trace]] = None
+        self.num_updates = 0
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -68,6 +88,9 @@ class LayerStack(nn.Module):
         return self._modules[str(self.schedule[depth])]
 
     def __iter__(self) -> Iterator:
+        if self.halting is not None:
+            yield self
+            return
         profiling = self.training and self.residual is not None and not self.residual.profiled
         if self.training and self.layerdrop > 0 and not profiling:
             kept = (torch.rand(len(self)) > self.layerdrop).tolist()
@@ -81,6 +104,36 @@ class LayerStack(nn.Module):
                 yield layer
         if profiling:
             self.residual.finish_profiling()
+
+    def forward(self, x: Tensor, encoder_padding_mask: Optional[Tensor] = None) -> Tensor:
+        """Run encoder layers until every token has halted.
+
+        Args:
+            x: T x B x C
+            encoder_padding_mask: B x T, true at padding, which has halted from the start
+
+        Returns:
+            T x B x C
+        """
+        if self._packed_now():
+            return run_packed(self, x, encoder_padding_mask, PackedSelfAttention)
+
+        def call(layer, x, depth):
+            return layer(x, encoder_padding_mask, depth=depth, residual=self.residual), None
+
+        return run_dense(self, x, encoder_padding_mask, call)[0]
+
+    def _packed_now(self):
+        return not (self.training or torch.is_grad_enabled()) if self.packed is None else self.packed
+
+    def set_num_updates(self, num_updates: int):
+        """fairseq says before each update how many there were; penalties that change over training read it."""
+        self.num_updates = num_updates
+
+    def record(self, trace: Trace):
+        """Keep the trace of a run where someone wants it."""
+        if self.recorder is not None:
+            self.recorder.append(trace)
 
     def fold_state_dict(self, state_dict: Dict[str, Tensor], prefix: str):
         """Make the weights of an unshared stack of N layers those of this stack, in place, where that loses nothing.
@@ -123,3 +176,52 @@ class LayerStack(nn.Module):
 
     def extra_repr(self) -> str:
         return f"schedule=({' '.join(map(str, self.schedule))})"
+
+
+class DecoderStack(LayerStack):
+    """:class:`LayerStack` of decoder layers."""
+
+    def forward(
+        self,
+        x: Tensor,
+        encoder_out: Optional[Tensor] = None,
+        encoder_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[Dict] = None,
+        self_attn_mask: Optional[Tensor] = None,
+        self_attn_padding_mask: Optional[Tensor] = None,
+        need_attn: bool = False,
+        need_head_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor], None]:
+        """Run decoder layers until every token has halted.
+
+        Arguments and results are those of :class:`~fairseq_adaptive.modules.DecoderLayer`; the attention weights, H x B
+        x T x S, are those of the last depth of every token.
+        """
+        where = (x, self_attn_padding_mask)
+        need_weights = (need_attn or need_head_weights) and not self.training
+        if incremental_state is None and not self._packed_now():
+
+            def call(layer, x, depth):
+                x, weights, _ = layer(
+                    x,
+                    encoder_out,
+                    encoder_padding_mask,
+                    self_attn_mask=self_attn_mask,
+                    self_attn_padding_mask=self_attn_padding_mask,
+                    need_head_weights=need_weights,
+                    depth=depth,
+                    residual=self.residual,
+                )
+                return x, weights if need_weights else None
+
+            return (*run_dense(self, *where, call), None)
+        if incremental_state is None:
+            attention = functools.partial(PackedSelfAttention, causal=self_attn_mask is not None)
+        else:
+            attention = functools.partial(StepSelfAttention, incremental_state=incremental_state)
+        cross = None
+        if encoder_out is not None and self[0].encoder_attn is not None:
+            size = (x.size(0), x.size(1))
+            cross = PackedCrossAttention(encoder_out, encoder_padding_mask, incremental_state, need_weights, *size)
+        x = run_packed(self, *where, attention, cross)
+        return x, None if cross is None else cross.head_weights(), None

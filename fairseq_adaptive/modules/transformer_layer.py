@@ -12,6 +12,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor
 
 from fairseq_adaptive.modules.cached_attention import CachedAttention
+from fairseq_adaptive.modules.tape import GatedMLP
 
 
 def _sublayer(layer, x, index, norm, function, depth, residual, padding_mask, skip_weight=None):
@@ -29,8 +30,16 @@ class EncoderLayer(TransformerEncoderLayerBase):
     """Self-attention and feed-forward at one of the depths of a stack.
 
     Args:
-        cfg: :class:`fairseq.models.transformer.TransformerConfig`
+        cfg: :class:`fairseq.models.transformer.TransformerConfig`; where it has a ``tape_ffn_embed_dim``, tape tokens
+            get a second feed-forward of that width (Xue et al., 2023, section 3.3)
     """
+
+    def __init__(self, cfg, return_fc=False):
+        super().__init__(cfg, return_fc)
+        tape_ffn_embed_dim = getattr(cfg, "tape_ffn_embed_dim", 0)
+        self.tape_ffn = None
+        if tape_ffn_embed_dim:
+            self.tape_ffn = GatedMLP(self.embed_dim, tape_ffn_embed_dim, cfg.activation_dropout)
 
     def forward(
         self,
@@ -39,6 +48,8 @@ class EncoderLayer(TransformerEncoderLayerBase):
         attn_mask: Optional[Tensor] = None,
         depth: int = 0,
         residual: Optional[Callable] = None,
+        tape_len: int = 0,
+        self_attention: Optional[Callable] = None,
     ) -> Tensor:
         """
         Args:
@@ -47,6 +58,8 @@ class EncoderLayer(TransformerEncoderLayerBase):
             attn_mask: T x T, true (or non-zero) where the query of a row must not see the key of a column
             depth: at which depth the layer runs
             residual: ``residual(branch, x, depth, sublayer, padding_mask)``, default ``x + branch``
+            tape_len: how many states at the end are tape tokens, which a ``tape_ffn`` serves where there is one
+            self_attention: takes the place of ``self_attn`` in a packed run, where ``x`` is R x C: R x C -> R x C
 
         Returns:
             T x B x C
@@ -59,11 +72,16 @@ class EncoderLayer(TransformerEncoderLayerBase):
             return x
 
         def feed_forward(x):
-            return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
+            if tape_len and self.tape_ffn is not None:
+                return torch.cat((self._feed_forward(x[:-tape_len]), self.tape_ffn(x[-tape_len:])))
+            return self._feed_forward(x)
 
         where = (depth, residual, encoder_padding_mask)
-        x = _sublayer(self, x, 0, self.self_attn_layer_norm, attend, *where)
+        x = _sublayer(self, x, 0, self.self_attn_layer_norm, self_attention or attend, *where)
         return _sublayer(self, x, 1, self.final_layer_norm, feed_forward, *where)
+
+    def _feed_forward(self, x):
+        return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
 
 
 class DecoderLayer(TransformerDecoderLayerBase):
@@ -115,6 +133,8 @@ class DecoderLayer(TransformerDecoderLayerBase):
         need_head_weights: bool = False,
         depth: int = 0,
         residual: Optional[Callable] = None,
+        self_attention: Optional[Callable] = None,
+        cross_attention: Optional[Callable] = None,
     ) -> Tuple[Tensor, Optional[Tensor], None]:
         """
         Args:
@@ -128,6 +148,8 @@ class DecoderLayer(TransformerDecoderLayerBase):
             need_head_weights: return them for each head, H x B x T x S
             depth: at which depth the layer runs
             residual: ``residual(branch, x, depth, sublayer, padding_mask)``, default ``x + branch``
+            self_attention: takes the place of ``self_attn`` in a packed run, where ``x`` is R x C: R x C -> R x C
+            cross_attention: likewise of ``encoder_attn``
 
         Returns:
             T x B x C, cross-attention weights or None, None (fairseq's place for ONNX states)
@@ -135,6 +157,8 @@ class DecoderLayer(TransformerDecoderLayerBase):
         weights = None
 
         def attend(x):
+            if self_attention is not None:
+                return self._scale_attention(self_attention(x))
             return self._self_attention(
                 x, encoder_out, encoder_padding_mask, incremental_state, self_attn_mask, self_attn_padding_mask, depth
             )
@@ -147,8 +171,8 @@ class DecoderLayer(TransformerDecoderLayerBase):
                 encoder_out,
                 encoder_padding_mask,
                 incremental_state=incremental_state,
-                # without a cache nothing is static, and fairseq's attention takes its fused path
-                static_kv=incremental_state is not None,
+                # without a cache nothing is static, and fairseq's attention takes its fused path, which averages heads
+                static_kv=incremental_state is not None or (need_head_weights and not self.training),
                 need_weights=need_attn or need_head_weights or (not self.training and self.need_attn),
                 need_head_weights=need_head_weights,
             )
@@ -162,8 +186,8 @@ class DecoderLayer(TransformerDecoderLayerBase):
 
         where = (depth, residual, self_attn_padding_mask)
         sublayers = [(self.self_attn_layer_norm, attend)]
-        if self.encoder_attn is not None and encoder_out is not None:
-            sublayers.append((self.encoder_attn_layer_norm, attend_encoder))
+        if self.encoder_attn is not None and (encoder_out is not None or cross_attention is not None):
+            sublayers.append((self.encoder_attn_layer_norm, cross_attention or attend_encoder))
         for index, (norm, function) in enumerate(sublayers):
             x = _sublayer(self, x, index, norm, function, *where)
         x = _sublayer(self, x, len(sublayers), self.final_layer_norm, feed_forward, *where, skip_weight=self.w_resid)
@@ -172,7 +196,7 @@ class DecoderLayer(TransformerDecoderLayerBase):
     def _self_attention(self, x, encoder_out, encoder_padding_mask, incremental_state, mask, padding_mask, depth):
         cache = None
         if incremental_state is not None:
-            cache = incremental_state.setdefault(self._cache_prefix() + str(depth), {})
+            cache = self.depth_cache(incremental_state, depth)
         keys = x
         if self.cross_self_attention and "prev_key" not in self.self_attn._get_input_buffer(cache):
             # Peitz et al. (2019): one attention over source and target; in decoding the cache holds the source
@@ -186,9 +210,16 @@ class DecoderLayer(TransformerDecoderLayerBase):
         x, _ = self.self_attn(
             x, keys, keys, padding_mask, incremental_state=cache, need_weights=False, attn_mask=mask
         )
+        return self._scale_attention(x)
+
+    def _scale_attention(self, x):
         if self.c_attn is not None:
             x = (x.unflatten(-1, (self.nh, self.head_dim)) * self.c_attn.unsqueeze(-1)).flatten(-2)
         return x if self.attn_ln is None else self.attn_ln(x)
+
+    def depth_cache(self, incremental_state: Dict, depth: int) -> Dict:
+        """The self-attention cache of a depth, which is put there when it is first asked for."""
+        return incremental_state.setdefault(self._cache_prefix() + str(depth), {})
 
     def _cache_prefix(self) -> str:
         return self.self_attn._get_full_incremental_state_key("depth.")

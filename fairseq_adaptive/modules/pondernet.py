@@ -1,0 +1,91 @@
+"""PonderNet: learning to ponder (Banino et al., 2021)."""
+
+import torch
+from torch import Tensor
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.halting import LearnedHalting, Verdict, check_threshold, upcast, where_token
+
+
+class PonderNet(LearnedHalting):
+    """PonderNet (Banino et al., 2021): a distribution over depths, p_n = l_n prod_{j<n} (1 - l_j), the last l being 1.
+
+    In training every token runs through all depths, and the loss is the expectation under p_n. A module whose outputs
+    have no loss of their own, a translation encoder, returns the expected state. In evaluation, where the paper
+    samples, a token halts at the median of its distribution: at the first depth where the probability to have halted
+    reaches the threshold.
+
+    Args:
+        dim: C, width of the states
+        threshold: in (0, 1], 0.5 is the median
+        bias: of the halting unit at the start
+
+    Raises:
+        UsageError: for a threshold outside (0, 1]
+    """
+
+    def __init__(self, dim: int, threshold: float = 0.5, bias: float = -1.0):
+        super().__init__(dim, bias)
+        self.threshold = check_threshold(threshold)
+
+    @property
+    def weighs_depths(self):
+        return self.training
+
+    def start(self, x):
+        dtype = upcast(x[..., :0]).dtype
+        carry = {"survival": torch.ones(x.shape[:-1], device=x.device, dtype=dtype)}
+        if self.training:
+            carry["expected"] = torch.zeros_like(x, dtype=dtype)
+        return carry
+
+    def step(self, before, after, carry, running, last):
+        halting = self.probability(after)
+        if last:
+            halting = torch.ones_like(halting)
+        p = carry["survival"] * halting
+        survival = carry["survival"] * (1 - halting)
+        state = where_token(running, after, before)
+        if self.training:
+            expected = carry["expected"] + p.unsqueeze(-1) * state
+            return Verdict(state, {"survival": survival, "expected": expected}, running, p)
+        stops = running & (1 - survival >= self.threshold)
+        return Verdict(state, {"survival": torch.where(running, survival, carry["survival"])}, running & ~stops, p)
+
+    def output(self, state, carry):
+        return carry["expected"].to(state.dtype) if "expected" in carry else state
+
+    def extra_repr(self):
+        return f"threshold={self.threshold}"
+
+
+def truncated_geometric(rate: float, limit: int) -> Tensor:
+    """Geometric prior over the depths 1 ... ``limit``, cut off there and renormalised (Banino et al., Section 2.3).
+
+    Args:
+        rate: lambda_p, in (0, 1); without the cut its mean is 1 / rate
+
+    Returns:
+        ``limit`` probabilities, float64
+
+    Raises:
+        UsageError: for a rate outside (0, 1)
+    """
+    if not 0 < rate < 1:
+        raise UsageError(f"a geometric prior of rate {rate} is impossible: it must lie between 0 and 1")
+    p = rate * (1 - rate) ** torch.arange(limit, dtype=torch.float64)
+    return p / p.sum()
+
+
+def prior_divergence(distribution: Tensor, prior: Tensor) -> Tensor:
+    """KL(p || prior) of every token, the direction of the paper's Equation 2.
+
+    Args:
+        distribution: N x ..., sums to 1 over the first dimension
+        prior: N
+
+    Returns:
+        ...
+    """
+    log_prior = prior.to(distribution).log().view(-1, *[1] * (distribution.dim() - 1))
+    return (torch.xlogy(distribution, distribution.clamp_min(1e-30)) - distribution * log_prior).sum(0)

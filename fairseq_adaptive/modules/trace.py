@@ -1,0 +1,105 @@
+"""What a run of the stack did with every token; losses, metrics, reports and pictures read it and nothing else."""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Dict, Iterator, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Step:
+    """One depth of a run. Tensors are B x T; what a mechanism does not decide is None.
+
+    Attributes:
+        layer: which unique layer ran
+        alive: true where the token was computed
+        kind: which kind of block ran
+        kept: true where a router let the token pass
+        halted: true where the token stopped after this depth
+        probability: what its decision was drawn from: the halting or keeping probability, with gradient in training
+        tape: B, how many tape tokens were there
+    """
+
+    layer: int
+    alive: Tensor
+    kind: str = "layer"
+    kept: Optional[Tensor] = None
+    halted: Optional[Tensor] = None
+    probability: Optional[Tensor] = None
+    tape: Optional[Tensor] = None
+
+
+@dataclass
+class Trace:
+    """One run of a stack.
+
+    Attributes:
+        tokens: B x T, true at tokens, false at padding, which never counts
+        limit: N, how many depths the stack has
+        steps: the depths that ran, in order
+        remainders: B x T, ACT's remainder (Graves, 2016), 0 at padding and where a token reached the limit
+        distribution: N x B x T, PonderNet's probability that a token halts at each depth, with gradient; in training
+    """
+
+    tokens: Tensor
+    limit: int
+    steps: List[Step] = field(default_factory=list)
+    remainders: Optional[Tensor] = None
+    distribution: Optional[Tensor] = None
+
+    @property
+    def updates(self) -> Tensor:
+        """B x T, at how many depths each token was computed; 0 at padding."""
+        if self.distribution is not None:  # every depth was computed, to be weighted
+            depths = torch.arange(1, self.limit + 1, device=self.tokens.device, dtype=self.distribution.dtype)
+            return torch.einsum("nbt,n->bt", self.distribution.detach(), depths) * self.tokens
+        return sum((step.alive.long() for step in self.steps), torch.zeros_like(self.tokens, dtype=torch.long))
+
+    def at_limit(self) -> Tensor:
+        """How many tokens were still running after the last depth, or were expected to run there; a scalar."""
+        if self.distribution is not None:
+            return (self.distribution[-1].detach() * self.tokens).sum()
+        if len(self.steps) < self.limit or self.steps[-1].halted is None:
+            return torch.zeros((), device=self.tokens.device)
+        return (self.steps[-1].alive & ~self.steps[-1].halted).sum().float()
+
+    def ponder_cost(self) -> Tensor:
+        """Sum of n + r over the tokens (Graves, 2016), a scalar; the gradient comes through the remainders."""
+        cost = self.updates.sum().float()
+        return cost if self.remainders is None else cost + (self.remainders * self.tokens).sum()
+
+    def reluctance(self) -> Tensor:
+        """Minus the sum of the logits of p over all updates of all tokens, a scalar. Unlike that of the ponder cost its
+        gradient reaches the halting unit also where tokens halt at once (remainder 1) or never (remainder 0)."""
+        return -sum((step.probability.logit(eps=1e-6) * step.alive).sum() for step in self.steps)
+
+    def histogram(self) -> Tensor:
+        """N, how many tokens took 1 ... N updates; in PonderNet's training as expected."""
+        if self.distribution is not None:
+            return (self.distribution.detach() * self.tokens).sum((1, 2))
+        return torch.bincount(self.updates[self.tokens], minlength=self.limit + 1)[1:].float()
+
+
+@contextlib.contextmanager
+def recording(model: nn.Module) -> Iterator[Dict[str, List[Trace]]]:
+    """Collect the traces of all runs within the ``with`` block::
+
+        with recording(model) as traces:
+            model(**batch)
+        traces["encoder.layers"][0].updates  # B x T
+
+    Yields:
+        for every module that keeps a ``recorder`` its traces, by the module's name
+    """
+    recorders = {name: module for name, module in model.named_modules() if hasattr(module, "recorder")}
+    before = {name: module.recorder for name, module in recorders.items()}
+    traces = {name: [] for name in recorders}
+    try:
+        for name, module in recorders.items():
+            module.recorder = traces[name]
+        yield traces
+    finally:
+        for name, module in recorders.items():
+            module.recorder = before[name]

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""What halting saves: packed against dense runs of one ALBERT-ACT, and against the public code, same random weights.
+
+The saving in wall-clock is that of dense over packed; the arithmetic saving counts multiplications of matrices. Run
+with --peer in an environment that has transformers 4.23, which the public code needs.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import describe
+from torch.utils.flop_counter import FlopCounterMode
+
+from fairseq_adaptive.hub import AlbertActModel
+from fairseq_adaptive.interop.albert_act import FIXED, NAMES, numbered_dictionary, read_config
+from fairseq_adaptive.models.albert_act import AlbertActModel as FairseqModel
+
+SHAPE = {"embedding_size": 128, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+
+
+def build(args):
+    """Our model, and the published names of its weights."""
+    config = {**FIXED, **SHAPE, "vocab_size": 1000, "num_hidden_layers": args.layers, "hidden_act": "gelu",
+              "max_position_embeddings": args.tokens, "act_epsilon": 0.01, "hidden_dropout_prob": 0.0,
+              "attention_probs_dropout_prob": 0.0, "classifier_dropout_prob": 0.0}
+    torch.manual_seed(args.seed)
+    task = argparse.Namespace(source_dictionary=numbered_dictionary(config["vocab_size"]))
+    model = FairseqModel.build_model(argparse.Namespace(**read_config(config)), task)
+    unit = model.encoder.layers.halting.unit
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    torch.nn.init.normal_(unit.weight, std=1.2 * unit.in_features**-0.5)
+    torch.nn.init.constant_(unit.bias, args.halting_bias)
+    return config, AlbertActModel(config, model).eval().to(args.device)
+
+
+def build_peer(folder, config, ours):
+    """The public model with our weights, from a checkout of its repository."""
+    path = Path(folder) / "act" / "hf" / "modeling_albert_act.py"
+    spec = importlib.util.spec_from_file_location("public_albert_act", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    from transformers import AlbertConfig
+
+    peer = module.AlbertActModel(AlbertConfig(**config)).eval()
+    back, state = ours._fairseq_ids, ours.model.state_dict()
+    weights = {theirs: state[name] for name, theirs in NAMES.items() if "_head." not in name}
+    weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][back]
+    missing = peer.load_state_dict(weights, strict=False).missing_keys
+    assert missing == ["embeddings.position_ids"], missing
+    return peer
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--peer", metavar="FOLDER", help="checkout of AntoineSimoulin/adaptive-depth-transformers")
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=128, help="of every sequence")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--halting-bias", type=float, default=-2.2, help="of the halting unit: the lower, the deeper")
+    parser.add_argument("--rounds", type=int, default=5, help="how often all are measured in turn")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    describe(args)
+    config, model = build(args)
+    stack = model.model.encoder.layers
+    peer = build_peer(args.peer, config, model) if args.peer else None
+
+    def forward(kind, ids):
+        if kind == "public":
+            return peer(ids)
+        stack.packed = kind == "packed"
+        return model(ids)
+
+    def measure(kind, ids):
+        start = time.perf_counter()
+        forward(kind, ids)
+        if ids.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for batch in args.batch_sizes:
+        ids = torch.randint(4, config["vocab_size"], (batch, args.tokens), device=args.device)
+        kinds = ["dense", "packed"] + ["public"] * bool(peer)
+        outputs, flops = {}, {}
+        for kind in kinds:  # checks, and warms up
+            with FlopCounterMode(display=False) as counter:
+                outputs[kind] = forward(kind, ids)
+            flops[kind] = counter.get_total_flops()
+        updates = outputs["dense"].updates
+        for kind in kinds[1:]:
+            difference = (outputs[kind].last_hidden_state - outputs["dense"].last_hidden_state).abs().max()
+            theirs = outputs[kind].updates
+            theirs = theirs[0, 0] if kind == "public" else theirs  # the public code returns copies, 1 x 1 x B x T
+            print(f"batch {batch}: {kind} differs from dense by {float(difference):.1e}, updates equal: "
+                  f"{torch.equal(theirs.long().view_as(updates), updates)}")
+        rounds = [{kind: measure(kind, ids) for kind in kinds} for _ in range(args.rounds)]
+        seconds = {kind: statistics.median(each[kind] for each in rounds) for kind in kinds}
+        saving = statistics.median(each["dense"] / each["packed"] for each in rounds)
+        arithmetic = flops["dense"] / flops["packed"]
+        print(f"batch {batch}: mean depth {updates.double().mean():.2f} of {int(updates.max())}; "
+              + ", ".join(f"{kind} {value:.2f} s" for kind, value in seconds.items())
+              + f"; saving in time {saving:.2f}, in arithmetic {arithmetic:.2f}, ratio {saving / arithmetic:.2f}"
+              + (f"; public / packed {seconds['public'] / seconds['packed']:.2f}" if peer else ""), flush=True)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
