@@ -2,6 +2,7 @@
 """Converts a model folder of another library (config.json and weights) to OUT/checkpoint.pt and OUT/dict.txt."""
 
 import argparse
+import os
 
 import fairseq_adaptive  # noqa: F401  registers models, one line for an error
 from fairseq_adaptive.interop.conversion import FORMATS, find_format, write_folder
@@ -12,7 +13,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, add_help=False)
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="what the folder holds")
     parser.add_argument("--input", required=True, metavar="FOLDER", help="config.json with model.safetensors or "
-                        "pytorch_model.bin")
+                        "pytorch_model.bin; with --format albert_act also a checkpoint of fairseq, to go back")
     parser.add_argument("--output", required=True, metavar="OUT", help="the new folder; must not exist")
     chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chosen.add_argument("--format", choices=sorted(FORMATS))
@@ -23,7 +24,12 @@ def main():
     args = parser.parse_args()
 
     require_new(args.output)
-    state, dictionary = find_format(args.format).convert(args)
+    module = find_format(args.format)
+    if os.path.isfile(args.input) and hasattr(module, "convert_back"):
+        module.convert_back(args)
+        print(f"wrote {args.output}")
+        return
+    state, dictionary = module.convert(args)
     write_folder(state, dictionary, args.output)
     print(f"wrote {args.output}/checkpoint.pt and {args.output}/dict.txt ({len(dictionary)} entries)")
 

@@ -1,0 +1,234 @@
+"""ALBERT-ACT as published on Hugging Face (asi/albert-act-base and its kin) to ``albert_act``, and back.
+
+The published models number their pieces ``<pad>`` 0, ``<unk>`` 1, ``[CLS]`` 2, ``[SEP]`` 3; fairseq's dictionaries
+begin with ``<s>``, ``<pad>``, ``</s>`` and ``<unk>``. So these four rows move, ``[MASK]`` becomes ``<mask>``, and all others
+stay where they are.
+"""
+
+import json
+import os
+import tempfile
+from argparse import Namespace
+from typing import Any, Dict, List, Tuple
+
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options, require_new
+from fairseq_adaptive.interop.conversion import Weights, new_state, read_folder
+from fairseq_adaptive.models.albert_act import AlbertActEncoder, albert_act_base
+
+PREFIX = "albert."
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
+SPECIAL = {"pad_token_id": 0, "unk_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+
+# fairseq's flags by the names in config.json
+FLAGS = {
+    "num_hidden_layers": "encoder_layers",
+    "embedding_size": "encoder_input_dim",
+    "hidden_size": "encoder_embed_dim",
+    "intermediate_size": "encoder_ffn_embed_dim",
+    "num_attention_heads": "encoder_attention_heads",
+    "max_position_embeddings": "max_positions",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "classifier_dropout_prob": "pooler_dropout",
+}
+# what cannot be expressed otherwise
+FIXED = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "num_hidden_groups": 1, "inner_group_num": 1,
+         "position_embedding_type": "absolute"}
+
+_LAYER = "encoder.albert_layer."
+_MODULES = {
+    "encoder.layernorm_embedding": "embeddings.LayerNorm",
+    "encoder.project_in_dim": "encoder.embedding_hidden_mapping_in",
+    "encoder.layers.0.self_attn.q_proj": _LAYER + "attention.query",
+    "encoder.layers.0.self_attn.k_proj": _LAYER + "attention.key",
+    "encoder.layers.0.self_attn.v_proj": _LAYER + "attention.value",
+    "encoder.layers.0.self_attn.out_proj": _LAYER + "attention.dense",
+    "encoder.layers.0.self_attn_layer_norm": _LAYER + "LayerNorm",
+    "encoder.layers.0.fc1": _LAYER + "ffn",
+    "encoder.layers.0.fc2": _LAYER + "ffn_output",
+    "encoder.layers.0.final_layer_norm": _LAYER + "full_layer_layer_norm",
+    "encoder.layers.halting.unit": _LAYER + "act.dense",
+    "encoder.pooler": "pooler",
+    "encoder.lm_head.dense": "predictions.dense",
+    "encoder.lm_head.layer_norm": "predictions.LayerNorm",
+    "encoder.sentence_order_head": "sop_classifier.classifier",
+}
+NAMES = {
+    "encoder.embed_tokens.weight": "embeddings.word_embeddings.weight",
+    "encoder.embed_positions.weight": "embeddings.position_embeddings.weight",
+    "encoder.embed_segments.weight": "embeddings.token_type_embeddings.weight",
+    **{f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in _MODULES.items() for kind in ("weight", "bias")},
+    "encoder.lm_head.bias": "predictions.bias",
+}
+BY_WORD = ("encoder.embed_tokens.weight", "encoder.lm_head.bias")
+TIED = "encoder.lm_head.weight"  # with the embeddings
+_HEADS = ("encoder.lm_head.", "encoder.sentence_order_head.")
+
+
+def add_args(parser) -> None:
+    parser.add_argument("--spm", metavar="FILE", help="the SentencePiece model (default: spiece.model in the folder)")
+
+
+def convert(args) -> Tuple[Dict[str, Any], Dictionary]:
+    """Return the state of a checkpoint and its dictionary.
+
+    Args:
+        args: ``input`` (folder) and ``spm``
+
+    Raises:
+        UsageError: when files are missing, do not fit each other, or hold what ``albert_act`` cannot express
+    """
+    config, tensors = read_folder(args.input)
+    options = read_config(config)
+    spm = args.spm or os.path.join(args.input, "spiece.model")
+    dictionary = dictionary_of(read_pieces(spm), config, spm)
+    flags = ["--task", "masked_lm", "--arch", "albert_act_base", "--cpu"]
+    for name, value in options.items():
+        flags += ["--" + name.replace("_", "-"), value]
+    return new_state(flags, convert_weights(tensors, config)), dictionary
+
+
+def read_config(config: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the flags of ``albert_act`` that ``config.json`` amounts to.
+
+    Raises:
+        UsageError: when something is missing or cannot be expressed
+    """
+    for name, value in FIXED.items():
+        if config.get(name, value) != value:
+            raise UsageError(f"config.json says {name} {config[name]}, but only {value} can be converted")
+    lacking = [name for name in ("vocab_size", "act_epsilon", *FLAGS) if name not in config]
+    if lacking:
+        raise UsageError(f"config.json lacks {', '.join(lacking)}: is it that of an ALBERT-ACT?")
+    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
+        raise UsageError(f"config.json says hidden_act {config['hidden_act']}: known are {', '.join(ACTIVATIONS)}")
+    return {
+        **{flag: config[name] for name, flag in FLAGS.items()},
+        "activation_fn": ACTIVATIONS[config.get("hidden_act", "gelu")],
+        "halting": "act",
+        "halting_threshold": 1.0 - config["act_epsilon"],
+    }
+
+
+def row_order(config: Dict[str, Any]) -> List[int]:
+    """The published number of each entry of fairseq's dictionary."""
+    first = [config.get(f"{name}_token_id", SPECIAL[f"{name}_token_id"]) for name in ("bos", "pad", "eos", "unk")]
+    return first + [number for number in range(config["vocab_size"]) if number not in first]
+
+
+def read_pieces(spm) -> List[str]:
+    """The pieces of a SentencePiece model, in order.
+
+    Raises:
+        UsageError: when it is missing or none
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    if not os.path.isfile(spm):
+        raise UsageError(f"there is no SentencePiece model {spm}: name it with --spm")
+    try:
+        processor = SentencePieceProcessor(model_file=os.fspath(spm))
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{spm} is no SentencePiece model: {' '.join(str(error).split())}") from error
+    return [processor.id_to_piece(number) for number in range(processor.get_piece_size())]
+
+
+def dictionary_of(pieces: List[str], config: Dict[str, Any], name: str) -> Dictionary:
+    """fairseq's dictionary of a published vocabulary.
+
+    Raises:
+        UsageError: when the tokenizer is not that of the model
+    """
+    if len(pieces) != config["vocab_size"]:
+        raise UsageError(f"{name} has {len(pieces)} pieces, but the model a vocabulary of {config['vocab_size']}: "
+                         "it is not the tokenizer of this model")
+    dictionary = Dictionary()
+    for number in row_order(config)[4:]:
+        dictionary.add_symbol("<mask>" if pieces[number] == "[MASK]" else pieces[number])
+    if len(dictionary) != len(pieces):
+        raise UsageError(f"{name} has pieces that fairseq's dictionary holds already, such as <s>: it is not the "
+                         "tokenizer of this model")
+    return dictionary
+
+
+def convert_weights(tensors: Dict[str, Tensor], config: Dict[str, Any]) -> Dict[str, Tensor]:
+    """Published weights under the names of ``albert_act``; heads that the file lacks start anew.
+
+    Args:
+        tensors: as published, of the body alone (``AlbertActModel``) or with the heads of pretraining
+        config: ``config.json``
+
+    Raises:
+        UsageError: when weights are missing or do not fit ``config.json``
+    """
+    source, order = Weights(tensors, PREFIX), torch.tensor(row_order(config))
+    shapes = _shapes(config)
+    weights = {}
+    for ours, theirs in NAMES.items():
+        if ours.startswith(_HEADS) and theirs not in source:
+            tensor = torch.ones(shapes[ours]) if "layer_norm.weight" in ours else torch.zeros(shapes[ours])
+            weights[ours] = tensor.normal_(std=0.02) if tensor.dim() == 2 else tensor
+            continue
+        tensor = source.take(theirs, *shapes[ours])
+        weights[ours] = tensor[order] if ours in BY_WORD else tensor.clone()
+    weights[TIED] = weights[BY_WORD[0]]
+    return weights
+
+
+def _shapes(config):
+    args = Namespace(**read_config(config))
+    albert_act_base(args)
+    with torch.device("meta"):
+        encoder = AlbertActEncoder(args, numbered_dictionary(config["vocab_size"]))
+    return {f"encoder.{name}": tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+
+
+def numbered_dictionary(size: int) -> Dictionary:
+    """A dictionary whose words have no names."""
+    dictionary = Dictionary()
+    for number in range(len(dictionary), size):
+        dictionary.add_symbol(f"piece{number}")
+    return dictionary
+
+
+def convert_back(args) -> None:
+    """Write a checkpoint of ``albert_act`` as a folder in the published layout: ``config.json``, ``pytorch_model.bin``.
+
+    Args:
+        args: ``input`` (a fairseq checkpoint) and ``output`` (the new folder)
+
+    Raises:
+        UsageError: for a checkpoint of another model or halting rule, or when the output exists
+    """
+    output, state = require_new(args.output), load_checkpoint(args.input)
+    options = model_options(state)
+    if not str(options["_name"]).startswith("albert_act") or options.get("halting") != "act":
+        raise UsageError(f"{args.input} is no albert_act model with --halting act, which alone fits that layout")
+    weights = state["model"]
+    config = {name: options[flag] for name, flag in FLAGS.items()}
+    config.update(FIXED, **SPECIAL, vocab_size=weights[BY_WORD[0]].size(0), model_type="albert_act")
+    threshold = options.get("halting_threshold")
+    config["act_epsilon"] = round(1 - (0.99 if threshold is None else threshold), 10)
+    names = {flag: name for name, flag in ACTIVATIONS.items()}
+    config["hidden_act"] = names.get(options["activation_fn"])
+    if config["hidden_act"] is None:
+        raise UsageError(f"--activation-fn {options['activation_fn']} does not fit the published layout")
+    back = torch.tensor(row_order(config)).argsort()
+    tensors = {}
+    for ours, theirs in NAMES.items():
+        tensor = weights[ours][back] if ours in BY_WORD else weights[ours].clone()
+        tensors[(theirs if theirs.startswith(("predictions", "sop_")) else PREFIX + theirs)] = tensor
+    tensors["predictions.decoder.weight"] = tensors[PREFIX + NAMES[BY_WORD[0]]]
+    tensors["predictions.decoder.bias"] = tensors["predictions.bias"]
+    with tempfile.TemporaryDirectory(prefix=".convert", dir=os.path.dirname(os.path.abspath(output))) as scratch:
+        made = os.path.join(scratch, "made")
+        os.mkdir(made)
+        with open(os.path.join(made, "config.json"), "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=2)
+        torch.save(tensors, os.path.join(made, "pytorch_model.bin"))
+        os.rename(made, output)

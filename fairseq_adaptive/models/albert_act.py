@@ -1,0 +1,236 @@
+"""ALBERT-ACT, one layer applied as often as each token needs: ``--arch albert_act_base`` and its kin.
+
+Simoulin and Crabbe, *How Many Layers and Why? An Analysis of the Model Depth in Transformers* (ACL-SRW 2021).
+"""
+
+from argparse import Namespace
+
+import torch
+from fairseq.models import FairseqEncoder, register_model, register_model_architecture
+from fairseq.models.roberta import RobertaModel
+from fairseq.models.transformer import TransformerConfig
+from fairseq.utils import get_activation_fn, get_available_activation_fns
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn import functional as F
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.shared_stack import ExplainsLoading, add_halting_args
+from fairseq_adaptive.modules import EncoderLayer, LayerStack
+from fairseq_adaptive.modules.halting_rules import build_halting
+
+LAYER_NORM_EPS = 1e-12  # of ALBERT
+
+INTEGERS = {
+    "encoder-layers": ("N", "how often the layer is applied at most"),
+    "encoder-input-dim": ("E", "width of the embeddings, which are projected to that of the layer"),
+    "encoder-embed-dim": ("C", "width of the layer"),
+    "encoder-ffn-embed-dim": ("F", "inner width of its feed-forward block"),
+    "encoder-attention-heads": ("A", "number of its attention heads"),
+    "max-positions": ("T", "longest sequence (default: --tokens-per-sample)"),
+}
+PROBABILITIES = {
+    "dropout": "dropout probability",
+    "attention-dropout": "dropout probability of attention weights",
+    "activation-dropout": "dropout probability within the feed-forward block",
+    "pooler-dropout": "dropout probability in classification heads",
+}
+
+
+class MaskedLMHead(nn.Module):
+    """Scores of all words, through the width of the embeddings, whose matrix is the output projection.
+
+    Args:
+        embed_dim: C
+        weight: V x E, the embedding matrix
+        activation_fn: name of the activation
+    """
+
+    def __init__(self, embed_dim: int, weight: nn.Parameter, activation_fn: str):
+        super().__init__()
+        self.dense = nn.Linear(embed_dim, weight.size(1))
+        self.activation_fn = get_activation_fn(activation_fn)
+        self.layer_norm = nn.LayerNorm(weight.size(1), eps=LAYER_NORM_EPS)
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(weight.size(0)))
+
+    def forward(self, features, masked_tokens=None):
+        """B x T x C to B x T x V, or with ``masked_tokens`` (B x T, boolean) to M x V, the scores where it is true."""
+        if masked_tokens is not None:
+            features = features[masked_tokens]
+        features = self.layer_norm(self.activation_fn(self.dense(features)))
+        return F.linear(features, self.weight, self.bias)
+
+
+class AlbertActEncoder(FairseqEncoder):
+    """Factorised embeddings, one layer run under a halting rule, and the heads of pretraining.
+
+    Args:
+        args: flags of the model
+        dictionary: of the source
+
+    Raises:
+        UsageError: when flags contradict each other
+    """
+
+    def __init__(self, args, dictionary):
+        super().__init__(dictionary)
+        if args.encoder_layers < 1:
+            raise UsageError(f"--encoder-layers {args.encoder_layers} is impossible: a model has at least 1 layer")
+        if args.encoder_embed_dim % args.encoder_attention_heads:
+            raise UsageError(
+                f"--encoder-embed-dim {args.encoder_embed_dim} cannot be divided among {args.encoder_attention_heads} "
+                "heads: choose another --encoder-attention-heads"
+            )
+        self.max_source_positions, self.padding_idx = args.max_positions, dictionary.pad()
+        width = args.encoder_input_dim
+        self.embed_tokens = nn.Embedding(len(dictionary), width, self.padding_idx)
+        self.embed_positions = nn.Embedding(args.max_positions, width)
+        self.embed_segments = nn.Embedding(2, width)
+        self.layernorm_embedding = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.dropout_module = nn.Dropout(args.dropout)
+        self.project_in_dim = nn.Linear(width, args.encoder_embed_dim)
+        layer = EncoderLayer(TransformerConfig.from_namespace(args))
+        layer.self_attn_layer_norm.eps = layer.final_layer_norm.eps = LAYER_NORM_EPS
+        self.layers = LayerStack(
+            [layer],
+            (0,) * args.encoder_layers,
+            pass_depth=True,
+            halting=build_halting(args.halting, args.encoder_embed_dim, args.halting_threshold),
+        )
+        self.pooler = nn.Linear(args.encoder_embed_dim, args.encoder_embed_dim)
+        self.lm_head = MaskedLMHead(args.encoder_embed_dim, self.embed_tokens.weight, args.activation_fn)
+        self.sentence_order_head = nn.Linear(args.encoder_embed_dim, 2)
+
+    def forward(
+        self,
+        src_tokens,
+        features_only=False,
+        return_all_hiddens=False,
+        masked_tokens=None,
+        segments=None,
+        padding_mask=None,
+        **unused,
+    ):
+        """
+        Args:
+            src_tokens: B x T, padded on the right
+            features_only: leave out the word scores
+            masked_tokens: B x T, score words only where it is true
+            segments: B x T, 0 in the first part of the text and 1 in the second (default: 0)
+            padding_mask: B x T, true at padding (default: where ``src_tokens`` are padding)
+
+        Returns:
+            word scores B x T x V (M x V with ``masked_tokens``) or states B x T x C, and a dict with ``pooled``, B x C.
+            Where ``layers.every_depth`` is set and PonderNet trains, N B takes the place of B
+
+        Raises:
+            UsageError: for sequences longer than ``--max-positions``
+        """
+        features = self.extract_features(src_tokens, segments, padding_mask)
+        extra = {"inner_states": None, "pooled": torch.tanh(self.pooler(features[:, 0]))}
+        if features_only:
+            return features, extra
+        if masked_tokens is not None and features.size(0) != masked_tokens.size(0):
+            masked_tokens = masked_tokens.repeat(features.size(0) // masked_tokens.size(0), 1)
+        return self.lm_head(features, masked_tokens), extra
+
+    def extract_features(self, src_tokens, segments=None, padding_mask=None):
+        """B x T to B x T x C, see :meth:`forward`."""
+        length = src_tokens.size(1)
+        if length > self.max_source_positions:
+            raise UsageError(f"a sequence of {length} tokens exceeds --max-positions {self.max_source_positions}")
+        if padding_mask is None:
+            padding_mask = src_tokens.eq(self.padding_idx)
+        segments = torch.zeros_like(src_tokens) if segments is None else segments
+        x = self.embed_tokens(src_tokens) + self.embed_segments(segments) + self.embed_positions.weight[:length]
+        x = self.project_in_dim(self.dropout_module(self.layernorm_embedding(x)))
+        x = x.transpose(0, 1)  # T x B x C
+        padding_mask = padding_mask if padding_mask.any() else None
+        for layer in self.layers:
+            x = layer(x, encoder_padding_mask=padding_mask)
+        return x.transpose(0, 1)
+
+    def max_positions(self):
+        return self.max_source_positions
+
+
+@register_model("albert_act")
+class AlbertActModel(ExplainsLoading, RobertaModel):
+    """ALBERT-ACT with RoBERTa's interface: stock ``masked_lm`` and ``sentence_prediction`` train it."""
+
+    @classmethod
+    def hub_models(cls):
+        return {}
+
+    @staticmethod
+    def add_args(parser):
+        for name, (metavar, text) in INTEGERS.items():
+            parser.add_argument(f"--{name}", type=int, metavar=metavar, help=text)
+        for name, text in PROBABILITIES.items():
+            parser.add_argument(f"--{name}", type=float, metavar="D", help=text)
+        activations = get_available_activation_fns()
+        parser.add_argument("--activation-fn", choices=activations, help="activation of the feed-forward block")
+        parser.add_argument("--pooler-activation-fn", choices=activations, help="activation in classification heads")
+        parser.add_argument(
+            "--load-checkpoint-heads", action="store_true", help="keep the classification heads of a checkpoint"
+        )
+        add_halting_args(parser)
+
+    @classmethod
+    def build_model(cls, args, task):
+        args = Namespace(**(OmegaConf.to_container(args) if OmegaConf.is_config(args) else vars(args)))
+        albert_act_base(args)
+        if getattr(args, "max_positions", None) is None:
+            args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
+        return cls(args, AlbertActEncoder(args, task.source_dictionary))
+
+    def sentence_order(self, extra):
+        """Scores of "in order" and "swapped", B x 2, from what the forward pass returned beside its output."""
+        return self.encoder.sentence_order_head(extra["pooled"])
+
+
+def _defaults(args, **values):
+    for name, value in values.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+
+
+@register_model_architecture("albert_act", "albert_act")
+@register_model_architecture("albert_act", "albert_act_base")
+def albert_act_base(args):
+    """Up to 24 applications; the published sizes, and what RoBERTa's classification heads ask for."""
+    args.halting_threshold = getattr(args, "halting_threshold", None)
+    _defaults(
+        args,
+        encoder_layers=24,
+        encoder_input_dim=128,
+        encoder_embed_dim=768,
+        encoder_ffn_embed_dim=3072,
+        encoder_attention_heads=12,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        pooler_dropout=0.1,
+        activation_fn="gelu",
+        pooler_activation_fn="tanh",
+        halting="act",
+        load_checkpoint_heads=False,
+        quant_noise_pq=0.0,
+        quant_noise_pq_block_size=8,
+        spectral_norm_classification_head=False,
+    )
+
+
+@register_model_architecture("albert_act", "albert_act_small")
+def albert_act_small(args):
+    """Up to 12 applications."""
+    _defaults(args, encoder_layers=12)
+    albert_act_base(args)
+
+
+@register_model_architecture("albert_act", "albert_act_tiny")
+def albert_act_tiny(args):
+    """Up to 6 applications."""
+    _defaults(args, encoder_layers=6)
+    albert_act_base(args)
