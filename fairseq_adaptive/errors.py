@@ -29,7 +29,8 @@ def report_usage_errors():
         if cause is None or os.environ.get("FAIRSEQ_ADAPTIVE_TRACEBACK") == "1":
             previous(kind, error, trace)
         elif isinstance(cause, UsageError):
-            print(f"error: {cause}", file=sys.stderr)
+            # a worker of the data loader sends its message behind a traceback
+            print(f"error: {str(cause).rpartition('UsageError: ')[2].rstrip()}", file=sys.stderr)
         else:
             place = traceback.extract_tb(cause.__traceback__)[-1]
             print(f"error: {cause} (needed by {place.name} in {os.path.basename(place.filename)})", file=sys.stderr)

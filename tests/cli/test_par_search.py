@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from cli.helpers import USER_DIR, run
 
 SCRIPTS = Path(USER_DIR).parent / "scripts"
@@ -66,4 +67,21 @@ def test_bad_input_is_one_line(text, tmp_path, flags, message):
                "--save-dir", tmp_path / "none", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert message in [line for line in done.stderr.splitlines() if line.startswith("error: ")][0]
-    assert not (tmp_path / "none").exists()
+    assert not list((tmp_path / "none").glob("*"))  # fairseq makes the folder first
+
+
+@pytest.mark.parametrize(
+    ("config", "cutoffs"),
+    [("text_par_supernet", "8,16"), pytest.param("wikitext103_par_transformer_xl", "8,16", marks=pytest.mark.slow)],
+)
+def test_hydra_config(text, tmp_path, config, cutoffs):
+    root = SCRIPTS.parent
+    tiny = ["embed_dim=16", "ffn_embed_dim=32", "attention_heads=2"]
+    run("fairseq-hydra-train", "--config-dir", root / "examples/language_model/config", "--config-name", config,
+        f"task.data={text}", f"checkpoint.save_dir={tmp_path / 'ck'}", f"hydra.run.dir={tmp_path / 'run'}",
+        *(f"++model.decoder_{flag}" for flag in tiny), f"model.adaptive_softmax_cutoff='{cutoffs}'", "common.cpu=true",
+        "++common.fp16=false", "++distributed_training.distributed_world_size=1", "optimization.max_update=2",
+        "dataset.batch_size=2", "task.tokens_per_sample=16", cwd=root)
+    checkpoint = torch.load(tmp_path / "ck" / "checkpoint_last.pt", weights_only=True)
+    assert config.endswith(checkpoint["cfg"]["model"]["_name"])
+    assert checkpoint["optimizer_history"][-1]["num_updates"] == 2

@@ -1,0 +1,156 @@
+"""Sentences with a tape from a learned bank: ``--arch adatape``, for stock ``--task sentence_prediction``.
+
+Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023).
+"""
+
+import dataclasses
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.roberta import RobertaEncoder, RobertaModel, base_architecture
+from fairseq.modules.transformer_sentence_encoder import init_bert_params
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.adatape_stack import TapeConfig, build_tape, run_stack, tape_report
+from fairseq_adaptive.models.shared_stack import (
+    ExplainsLoading,
+    SharedTransformerEncoder,
+    add_sharing_args,
+    sharing_architecture,
+    sharing_config,
+)
+from fairseq_adaptive.modules.tape import LearnedBank
+
+TAPE_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TapeConfig) if field.name != "_name"}
+
+
+class TapeTransformerEncoder(SharedTransformerEncoder):
+    """fairseq's encoder, with a tape behind the sequence.
+
+    Args:
+        args: namespace with the flags of ``adatape``
+        dictionary: of the text
+        embed_tokens: its embedding
+    """
+
+    def __init__(self, args, dictionary, embed_tokens):
+        cfg = sharing_config(args, ("encoder",))
+        cfg.tape_ffn_embed_dim = args.tape_ffn_embed_dim if args.tape_tokens else 0
+        super().__init__(cfg, dictionary, embed_tokens)
+        self.apply(init_bert_params)
+        self.tape = build_tape(args, args.encoder_embed_dim, args.encoder_attention_heads)
+        if self.tape and not 0 <= args.tape_layer < args.encoder_layers:
+            raise UsageError(f"--tape-layer is {args.tape_layer}: use 0 to {args.encoder_layers - 1}")
+        self.tape_layer = args.tape_layer
+        self.bank = None
+        if self.tape is not None:
+            self.tape.reader.check_bank(args.tape_bank_size)
+            self.bank = LearnedBank(args.tape_bank_size, args.encoder_embed_dim)
+
+    def forward_scriptable(self, src_tokens, src_lengths=None, return_all_hiddens=False, token_embeddings=None):
+        """
+        Returns:
+            fairseq's dictionary without ``encoder_states``; ``encoder_out`` is (T + S) x B x C with the tape at the
+            end, ``encoder_padding_mask`` B x (T + S), and ``tape`` what
+            :func:`~fairseq_adaptive.models.adatape_stack.tape_report` tells
+        """
+        padding_mask = src_tokens.eq(self.padding_idx)
+        x, embedding = self.forward_embedding(src_tokens, token_embeddings)
+        x = x.masked_fill(padding_mask.unsqueeze(-1), 0).transpose(0, 1)
+        bank = None if self.bank is None else self.bank()
+        x, mask, reading = run_stack(
+            self.layers, x, padding_mask if padding_mask.any() else None, self.tape, bank, tape_layer=self.tape_layer
+        )
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return {
+            "encoder_out": [x],
+            "encoder_padding_mask": [padding_mask if mask is None else mask],
+            "encoder_embedding": [embedding],
+            "encoder_states": [],
+            "fc_results": [],
+            "src_tokens": [],
+            "src_lengths": [(~padding_mask).sum(1, keepdim=True)],
+            "tape": tape_report(reading, bank, self.tape),
+        }
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        """Weights of a model without a tape load: the tape starts as it is."""
+        super().upgrade_state_dict_named(state_dict, name)
+        tape = {f"{name}.{key}": value for key, value in self.state_dict().items() if "tape" in key or "bank" in key}
+        if not any(key in state_dict for key in tape) and f"{name}.embed_tokens.weight" in state_dict:
+            state_dict.update(tape)
+        return state_dict
+
+
+class AdaTapeEncoder(RobertaEncoder):
+    def build_encoder(self, args, dictionary, embed_tokens):
+        return TapeTransformerEncoder(args, dictionary, embed_tokens)
+
+    def extract_features(self, src_tokens, return_all_hiddens=False, **kwargs):
+        """
+        Args:
+            src_tokens: B x T
+
+        Returns:
+            features B x T x C, without the tape, which did its work inside; and what ``tape_report`` tells
+        """
+        out = self.sentence_encoder(src_tokens, token_embeddings=kwargs.get("token_embeddings"))
+        features = out["encoder_out"][0][: src_tokens.size(1)].transpose(0, 1)
+        return features, {"inner_states": None, **out["tape"]}
+
+
+@register_model("adatape")
+class AdaTapeModel(ExplainsLoading, RobertaModel):
+    """fairseq's RoBERTa with a tape from a learned bank, and with shared layers where asked.
+
+    Plain RoBERTa checkpoints load: the tape starts from its initialisation.
+    """
+
+    @classmethod
+    def hub_models(cls):
+        return {}
+
+    @staticmethod
+    def add_args(parser):
+        RobertaModel.add_args(parser)
+        gen_parser_from_dataclass(parser, TapeConfig(), delete_default=True)
+        parser.add_argument("--tape-bank-size", type=int, metavar="N", help="entries of the learned bank")
+        add_sharing_args(parser, ("encoder",))
+
+    @classmethod
+    def build_model(cls, args, task):
+        adatape(args)
+        if not hasattr(args, "max_positions"):
+            args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
+        return cls(args, AdaTapeEncoder(args, task.source_dictionary))
+
+
+@register_model_architecture("adatape", "adatape")
+@register_model_architecture("adatape", "adatape_base")
+def adatape(args):
+    """The size of ``roberta_base``, a bank of 10,000."""
+    for name, value in {**TAPE_DEFAULTS, "tape_bank_size": 10000, "layer_sharing": "cycle"}.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+    base_architecture(args)
+    if getattr(args, "encoder_unique_layers", None) is None:
+        args.encoder_unique_layers = args.encoder_layers
+    sharing_architecture(args, ("encoder",))
+
+
+@register_model_architecture("adatape", "adatape_tiny")
+def adatape_tiny(args):
+    """Width 128, two layers, a bank of 1,000: for tests and small data."""
+    for name, value in {
+        "encoder_embed_dim": 128,
+        "encoder_ffn_embed_dim": 256,
+        "encoder_attention_heads": 4,
+        "encoder_layers": 2,
+        "tape_bank_size": 1000,
+        "tape_mlp_dim": 128,
+        "tape_ffn_embed_dim": 128,
+    }.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+    adatape(args)

@@ -1,0 +1,99 @@
+"""Which places of the bank are read, by whom, and how long the tapes are."""
+
+import time
+from typing import Iterable, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from fairseq_adaptive.errors import UsageError
+
+
+class TapeMap(NamedTuple):
+    """Sums over the rows of a data set."""
+
+    reads: Tensor  # classes x N, how often an entry was read
+    rows: Tensor  # classes, how many rows there were
+    lengths: Tensor  # classes x (longest tape + 1), how many rows had a tape of that length
+    correct: int
+    seconds: float  # of the model alone
+
+    @property
+    def mean_length(self) -> float:
+        return float((self.lengths.sum(0) * torch.arange(self.lengths.size(1))).sum() / self.rows.sum())
+
+
+@torch.no_grad()
+def read_map(model, batches: Iterable[dict], num_classes: int) -> TapeMap:
+    """Run a model over batches and count what its tape reads.
+
+    Args:
+        model: in evaluation mode, as for :class:`~fairseq_adaptive.criterions.tape_ponder_loss.TapePonderLoss`
+        batches: with ``net_input`` and ``target`` (B)
+        num_classes: of the targets
+
+    Raises:
+        UsageError: for a model without a tape
+    """
+    reads = lengths = None
+    rows, correct, seconds = torch.zeros(num_classes, dtype=torch.long), 0, 0.0
+    for batch in batches:
+        start = time.perf_counter()
+        logits, extra = model(**batch["net_input"])
+        seconds += time.perf_counter() - start
+        target, tape = batch["target"].view(-1), extra["tape"]
+        if tape is None:
+            raise UsageError("the model has no tape: train one with --tape-tokens of 1 or more")
+        if reads is None:
+            reads = torch.zeros(num_classes, extra["bank_size"] + 1, dtype=torch.long)  # the last: nothing was read
+            lengths = torch.zeros(num_classes, extra["max_tokens"] + 1, dtype=torch.long)
+        entries = tape.entries.flatten(1)
+        entries = entries.where(entries >= 0, extra["bank_size"])
+        places = (target.unsqueeze(1) * reads.size(1) + entries).flatten()
+        reads.view(-1).scatter_add_(0, places, torch.ones_like(places))
+        lengths.index_put_((target, tape.live.sum(1)), torch.ones_like(target), accumulate=True)
+        rows += target.bincount(minlength=num_classes)
+        correct += int((logits.argmax(1) == target).sum())
+    if reads is None:
+        raise UsageError("there is nothing to read: the split is empty")
+    return TapeMap(reads[:, :-1], rows, lengths, correct, seconds)
+
+
+def plot_map(
+    counted: TapeMap,
+    grid: Tuple[int, int],
+    path: str,
+    names: Optional[list] = None,
+    example: Optional[Tensor] = None,
+):
+    """Write a picture of the share of rows that read each place of the bank, over all and for each class.
+
+    Args:
+        counted: from :func:`read_map`
+        grid: height and width of the bank
+        path: PNG to write
+        names: of the classes
+        example: classes x H x W, an image of each class to show beside its map
+    """
+    import matplotlib  # the extra "plots"
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    classes = len(counted.rows)
+    maps = [counted.reads.sum(0) / counted.rows.sum()]
+    maps += list(counted.reads / counted.rows.clamp(min=1).unsqueeze(1))
+    titles = [f"all, tape of {counted.mean_length:.2f}", *map(str, names or range(classes))]
+    lines = 1 if example is None else 2
+    figure, axes = plt.subplots(lines, classes + 1, figsize=(1.6 * (classes + 1), 1.9 * lines), squeeze=False)
+    top = max(float(each.max()) for each in maps)
+    for place, (each, title) in enumerate(zip(maps, titles)):
+        shown = axes[0][place].imshow(each.view(grid), vmin=0, vmax=top)
+        axes[0][place].set_title(title, fontsize=8)
+        if example is not None and place:
+            axes[1][place].imshow(example[place - 1], cmap="gray")
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.colorbar(shown, ax=axes.ravel().tolist(), label="share of rows that read it")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
