@@ -22,6 +22,12 @@ def expected_log_probs(log_probs: Tensor, weights: Tensor) -> Tensor:
     return torch.cat((expected, torch.log(-torch.expm1(total))), -1)
 
 
+def _expected(scores, weights):
+    """Scores of all depths, (N ...) x V, to those of their expectation."""
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    return expected_log_probs(scores.log_softmax(-1).view(*weights.shape, -1), weights)
+
+
 class ExpectedOutput:
     """Stands for a model in a criterion; its output is the expected one over the depths of a stack.
 
@@ -57,9 +63,10 @@ class ExpectedOutput:
             weights = weights[:, :, 0]
         if output.size(-1) < 2:
             raise UsageError("PonderNet's expected loss needs scores of classes: train regression with --halting act")
-        log_probs = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
-        log_probs = log_probs.log_softmax(-1).view(*weights.shape, -1)
-        return (expected_log_probs(log_probs, weights), *rest)
+        return (_expected(output, weights), *rest)
+
+    def sentence_order(self, extra):
+        return _expected(self._model.sentence_order(extra), self._traces[-1].distribution[:, :, 0])
 
     def get_normalized_probs(self, net_output, log_probs, sample=None):
         log = net_output[0][..., :-1]

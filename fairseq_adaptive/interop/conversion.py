@@ -16,8 +16,15 @@ from torch import Tensor
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import require_new, save_checkpoint
 
-# each module has add_args(parser) for the flags of its own, and convert(args) -> (state of a checkpoint, Dictionary)
-FORMATS = {"transfo_xl": "fairseq_adaptive.interop.transfo_xl"}
+# each module has add_args(parser) for the flags of its own, and convert(args) -> (state of a checkpoint, Dictionary);
+# one that can go back has convert_back(args), which writes args.output from the checkpoint args.input
+FORMATS = {
+    "albert_act": "fairseq_adaptive.interop.albert_act",
+    "bert": "fairseq_adaptive.interop.bert",
+    "roberta": "fairseq_adaptive.interop.bert",
+    "transfo_xl": "fairseq_adaptive.interop.transfo_xl",
+    "transkimmer": "fairseq_adaptive.interop.bert",
+}
 
 
 def find_format(name: str):

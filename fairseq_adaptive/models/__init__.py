@@ -1,3 +1,13 @@
 """fairseq models: configuration and wiring, one file a family."""
 
-from fairseq_adaptive.models import shared_transformer, shared_transformer_lm  # noqa: F401
+from fairseq_adaptive.models import (  # noqa: F401
+    adatape,
+    adatape_parity,
+    albert_act,
+    adatape_vit,
+    par_supernet,
+    par_transformer_xl,
+    shared_transformer,
+    shared_transformer_lm,
+    transkimmer,
+)

@@ -11,6 +11,8 @@ from fairseq_adaptive.modules.adaptive_run import run_dense, run_packed
 from fairseq_adaptive.modules.admin import AdminResidual
 from fairseq_adaptive.modules.halting import HaltingRule
 from fairseq_adaptive.modules.packed_attention import PackedCrossAttention, PackedSelfAttention, StepSelfAttention
+from fairseq_adaptive.modules.skim_run import skim_dense, skim_packed
+from fairseq_adaptive.modules.skimming import SkimRouter
 from fairseq_adaptive.modules.trace import Trace
 
 
@@ -32,16 +34,17 @@ class LayerStack(nn.Module):
         layerdrop: probability with which a depth is left out in a training step (Fan et al., 2020)
         residual: how the layers add a branch to their input (default: plain addition); one for all depths
         halting: when a token stops. Then a pass over the stack has one step, which runs all depths
+        router: which tokens go on before each depth, in place of ``halting``; the same holds
 
     Layers that have caches or residual scales of their own at every depth take the keyword arguments ``depth`` and
     ``residual``; for those pass ``pass_depth=True``.
 
     Attributes:
-        packed: whether halted tokens are left out of the computation, rather than masked; None: in evaluation without
+        packed: whether halted and skimmed tokens are left out of the computation, rather than masked; None: in evaluation without
             gradients they are
         every_depth: in training, where the halting rule weighs depths (PonderNet), return the states of all of them,
             one after the other in the batch
-        recorder: a list that takes the trace of every run with halting, see
+        recorder: a list that takes the trace of every run with halting or skimming, see
             :func:`~fairseq_adaptive.modules.trace.recording`
         num_updates: how many updates the model has had
 
@@ -57,8 +60,11 @@ class LayerStack(nn.Module):
         residual: Optional[AdminResidual] = None,
         pass_depth: bool = False,
         halting: Optional[HaltingRule] = None,
+        router: Optional[SkimRouter] = None,
     ):
         super().__init__()
+        if halting is not None and router is not None:
+            raise UsageError("tokens can halt or be skimmed, not both: leave out the halting rule or the router")
         self.unique_layers = 0
         for layer in layers:
             self.add_module(str(self.unique_layers), layer)
@@ -76,6 +82,7 @@ class LayerStack(nn.Module):
         self.residual = residual
         self.pass_depth = pass_depth
         self.halting = halting
+        self.router = router
         self.packed: Optional[bool] = None
         self.every_depth = False
         self.recorder: Optional[List[Trace]] = None
@@ -88,7 +95,7 @@ class LayerStack(nn.Module):
         return self._modules[str(self.schedule[depth])]
 
     def __iter__(self) -> Iterator:
-        if self.halting is not None:
+        if self.halting is not None or self.router is not None:
             yield self
             return
         profiling = self.training and self.residual is not None and not self.residual.profiled
@@ -105,16 +112,22 @@ class LayerStack(nn.Module):
         if profiling:
             self.residual.finish_profiling()
 
-    def forward(self, x: Tensor, encoder_padding_mask: Optional[Tensor] = None) -> Tensor:
-        """Run encoder layers until every token has halted.
+    def forward(
+        self, x: Tensor, encoder_padding_mask: Optional[Tensor] = None, protected: Optional[Tensor] = None
+    ) -> Tensor:
+        """Run encoder layers until every token has halted or all layers have run.
 
         Args:
             x: T x B x C
             encoder_padding_mask: B x T, true at padding, which has halted from the start
+            protected: B x T, true at tokens that a router must not skim
 
         Returns:
             T x B x C
         """
+        if self.router is not None:
+            run = skim_packed if self._packed_now() else skim_dense
+            return run(self, x, encoder_padding_mask, protected)
         if self._packed_now():
             return run_packed(self, x, encoder_padding_mask, PackedSelfAttention)
 

@@ -16,7 +16,7 @@ class Step:
         layer: which unique layer ran
         alive: true where the token was computed
         kind: which kind of block ran
-        kept: true where a router let the token pass
+        kept: 1 where a router let the token pass and 0 where it did not, with gradient in training
         halted: true where the token stopped after this depth
         probability: what its decision was drawn from: the halting or keeping probability, with gradient in training
         tape: B, how many tape tokens were there

@@ -1,3 +1,3 @@
 """fairseq optimizers."""
 
-from fairseq_adaptive.optim import architecture_adam  # noqa: F401
+from fairseq_adaptive.optim import architecture_adam, lamb  # noqa: F401
