@@ -9,6 +9,10 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 import fairseq_adaptive  # noqa: F401  registers models
 
 
+# the models are so small that a second thread only waits, and for long where other processes use the cores
+torch.set_num_threads(1)
+
+
 class Task:
     """What a fairseq model asks of its task when it is built."""
 
