@@ -28,7 +28,7 @@ setup(
         "test": ["pytest"],
         "plots": ["matplotlib"],
         "images": ["pillow"],
-        "hf": ["safetensors"],
+        "hf": ["safetensors", "tokenizers"],
         "export": ["ctranslate2"],
         "triton": ["triton; sys_platform == 'linux'"],
         "translation": ["polib", "sacremoses", "subword-nmt"],

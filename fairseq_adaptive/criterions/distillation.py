@@ -1,0 +1,62 @@
+"""Learning from the output of another model, in any criterion."""
+
+import torch
+import torch.nn.functional as F
+from fairseq import checkpoint_utils
+
+from fairseq_adaptive.errors import UsageError
+
+
+class Watched:
+    """Stands for a model in a criterion and remembers its last call.
+
+    Args:
+        model: a fairseq model
+    """
+
+    def __init__(self, model):
+        self._model, self.call, self.output = model, None, None
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def __call__(self, *args, **kwargs):
+        self.call, output = (args, kwargs), self._model(*args, **kwargs)
+        self.output = output[0]
+        return output
+
+
+class Teacher:
+    """A trained model whose output another one learns to give.
+
+    Args:
+        path: its checkpoint
+        task: of both
+
+    Raises:
+        UsageError: when there is none
+    """
+
+    def __init__(self, path: str, task):
+        models, _ = checkpoint_utils.load_model_ensemble([path], task=task)
+        self._model = models[0].eval().requires_grad_(False)
+
+    def loss(self, watched: Watched, temperature: float):
+        """Mean over the output's rows of KL(teacher || student) at a temperature, times its square (Hinton et al.,
+        2015); of a single output its squared difference.
+
+        Raises:
+            UsageError: when the two models' outputs have different shapes
+        """
+        args, kwargs = watched.call
+        self._model.to(watched.output.device)
+        with torch.no_grad():
+            taught = self._model(*args, **kwargs)[0].float()
+        given = watched.output.float()
+        if taught.shape != given.shape:
+            raise UsageError(f"--distill-from: the teacher's output has the shape {tuple(taught.shape)}, the model's "
+                             f"{tuple(given.shape)}: train the teacher on the same task")
+        if given.size(-1) == 1:
+            return F.mse_loss(given, taught)
+        taught, given = ((each / temperature).log_softmax(-1).flatten(0, -2) for each in (taught, given))
+        return F.kl_div(given, taught, reduction="batchmean", log_target=True) * temperature**2

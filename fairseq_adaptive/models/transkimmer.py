@@ -1,0 +1,240 @@
+"""Transkimmer, an encoder of BERT or RoBERTa that drops tokens from layer to layer: ``--arch transkimmer_base`` ...
+
+Guan et al., *Transkimmer: Transformer Learns to Layer-wise Skim* (ACL 2022).
+"""
+
+import logging
+from argparse import Namespace
+
+import torch
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.roberta import RobertaEncoder, RobertaModel
+from fairseq.models.roberta.model import base_architecture
+from fairseq.modules.transformer_sentence_encoder import init_bert_params
+from omegaconf import OmegaConf
+from torch import nn
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.shared_stack import ExplainsLoading, SharedTransformerEncoder, sharing_config
+from fairseq_adaptive.modules import STRATEGIES
+from fairseq_adaptive.modules.skimming import SkimRouter
+
+logger = logging.getLogger(__name__)
+
+# what an encoder that was trained elsewhere may lack: it is then initialised afresh
+NEW_PARTS = ("encoder.sentence_encoder.layers.router.", "encoder.lm_head.", "span_head.")
+POSITIONS = "encoder.sentence_encoder.embed_positions.weight"
+
+
+class SkimmingTransformer(SharedTransformerEncoder):
+    """fairseq's encoder with token types, and predictors that skim tokens before each layer.
+
+    Args:
+        args: flags of the model
+        dictionary: of the source
+        embed_tokens: its embedding
+    """
+
+    def __init__(self, args, dictionary, embed_tokens):
+        super().__init__(sharing_config(args, ("encoder",)), dictionary, embed_tokens)
+        self.separator, self.protect_separators = dictionary.eos(), args.protect_separators
+        self.embed_segments = nn.Embedding(args.token_types, embed_tokens.embedding_dim) if args.token_types else None
+        if not args.no_skimming:
+            self.layers.router = SkimRouter(embed_tokens.embedding_dim, len(self.layers), args.skim_bias)
+
+    def segments(self, src_tokens):
+        """0 up to and with the first separator, then 1; B x T to B x T."""
+        ends = src_tokens.eq(self.separator).long()
+        return (ends.cumsum(1) - ends).clamp(max=self.embed_segments.num_embeddings - 1)
+
+    def protected(self, src_tokens):
+        """B x T, true at tokens that must not be skimmed: the first, and with ``--protect-separators`` separators."""
+        protected = src_tokens.eq(self.separator) if self.protect_separators else torch.zeros_like(src_tokens).bool()
+        protected[:, :1] = True
+        return protected
+
+    def forward(self, src_tokens, segments=None):
+        """B x T, and optionally token types B x T, to states B x T x C."""
+        states = self.embed_tokens(src_tokens)
+        if self.embed_segments is not None:
+            states = states + self.embed_segments(self.segments(src_tokens) if segments is None else segments)
+        x = self.forward_embedding(src_tokens, states)[0].transpose(0, 1)  # T x B x C
+        padding_mask = src_tokens.eq(self.padding_idx)
+        padding_mask = padding_mask if padding_mask.any() else None
+        if self.layers.router is not None:
+            x = self.layers(x, padding_mask, self.protected(src_tokens))
+        else:
+            for layer in self.layers:
+                x = layer(x, padding_mask)
+        return (x if self.layer_norm is None else self.layer_norm(x)).transpose(0, 1)
+
+
+class TranskimmerEncoder(RobertaEncoder):
+    """RoBERTa's encoder and language modelling head around :class:`SkimmingTransformer`.
+
+    Args:
+        args: flags of the model
+        dictionary: of the source
+
+    Raises:
+        UsageError: when flags contradict each other
+    """
+
+    def __init__(self, args, dictionary):
+        super().__init__(args, dictionary)
+        for name, module in self.named_modules():
+            if hasattr(module, "normalized_shape") and ".router." not in name:
+                module.eps = args.layer_norm_eps
+
+    def build_encoder(self, args, dictionary, embed_tokens):
+        if args.encoder_layerdrop and not args.no_skimming:
+            raise UsageError("--encoder-layerdrop cannot be combined with skimming: leave it out, or add --no-skimming")
+        if args.encoder_embed_dim % args.encoder_attention_heads:
+            raise UsageError(
+                f"--encoder-embed-dim {args.encoder_embed_dim} cannot be divided among {args.encoder_attention_heads} "
+                "heads: choose another --encoder-attention-heads"
+            )
+        encoder = SkimmingTransformer(args, dictionary, embed_tokens)
+        encoder.apply(init_bert_params)
+        return encoder
+
+    def forward(
+        self,
+        src_tokens,
+        features_only=False,
+        return_all_hiddens=False,
+        masked_tokens=None,
+        segments=None,
+        **unused,
+    ):
+        """
+        Args:
+            src_tokens: B x T, padded on the right
+            features_only: leave out the word scores
+            masked_tokens: B x T, score words only where it is true
+            segments: B x T, token types (default: 0 up to and with the first ``</s>``, then 1)
+
+        Returns:
+            word scores B x T x V (M x V with ``masked_tokens``) or states B x T x C, where a skimmed token has the
+            state that it was skimmed with; and a dict without content
+
+        Raises:
+            UsageError: for sequences longer than ``--max-positions``
+        """
+        length = src_tokens.size(1)
+        if length > self.args.max_positions:
+            raise UsageError(f"a sequence of {length} tokens is longer than --max-positions {self.args.max_positions}")
+        x = self.sentence_encoder(src_tokens, segments)
+        return x if features_only else self.output_layer(x, masked_tokens=masked_tokens), {"inner_states": None}
+
+
+@register_model("transkimmer")
+class TranskimmerModel(ExplainsLoading, RobertaModel):
+    """RoBERTa or BERT with skimming; stock ``sentence_prediction`` and ``masked_lm`` train it.
+
+    Train with ``--criterion skim_loss``: without a price nothing is skimmed. Checkpoints of fairseq's RoBERTa load.
+    """
+
+    def __init__(self, args, encoder):
+        super().__init__(args, encoder)
+        if encoder.sentence_encoder.layers.router is not None:  # RoBERTa's initialisation has gone over it
+            encoder.sentence_encoder.layers.router.reset_parameters()
+        self.span_head = None
+
+    @classmethod
+    def hub_models(cls):
+        return {}
+
+    @staticmethod
+    def add_args(parser):
+        RobertaModel.add_args(parser)
+        parser.add_argument("--layer-sharing", choices=STRATEGIES,
+                            help="which unique layer serves which depth (Takase and Kiyono, 2021)")
+        parser.add_argument("--encoder-unique-layers", type=int, metavar="M",
+                            help="how many layers have parameters of their own (default: all)")
+        parser.add_argument("--token-types", type=int, metavar="N",
+                            help="token types that have embeddings: 2 in BERT, 0 in RoBERTa. The second begins after "
+                            "the first </s>")
+        parser.add_argument("--layer-norm-eps", type=float, metavar="E", help="1e-12 in BERT, 1e-5 in RoBERTa")
+        parser.add_argument("--protect-separators", action="store_true",
+                            help="never skim </s>, as the first token is never skimmed")
+        parser.add_argument("--skim-bias", type=float, metavar="B",
+                            help="how sure the predictors are at first that a token is kept (default: 5, as published; "
+                            "less where there are only some hundred updates)")
+        parser.add_argument("--no-skimming", action="store_true", help="no predictors: the dense model to compare with")
+
+    @classmethod
+    def build_model(cls, args, task):
+        args = Namespace(**(OmegaConf.to_container(args) if OmegaConf.is_config(args) else vars(args)))
+        transkimmer_base(args)
+        if getattr(args, "max_positions", None) is None:
+            args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
+        return cls(args, TranskimmerEncoder(args, task.source_dictionary))
+
+    def register_span_head(self):
+        """Add scores of "an answer begins here" and "ends here" for every token."""
+        self.span_head = nn.Linear(self.args.encoder_embed_dim, 2)
+        init_bert_params(self.span_head)
+
+    def forward(self, src_tokens, spans=False, **kwargs):
+        """As RoBERTa's; with ``spans``, scores B x 2 x T of each token for being an answer's first and last one."""
+        if not spans:
+            return super().forward(src_tokens, **kwargs)
+        x, extra = self.encoder(src_tokens, features_only=True, **kwargs)
+        return self.span_head(x).transpose(1, 2), extra
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        super().upgrade_state_dict_named(state_dict, name)
+        own = self.state_dict()
+        new = [key for key in own if key not in state_dict and key.startswith(NEW_PARTS)]
+        if new:
+            logger.info("initialised afresh, since the checkpoint lacks them: %s", _parts(new))
+        state_dict.update({key: own[key] for key in new})
+        left = [key for key in state_dict if key not in own and key.startswith(NEW_PARTS)]
+        if left:
+            logger.info("left out, since this model lacks them: %s", _parts(left))
+        for key in left:
+            del state_dict[key]
+        if POSITIONS in state_dict:  # a model for shorter texts
+            state_dict[POSITIONS] = state_dict[POSITIONS][: own[POSITIONS].size(0)]
+
+
+def _parts(names):
+    return ", ".join(sorted({part.rstrip(".") for part in NEW_PARTS for name in names if name.startswith(part)}))
+
+
+def _defaults(args, **values):
+    for name, value in values.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+
+
+@register_model_architecture("transkimmer", "transkimmer")
+@register_model_architecture("transkimmer", "transkimmer_base")
+def transkimmer_base(args):
+    """RoBERTa-base."""
+    base_architecture(args)
+    _defaults(args, layer_sharing="cycle", encoder_unique_layers=args.encoder_layers, token_types=0,
+              layer_norm_eps=1e-5, protect_separators=False, no_skimming=False, skim_bias=5.0,
+              load_checkpoint_heads=False, init="default", halting="none")
+
+
+@register_model_architecture("transkimmer", "transkimmer_large")
+def transkimmer_large(args):
+    """RoBERTa-large."""
+    _defaults(args, encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16)
+    transkimmer_base(args)
+
+
+@register_model_architecture("transkimmer", "transkimmer_bert_base")
+def transkimmer_bert_base(args):
+    """BERT-base: token types, another LayerNorm epsilon."""
+    _defaults(args, token_types=2, layer_norm_eps=1e-12)
+    transkimmer_base(args)
+
+
+@register_model_architecture("transkimmer", "transkimmer_minilm_l6")
+def transkimmer_minilm_l6(args):
+    """MiniLM-L6-H384 (Wang et al., 2020), BERT's layout."""
+    _defaults(args, encoder_layers=6, encoder_embed_dim=384, encoder_ffn_embed_dim=1536, encoder_attention_heads=12)
+    transkimmer_bert_base(args)

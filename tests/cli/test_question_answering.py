@@ -1,0 +1,76 @@
+"""Question answering through the stock commands: trained with skimming, validated, answers written, scored."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from cli.helpers import USER_DIR, run
+from fairseq.data import Dictionary
+
+pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra hf)")
+SCRIPT = Path(__file__).parents[2] / "scripts" / "answer_questions.py"
+NAMES, PLACES = [f"name{number}" for number in range(8)], [f"place{number}" for number in range(8)]
+FLAGS = ("--task question_answering --max-positions 24 --doc-stride 6 --arch transkimmer_base --token-types 2 "
+         "--encoder-layers 2 --encoder-embed-dim 32 --encoder-ffn-embed-dim 64 --encoder-attention-heads 4 "
+         "--dropout 0.0 --attention-dropout 0.0 --criterion skim_loss --task-criterion span_prediction "
+         "--skim-factor 0.01 --optimizer adam --lr 2e-3 --batch-size 32 --max-update 30 --log-format simple --cpu "
+         "--num-workers 0 --seed 1 --required-batch-size-multiple 1 --best-checkpoint-metric f1 "
+         "--maximize-best-checkpoint-metric").split()
+
+
+def squad(size, seed):
+    """The place of a name, or no answer where the name is not in the text."""
+    rng, qas = random.Random(seed), []
+    for number in range(size):
+        chosen = rng.sample(NAMES, 4)
+        context = ". ".join(f"The {name} is in {rng.choice(PLACES)}" for name in chosen[:3]) + "."
+        asked = rng.choice(chosen)
+        at = context.find(asked + " is in ")
+        start = at + len(asked) + 7
+        answers = [] if at < 0 else [{"text": context[start : start + 6], "answer_start": start}]
+        qas.append((context, {"id": f"q{number}", "question": f"Where is {asked}?", "answers": answers,
+                              "is_impossible": at < 0}))
+    return {"data": [{"title": "Places", "paragraphs": [{"context": c, "qas": [q]} for c, q in qas]}]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("squad")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "is", "in", "where", "?", ".", *NAMES, *PLACES]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    dictionary = Dictionary()
+    for word in ["<mask>", *words[5:]]:
+        dictionary.add_symbol(word)
+    dictionary.save(str(folder / "dict.txt"))
+    for split, size, seed in (("train", 400, 1), ("valid", 40, 2)):
+        (folder / f"{split}.json").write_text(json.dumps(squad(size, seed)))
+    return folder
+
+
+def test_trains_and_answers(data, tmp_path):
+    log = run("fairseq-train", data, "--user-dir", USER_DIR, *FLAGS, "--save-dir", tmp_path)
+    valid = re.findall(r"valid on 'valid' subset .*", log.stdout + log.stderr)[-1]
+    em, f1 = (float(re.search(rf"\| {name} ([\d.]+)", valid)[1]) for name in ("em", "f1"))
+    assert "| kept " in valid and "| flops_speedup" in valid
+    done = run("python", SCRIPT, data / "valid.json", "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--output",
+               tmp_path / "answers", "--batch-size", "7")
+    figures = json.loads(done.stdout[: done.stdout.index("}") + 1])
+    assert (figures["exact"], figures["f1"]) == pytest.approx((em, f1), abs=0.01)
+    assert figures["total"] == 40 and figures["best_f1"] >= figures["f1"] > 0
+    answers, lists, odds = (json.loads((tmp_path / "answers" / f"{name}.json").read_text())
+                            for name in ("predictions", "nbest_predictions", "null_odds"))
+    assert answers.keys() == lists.keys() == odds.keys() == {f"q{number}" for number in range(40)}
+    for name, best in lists.items():
+        assert sum(each["probability"] for each in best) == pytest.approx(1)
+        texts = [each["text"] for each in best]
+        assert "" in texts and len(set(texts)) == len(texts) <= 21
+        assert answers[name] == ("" if odds[name] > 0 else next(text for text in texts if text))
+
+    spoilt = data / "spoilt.json"
+    spoilt.write_text((data / "valid.json").read_text().replace('"answer_start": ', '"answer_start": 1', 1))
+    done = run("python", SCRIPT, spoilt, "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--output",
+               tmp_path / "new", check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "new").exists()
+    assert re.search(r"error: .*spoilt.json, question q\d+: the answer", done.stderr.strip().splitlines()[-1])
