@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pretrains ALBERT-ACT with its published recipe (Simoulin and Crabbe, 2021): 112,500 updates with texts of 128 tokens,
-# then 12,500 with texts of 512; 4,096 texts an update. Written for a GPU: choose the --batch-size of each step that fits
-# it below, as TEXTS; --update-freq follows from it. An interrupted training goes on with the same command.
+# then 12,500 with texts of 512; 4,096 texts an update. Written for one GPU: --update-freq follows from how many TEXTS
+# fit it. An interrupted training goes on with the same command.
 #
 # usage: [TEXTS=N] bash train.sh DATA SAVE_DIR ARCH [fairseq-train flags]
 #   DATA      the OUT folder of prepare.sh
@@ -10,10 +10,10 @@
 #   TEXTS     of 128 tokens that fit the device at a time, a divisor of 4096 and 4 or more (default 64); a quarter of
 #             them, where they have 512
 #   flags     override the recipe in both phases: --max-update and --fp16 --fp16-no-flatten-grads, for instance
-# For ALBERT of fixed depth add --halting none --criterion masked_lm_sop.
+# For ALBERT of fixed depth add --halting none.
 set -euo pipefail
 
-usage() { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 3 ] || usage
 data=$1 save_dir=$2 arch=$3 texts=${TEXTS:-64}
 shift 3
@@ -32,11 +32,12 @@ case $arch in
 esac
 
 phase() { # LENGTH TEXTS UPDATES WARMUP LR PENALTY [flags]
-  local length=$1 texts=$2 updates=$3 warmup=$4 lr=$5 penalty=$6
+  local length=$1 texts=$2 updates=$3 warmup=$4 lr=$5 criterion
+  criterion=(--criterion ponder_loss --task-criterion masked_lm_sop --time-penalty "$6")
   shift 6
+  [[ " $* " != *" --halting none "* ]] || criterion=(--criterion masked_lm_sop)
   fairseq-train "$data/bin" --user-dir "$user_dir" --task masked_lm_sop --tokens-per-sample "$length" \
-    --arch "$arch" --max-positions 512 \
-    --criterion ponder_loss --task-criterion masked_lm_sop --time-penalty "$penalty" \
+    --arch "$arch" --max-positions 512 "${criterion[@]}" \
     --optimizer lamb_torch --lamb-betas '(0.9, 0.999)' --lamb-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0 \
     --lr-scheduler polynomial_decay --lr "$lr" --warmup-updates "$warmup" --total-num-update "$updates" \
     --max-update "$updates" --batch-size "$texts" --update-freq $((4096 / texts)) \

@@ -210,6 +210,7 @@ def convert_back(args) -> None:
     if not str(options["_name"]).startswith("albert_act") or options.get("halting") != "act":
         raise UsageError(f"{args.input} is no albert_act model with --halting act, which alone fits that layout")
     weights = state["model"]
+    options["max_positions"] = weights["encoder.embed_positions.weight"].size(0)  # the flag may be left to the task
     config = {name: options[flag] for name, flag in FLAGS.items()}
     config.update(FIXED, **SPECIAL, vocab_size=weights[BY_WORD[0]].size(0), model_type="albert_act")
     threshold = options.get("halting_threshold")

@@ -9,7 +9,6 @@ from typing import Optional
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqLanguageModel, register_model, register_model_architecture
-from omegaconf import II
 
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.models.shared_stack import ExplainsLoading

@@ -6,7 +6,7 @@ masked, and packed runs, where only running tokens are there. Sums and probabili
 model) whatever the precision of the states.
 """
 
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple
 
 import torch
 import torch.nn.functional as F

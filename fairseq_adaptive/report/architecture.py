@@ -1,7 +1,6 @@
 """What a search has found: the layout, what it costs beside a Transformer-XL, and how it came about."""
 
 import argparse
-import logging
 import re
 import statistics
 from pathlib import Path
@@ -17,6 +16,7 @@ from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.modules.layout import format_layout
 from fairseq_adaptive.modules.stochastic_block import KINDS
 from fairseq_adaptive.report.block_costs import cost
+from fairseq_adaptive.report.pictures import pyplot
 
 _PROBABILITY = re.compile(r"\bblock_(\d+)_([afi])\b\W{1,4}([0-9.e+-]+)")
 _UPDATES = re.compile(r"\bnum_updates\b\W{1,4}([0-9]+)")
@@ -112,7 +112,7 @@ def read_probabilities(log) -> Tuple[np.ndarray, np.ndarray]:
 
 def plot_course(updates, course, path) -> None:
     """Draw the probability of each kind of each block over the updates, as a PNG or what else the ending says."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(1, 3, figsize=(12, 0.25 * course.shape[1] + 2), sharey=True, layout="constrained")
     edges = np.append(updates, updates[-1] + (updates[-1] - updates[-2] if len(updates) > 1 else 1))
     for column, (panel, name) in enumerate(zip(panels, ("attention", "feed-forward", "identity"), strict=True)):
@@ -127,7 +127,7 @@ def plot_course(updates, course, path) -> None:
 
 def animate_course(updates, course, path, frames: int = 60) -> None:
     """Draw the probabilities of all blocks as an animated GIF, one frame for each of up to ``frames`` moments."""
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.animation import FuncAnimation, PillowWriter
 
     shown = np.unique(np.linspace(0, len(updates) - 1, min(frames, len(updates))).round().astype(int))
@@ -144,16 +144,3 @@ def animate_course(updates, course, path, frames: int = 60) -> None:
 
     FuncAnimation(figure, draw, frames=shown).save(path, writer=PillowWriter(fps=8))
     plt.close(figure)
-
-
-def _pyplot():
-    for name in ("matplotlib", "PIL"):  # fairseq lets every library log all it can
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UsageError("pictures need matplotlib: pip install 'fairseq_adaptive[plots]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt

@@ -7,6 +7,7 @@ from typing import List, Optional, Sequence, Tuple
 import numpy as np
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.report.pictures import pyplot
 
 
 @dataclass(frozen=True)
@@ -214,14 +215,12 @@ def plot_times(found: Sequence[Tuple[List[int], float]], path, title: Optional[s
     Raises:
         UsageError: when matplotlib is not installed
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install 'fairseq_adaptive[plots]'") from None
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    plt = pyplot()
+    figure = plt.figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="clusters (1: full softmax)", ylabel="ms a batch, forward and backward")
     axes.plot([len(cutoffs) + 1 for cutoffs, _ in found], [time for _, time in found], marker="o")
     axes.set_ylim(bottom=0)
     axes.set_xticks([len(cutoffs) + 1 for cutoffs, _ in found])
     axes.set_title(title or "")
     figure.savefig(path)
+    plt.close(figure)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.report.pictures import pyplot
 
 
 class TapeMap(NamedTuple):
@@ -75,11 +76,7 @@ def plot_map(
         names: of the classes
         example: classes x H x W, an image of each class to show beside its map
     """
-    import matplotlib  # the extra "plots"
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     classes = len(counted.rows)
     maps = [counted.reads.sum(0) / counted.rows.sum()]
     maps += list(counted.reads / counted.rows.clamp(min=1).unsqueeze(1))

@@ -1,0 +1,11 @@
+"""fairseq criterions, one file each."""
+
+from fairseq_adaptive.criterions import (  # noqa: F401  registers criterions
+    adaptive_cross_entropy,
+    architecture_entropy_loss,
+    masked_lm_sop,
+    ponder_loss,
+    skim_loss,
+    span_prediction,
+    tape_ponder_loss,
+)

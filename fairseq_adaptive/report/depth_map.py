@@ -1,0 +1,211 @@
+"""How deep a model goes at every token of raw text, and what that depends on."""
+
+import html
+import math
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+from fairseq.data import Dictionary, data_utils
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.report.pictures import pyplot
+
+WORD_START = "▁"  # of SentencePiece
+COLOURS = (159, 153, 147, 183, 219, 218, 217, 216, 209, 203)  # of a terminal, from shallow to deep
+TENTHS = 10
+
+
+class Sentence(NamedTuple):
+    """Tokens of a text, [CLS] and [SEP] among them, with the number of updates of each; ``limit`` is the most."""
+
+    tokens: List[str]
+    depths: List[int]
+    limit: int
+
+
+def halting_stack(model) -> str:
+    """Name of the encoder's stack in which tokens halt.
+
+    Raises:
+        UsageError: when there is none
+    """
+    for name, module in model.named_modules():
+        if name.startswith("encoder.") and isinstance(module, LayerStack) and module.halting is not None:
+            return name
+    raise UsageError("the model has no encoder in which tokens halt: train one with --halting act")
+
+
+@torch.no_grad()
+def read_depths(
+    model, dictionary: Dictionary, texts: Iterable[List[str]], batch_size: int = 16, longest: Optional[int] = None
+) -> Iterator[Sentence]:
+    """Run an encoder over texts.
+
+    Args:
+        model: a fairseq model with an encoder in which tokens halt; put into evaluation mode
+        dictionary: of its source
+        texts: tokens of each; those that are too long are read in parts, empty ones are left out
+        batch_size: texts at a time
+        longest: tokens of a text, special ones included (default: what the model can read)
+
+    Raises:
+        UsageError: for another model
+    """
+    name, encoder = halting_stack(model.eval()), model.encoder
+    cls = [dictionary.bos()] if hasattr(model, "sentence_order") else []
+    if longest is None:
+        longest = encoder.max_positions()
+    room = longest - len(cls) - 1
+    device = next(model.parameters()).device
+    parts = [text[start : start + room] for text in texts for start in range(0, len(text), room)]
+    for first in range(0, len(parts), batch_size):
+        rows = [
+            torch.tensor([*cls, *(dictionary.index(token) for token in part), dictionary.eos()])
+            for part in parts[first : first + batch_size]
+        ]
+        tokens = data_utils.collate_tokens(rows, dictionary.pad()).to(device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        with recording(model) as traces:
+            if cls:
+                encoder(tokens, features_only=True)
+            else:
+                encoder(tokens, src_lengths=lengths)
+        (trace,) = traces[name]
+        for part, updates in zip(parts[first : first + batch_size], trace.updates.tolist()):
+            shown = [*(["[CLS]"] if cls else []), *part, "[SEP]" if cls else "</s>"]
+            yield Sentence(shown, updates[: len(shown)], trace.limit)
+
+
+def to_text(sentence: Sentence, colour: bool) -> str:
+    """One line for a terminal: the text coloured by depth, or each token with its depth behind a slash."""
+    if not colour:
+        return " ".join(f"{token}/{depth}" for token, depth in zip(sentence.tokens, sentence.depths))
+    return "".join(_coloured(_spaced(token), depth, sentence.limit)
+                   for token, depth in zip(sentence.tokens, sentence.depths)).strip()
+
+
+def legend(limit: int) -> str:
+    """The colours of all depths in one line for a terminal."""
+    return "updates: " + "".join(_coloured(f" {depth} ", depth, limit) for depth in range(1, limit + 1))
+
+
+def _coloured(text, depth, limit):
+    return f"\033[30;48;5;{COLOURS[round((len(COLOURS) - 1) * _share(depth, limit))]}m{text}\033[0m"
+
+
+def _share(depth, limit):
+    return (depth - 1) / max(1, limit - 1)
+
+
+def _spaced(token):
+    return f" {token} " if token.startswith(("[", "<")) else token.replace(WORD_START, " ")
+
+
+def to_html(sentences: Iterable[Sentence], title: str) -> str:
+    """A page of its own: every text coloured by depth, which also shows when the pointer is on a token."""
+    lines, limit = [], 1
+    for sentence in sentences:
+        limit = sentence.limit
+        spans = (_span(_spaced(token), depth, limit) for token, depth in zip(sentence.tokens, sentence.depths))
+        lines.append(f"<p>{''.join(spans)}</p>\n")
+    scale = "".join(_span(f" {depth} ", depth, limit) for depth in range(1, limit + 1))
+    style = "body{font:16px/2 sans-serif;max-width:60em;margin:2em auto}span{padding:3px 0;white-space:pre-wrap}"
+    return (f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+            f"<style>{style}</style>\n<h1>{html.escape(title)}</h1>\n<p>updates: {scale}</p>\n"
+            f"{''.join(lines)}</html>\n")
+
+
+def _span(text, depth, limit):
+    hue = 200 * (1 - _share(depth, limit))  # blue to red
+    return f'<span style="background:hsl({hue:.0f},80%,80%)" title="{depth}">{html.escape(text)}</span>'
+
+
+def token_type(token: str, following: Optional[str]) -> str:
+    """What kind of token it is, given the one behind it in the text.
+
+    Returns:
+        ``special``, ``punctuation``, ``number``, ``whole word``, ``start of a word`` or ``inside a word``
+    """
+    if token.startswith(("[", "<")) and token.endswith(("]", ">")) and len(token) > 2:
+        return "special"
+    bare = token.removeprefix(WORD_START)
+    if not any(letter.isalnum() for letter in bare):
+        return "punctuation"
+    if any(letter.isdigit() for letter in bare):
+        return "number"
+    if not token.startswith(WORD_START):
+        return "inside a word"
+    goes_on = following is not None and following[:1].isalpha()
+    return "start of a word" if goes_on else "whole word"
+
+
+Table = Dict[str, Dict[str, Tuple[int, float]]]
+
+
+def depth_tables(sentences: Iterable[Sentence]) -> Table:
+    """Mean depth by frequency rank, place and type of the tokens, after the analysis of Simoulin and Crabbe (2021).
+
+    Ranks are those in these texts, in ranges that double. Places are tenths of a text. Special tokens count among the
+    types only.
+
+    Returns:
+        for each of the three, by its range or name in order, how many tokens there were and their mean depth
+
+    Raises:
+        UsageError: when there are no tokens but special ones
+    """
+    by_token: Dict[str, List[int]] = {}
+    tables = {name: {} for name in ("frequency rank", "part of the text", "token type")}
+
+    def count(table, name, number, total):
+        sums = tables[table].setdefault(name, [0, 0.0])
+        sums[0] += number
+        sums[1] += total
+
+    for sentence in sentences:
+        following = [*sentence.tokens[1:], None]
+        kinds = [token_type(token, behind) for token, behind in zip(sentence.tokens, following)]
+        plain = [place for place, kind in enumerate(kinds) if kind != "special"]
+        for place, (token, depth, kind) in enumerate(zip(sentence.tokens, sentence.depths, kinds)):
+            count("token type", token if kind == "special" else kind, 1, depth)
+            if kind != "special":
+                sums = by_token.setdefault(token, [0, 0])
+                sums[0] += 1
+                sums[1] += depth
+        for number, place in enumerate(plain):
+            count("part of the text", number * TENTHS // len(plain), 1, sentence.depths[place])
+    if not by_token:
+        raise UsageError("there is nothing to count: the texts have no tokens")
+    for rank, (number, total) in enumerate(sorted(by_token.values(), key=lambda sums: -sums[0]), 1):
+        count("frequency rank", int(math.log2(rank)), number, total)
+    names = {"frequency rank": lambda power: f"{2**power}-{2 ** (power + 1) - 1}" if power else "1",
+             "part of the text": lambda tenth: f"{tenth + 1}/{TENTHS}", "token type": str}
+    return {table: {names[table](name): (number, total / number) for name, (number, total) in sorted(rows.items())}
+            for table, rows in tables.items()}
+
+
+def format_tables(tables: Table) -> str:
+    """The tables in Markdown."""
+    return "\n".join(
+        f"| {table} | tokens | mean updates |\n|---|---:|---:|\n"
+        + "".join(f"| {name} | {number:,} | {mean:.2f} |\n" for name, (number, mean) in rows.items())
+        for table, rows in tables.items()
+    )
+
+
+def plot_tables(tables: Table, limit: int, path: str):
+    """Draw the tables side by side as a PNG or what else the ending says.
+
+    Raises:
+        UsageError: when matplotlib is not installed
+    """
+    plt = pyplot()
+    figure, panels = plt.subplots(1, len(tables), figsize=(5 * len(tables), 4), sharey=True, layout="constrained")
+    for panel, (table, rows) in zip(panels, tables.items()):
+        panel.bar(list(rows), [mean for _, mean in rows.values()])
+        panel.set(title=table, ylim=(0, limit))
+        panel.tick_params(axis="x", rotation=90)
+    panels[0].set_ylabel("mean updates")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

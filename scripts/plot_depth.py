@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Shows how deep a model in which tokens halt goes at every token of raw text, and on average over a corpus.
+
+By default every line of the text is printed, coloured by depth. Reads the encoder of a fairseq checkpoint, or a model
+in the published layout of ALBERT-ACT.
+"""
+
+import argparse
+import logging
+import os
+import sys
+
+import torch
+from fairseq import checkpoint_utils
+from sentencepiece import SentencePieceProcessor
+
+import fairseq_adaptive  # noqa: F401  registers tasks and models, one line for an error
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.hub import AlbertActModel
+from fairseq_adaptive.interop import albert_act, require_new
+from fairseq_adaptive.report.depth_map import (
+    depth_tables,
+    format_tables,
+    legend,
+    plot_tables,
+    read_depths,
+    to_html,
+    to_text,
+)
+
+
+def load(args, pieces):
+    """The model and its dictionary."""
+    if os.path.isfile(args.model):
+        overrides = {"data": args.data} if args.data else {}
+        (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([args.model], arg_overrides=overrides)
+        return model, task.source_dictionary
+    published = AlbertActModel.from_pretrained(args.model)
+    return published.model, albert_act.dictionary_of(pieces, published.config, args.spm)
+
+
+def read_lines(path):
+    try:
+        with sys.stdin if path == "-" else open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("model", help="a checkpoint, or a folder or Hugging Face name of a published ALBERT-ACT")
+    parser.add_argument("--data", metavar="FOLDER", help="of a checkpoint: where dict.txt is (default: as in training)")
+    parser.add_argument("--spm", metavar="FILE", help="SentencePiece model of the text (default: spiece.model in the "
+                        "folder of a published model)")
+    parser.add_argument("--input", default="-", metavar="FILE", help="the text, a sentence or paragraph a line "
+                        "(default: standard input)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="lines at a time (default: 16)")
+    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto",
+                        help="never: print depths as numbers (default: colours in a terminal)")
+    parser.add_argument("--html", metavar="FILE", help="write the coloured text as a page; must not exist")
+    parser.add_argument("--table", action="store_true",
+                        help="print the mean depth by frequency rank, part of the text and token type")
+    parser.add_argument("--plot", metavar="PNG", help="draw these tables; must not exist")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error("--batch-size is at least 1")
+
+    logging.disable(logging.INFO)
+    for path in filter(None, (args.html, args.plot)):
+        require_new(path)
+    if args.spm is None:
+        args.spm = os.path.join(args.model, "spiece.model")
+        if os.path.isfile(args.model):
+            raise UsageError("name the SentencePiece model with which the training text was split: --spm FILE")
+    pieces = albert_act.read_pieces(args.spm)
+    processor = SentencePieceProcessor(model_file=args.spm)
+    texts = [processor.encode(line, out_type=str) for line in read_lines(args.input)]
+    if not any(texts):
+        raise UsageError("there is no text to read: it is empty")
+    model, dictionary = load(args, pieces)
+    tokens = [token for text in texts for token in text]
+    unknown = sum(dictionary.index(token) == dictionary.unk() for token in tokens)
+    if unknown > len(tokens) / 2:
+        raise UsageError(f"the model does not know {unknown:,} of the {len(tokens):,} tokens: {args.spm} is not the "
+                         "SentencePiece model with which its training text was split")
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    sentences = list(read_depths(model, dictionary, texts, args.batch_size))
+    limit = sentences[0].limit
+    if args.html:
+        with open(args.html, "x", encoding="utf-8") as file:
+            file.write(to_html(sentences, f"Depth of {os.path.basename(os.path.normpath(args.model))}"))
+        print("wrote", args.html)
+    if args.table or args.plot:
+        tables = depth_tables(sentences)
+        print(format_tables(tables), end="")
+        if args.plot:
+            plot_tables(tables, limit, args.plot)
+            print("wrote", args.plot)
+    if not (args.html or args.table or args.plot):
+        colour = args.color == "always" or args.color == "auto" and sys.stdout.isatty()
+        if colour:
+            print(legend(limit))
+        for sentence in sentences:
+            print(to_text(sentence, colour))
+
+
+if __name__ == "__main__":
+    main()
