@@ -9,15 +9,8 @@ from typing import Callable, Optional, Tuple
 import torch
 from torch import Tensor
 
-from fairseq_adaptive.modules.packing import Groups
+from fairseq_adaptive.modules.packing import Groups, token_mask
 from fairseq_adaptive.modules.trace import Step, Trace
-
-
-def _tokens(x: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
-    """B x T, true at tokens; x is T x B x C."""
-    if padding_mask is None:
-        return torch.ones((x.size(1), x.size(0)), dtype=torch.bool, device=x.device)
-    return ~padding_mask.bool()
 
 
 def run_dense(stack, x: Tensor, padding_mask: Optional[Tensor], call: Callable) -> Tuple[Tensor, Optional[Tensor]]:
@@ -34,7 +27,7 @@ def run_dense(stack, x: Tensor, padding_mask: Optional[Tensor], call: Callable) 
         the rule weighs depths: the states of all depths, one after the other
     """
     rule, depths = stack.halting, len(stack)
-    trace = Trace(_tokens(x, padding_mask), depths)
+    trace = Trace(token_mask(x, padding_mask), depths)
     running = trace.tokens.transpose(0, 1)
     carry, states, weights = rule.start(x), [], None
     profiling = stack.training and stack.residual is not None and not stack.residual.profiled
@@ -78,7 +71,7 @@ def run_packed(stack, x: Tensor, padding_mask: Optional[Tensor], self_attention,
     Returns:
         T x B x C
     """
-    rule, depths, tokens = stack.halting, len(stack), _tokens(x, padding_mask)
+    rule, depths, tokens = stack.halting, len(stack), token_mask(x, padding_mask)
     batch, length = tokens.shape
     states = x.transpose(0, 1).reshape(batch * length, -1).clone()
     result, remainders = states.clone(), None

@@ -6,6 +6,7 @@ masked, and packed runs, where only running tokens are there. Sums and probabili
 model) whatever the precision of the states.
 """
 
+import abc
 from typing import Dict, NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ def where_token(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(mask.unsqueeze(-1), x.to(y.dtype), y)
 
 
-class HaltingRule(nn.Module):
+class HaltingRule(nn.Module, abc.ABC):
     """A rule; the tensors of a run are passed in and out, a rule keeps nothing but its parameters.
 
     Attributes:
@@ -59,6 +60,7 @@ class HaltingRule(nn.Module):
         """
         return {}
 
+    @abc.abstractmethod
     def step(self, before: Tensor, after: Tensor, carry: Carry, running: Tensor, last: bool) -> Verdict:
         """Decide after one depth.
 
@@ -68,7 +70,6 @@ class HaltingRule(nn.Module):
             running: ..., true at tokens that have not halted; what the layer made of others is to be ignored
             last: whether this is the last depth
         """
-        raise NotImplementedError
 
     def output(self, state: Tensor, carry: Carry) -> Tensor:
         """Return the result of the run, ... x C, from the last states."""

@@ -1,18 +1,16 @@
 """Padded <-> packed tokens."""
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
 
-def pack(x: Tensor, mask: Tensor) -> Tensor:
-    """Return the rows of ``x`` (B x T x ...) where ``mask`` (B x T) is true, in order: R x ...."""
-    return x.flatten(0, 1).index_select(0, mask.flatten().nonzero().squeeze(1))
-
-
-def unpack(rows: Tensor, mask: Tensor, fill=0) -> Tensor:
-    """Undo :func:`pack`: B x T x ... with ``rows`` (R x ...) where ``mask`` (B x T) is true and ``fill`` elsewhere."""
-    x = rows.new_full((mask.numel(), *rows.shape[1:]), fill)
-    return x.index_copy_(0, mask.flatten().nonzero().squeeze(1), rows).unflatten(0, mask.shape)
+def token_mask(x: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
+    """B x T, true at tokens; x is T x B x C and padding_mask B x T, true at padding, or None."""
+    if padding_mask is None:
+        return torch.ones((x.size(1), x.size(0)), dtype=torch.bool, device=x.device)
+    return ~padding_mask.bool()
 
 
 class Groups:

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_adaptive.modules.adaptive_run import _tokens
-from fairseq_adaptive.modules.packing import Groups
+from fairseq_adaptive.modules.packing import Groups, token_mask
 from fairseq_adaptive.modules.skimming import masked_attention
 from fairseq_adaptive.modules.trace import Step, Trace
 
@@ -30,7 +29,7 @@ def skim_dense(stack, x: Tensor, padding_mask: Optional[Tensor], protected: Opti
     Returns:
         T x B x C, of every token the output of the last layer that kept it
     """
-    trace = Trace(_tokens(x, padding_mask), len(stack))
+    trace = Trace(token_mask(x, padding_mask), len(stack))
     kept = trace.tokens.to(x)
     profiling = stack.training and stack.residual is not None and not stack.residual.profiled
     for depth in range(len(stack)):
@@ -50,7 +49,7 @@ def skim_dense(stack, x: Tensor, padding_mask: Optional[Tensor], protected: Opti
 
 def skim_packed(stack, x: Tensor, padding_mask: Optional[Tensor], protected: Optional[Tensor]) -> Tensor:
     """Run only what is kept; for inference. Arguments and result are those of :func:`skim_dense`."""
-    tokens = _tokens(x, padding_mask)
+    tokens = token_mask(x, padding_mask)
     batch, length = tokens.shape
     trace = Trace(tokens, len(stack))
     result = x.transpose(0, 1).reshape(batch * length, -1)

@@ -178,7 +178,7 @@ def test_cache_passes_gradients_of_the_segment_and_none_of_the_past():
     out = attention(second, positions, cache=cache)
     memory = first.requires_grad_()
     expected = attention(second, positions, memory)
-    for_out, for_keys = attention.out_proj.weight, attention.position_proj.weight
+    for_out = attention.out_proj.weight
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(*(torch.autograd.grad(y.sum(), for_out)[0] for y in (out, expected)))
     assert memory.grad is None and not cache.keys.requires_grad
