@@ -2,6 +2,7 @@ import argparse
 import contextlib
 import fractions
 import functools
+import json
 import os
 import resource
 import shutil
@@ -307,3 +308,28 @@ def test_state_of_a_task_survives_a_resume(data, tmp_path):
         flags = train_flags(data, tmp_path / "save", "--max-update", updates, "--task", "counting_translation")
         done = run("python", "-c", COUNTING_TASK, *flags, cwd=USER_DIR + "/..")
         assert "".join(line + "\n" for line in done.stdout.splitlines() if line.startswith("step ")) == expected
+
+
+@pytest.mark.parametrize("flag", ["--bf16", "--amp"])
+def test_bfloat16_on_a_cpu(flag, data, tmp_path):
+    flags = "--max-update", "20", "--no-epoch-checkpoints", "--no-progress-bar", "--log-format", "json"
+    losses = {}
+    for name, more in ("fp32", ()), (flag, (flag,)):
+        done = run("fairseq-train", *train_flags(data, tmp_path / name, *flags, *more))
+        losses[name] = [json.loads(line[line.index("{"):])["train_loss"] for line in done.stdout.splitlines()
+                        if '"train_loss"' in line]
+    losses = {name: np.array(values, dtype=float) for name, values in losses.items()}
+    assert len(losses[flag]) == 7 and losses[flag][-1] < losses[flag][0] - 0.5
+    np.testing.assert_allclose(losses[flag], losses["fp32"], rtol=0.01)
+    assert (losses[flag] != losses["fp32"]).any()  # computed in another precision
+    weights = torch.load(tmp_path / flag / "checkpoint_last.pt", weights_only=False)["model"]
+    assert all(weight.dtype == torch.float32 for weight in weights.values() if weight.is_floating_point())
+
+
+def test_half_precision_on_a_cpu_is_refused(data, tmp_path):
+    assert_refused(run("fairseq-train", *train_flags(data, tmp_path, "--fp16"), check=False), "--fp16", "--bf16")
+
+
+def test_gradients_that_are_no_numbers_end_bfloat16_training(data, tmp_path):
+    done = run("fairseq-train", *train_flags(data, tmp_path, "--bf16", "--lr", "1e38", "--max-update", "20"), check=False)
+    assert done.returncode != 0 and "gradients are Nan/Inf" in done.stderr

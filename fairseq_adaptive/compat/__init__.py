@@ -4,7 +4,7 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, workers
+from fairseq_adaptive.compat import batches, checkpoints, precision, workers
 
 MENDS = (
     batches.restore_np_compat,
@@ -19,6 +19,7 @@ MENDS = (
     batches.end_reading_ahead,
     checkpoints.gather_before_saving,
     checkpoints.resume_task_state,
+    precision.mix_precision,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

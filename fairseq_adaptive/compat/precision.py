@@ -1,0 +1,68 @@
+"""A mend of fairseq's mixed precision where there is no TPU and perhaps no GPU."""
+
+import importlib.util
+import logging
+
+import torch
+
+from fairseq_adaptive.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+class _Autocast:
+    """A criterion that computes in bfloat16 where that is safe; its backward pass follows what the forward pass did."""
+
+    def __init__(self, criterion):
+        self.criterion = criterion
+
+    def __call__(self, model, sample, *args, **kwargs):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.criterion(model, sample, *args, **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(self.criterion, name)
+
+
+def mix_precision():
+    """``--bf16`` needs no TPU; on a CPU, ``--bf16`` and ``--amp`` are bfloat16 autocast, and ``--fp16`` is refused.
+
+    fairseq takes ``--bf16`` for a request of a TPU and dies without one, with or without a GPU. On a CPU its ``--amp`` is
+    fp32 (the autocast that it opens is CUDA's), and ``--fp16`` dies where it asks for the current GPU. Autocast keeps
+    weights, their gradients and the optimiser's state in fp32, so that checkpoints are those of fp32 training. Nothing
+    overflows in bfloat16 that does not in fp32, so that the loss is not scaled, and gradients that are not finite are
+    what they are in fp32: an error (fairseq looks for a smaller scale and dies of there being none).
+    """
+    from fairseq.optim import AMPOptimizer
+    from fairseq.tasks import FairseqTask
+    from fairseq.trainer import Trainer
+
+    stock_init, stock_step, stock_clip = Trainer.__init__, FairseqTask.train_step, AMPOptimizer.clip_grad_norm
+
+    def __init__(self, cfg, *args, **kwargs):
+        common = cfg.common
+        if common.tpu and importlib.util.find_spec("torch_xla") is None:
+            common.tpu = False
+        if not common.tpu and (common.cpu or not torch.cuda.is_available()):
+            if common.fp16 and not common.memory_efficient_fp16:
+                raise UsageError("--fp16 needs a GPU; on a CPU train with --bf16")
+            if common.bf16:
+                common.bf16 = common.memory_efficient_bf16 = False
+                common.amp = True
+            if common.amp:
+                logger.info("no GPU: bfloat16 autocast, with weights and the optimizer's state in fp32")
+        stock_init(self, cfg, *args, **kwargs)
+
+    def train_step(self, sample, model, criterion, optimizer, *args, **kwargs):
+        on_cpu = isinstance(optimizer, AMPOptimizer) and not optimizer.scaler.is_enabled()
+        return stock_step(self, sample, model, _Autocast(criterion) if on_cpu else criterion, optimizer, *args, **kwargs)
+
+    def clip_grad_norm(self, *args, **kwargs):
+        if self.scaler.is_enabled():
+            return stock_clip(self, *args, **kwargs)
+        norm = self.fp32_optimizer.clip_grad_norm(*args, **kwargs)
+        if not torch.isfinite(norm).all():
+            raise FloatingPointError("gradients are Nan/Inf")
+        return norm
+
+    Trainer.__init__, FairseqTask.train_step, AMPOptimizer.clip_grad_norm = __init__, train_step, clip_grad_norm
