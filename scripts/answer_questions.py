@@ -44,6 +44,7 @@ def main():
     (model,), _ = checkpoint_utils.load_model_ensemble([args.path], task=task)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     model = model.to(device).eval()
+    model.make_generation_fast_()
     order = data.ordered_indices().tolist()
     with torch.no_grad():
         for first in range(0, len(order), args.batch_size):

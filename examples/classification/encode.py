@@ -1,32 +1,66 @@
 #!/usr/bin/env python3
-"""Splits lines of a label and a text into labels and pieces of words: OUT.label and OUT.input0, a line each."""
+"""Splits texts with labels, NAME.txt, into NAME.label and pieces of words, NAME.input0 and of pairs NAME.input1."""
 
 import argparse
+import math
+import os
+
+from fairseq.data import Dictionary
+from texts import read_texts
 
 from fairseq_adaptive.data.squad import cut, load_tokenizer
+from fairseq_adaptive.data.text_pairs import check_vocabulary, shorten
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
+
+
+def check_label(label, regression):
+    if not regression:
+        return len(label.split()) == 1
+    try:
+        return math.isfinite(float(label))
+    except ValueError:
+        return False
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("texts", help="a line is a label, a tab or a space, and a text")
-    parser.add_argument("--tokenizer", required=True, metavar="FOLDER", help="vocab.txt, or vocab.json and merges.txt")
+    parser.add_argument("texts", nargs="+", metavar="NAME.txt",
+                        help="a line is a label, a tab or a space, and a text; of pairs a label, a tab, a "
+                        "text, a tab and a text")
+    parser.add_argument("--tokenizer", required=True, metavar="FOLDER",
+                        help="folder with vocab.txt, or vocab.json and merges.txt; or a SentencePiece model, a file")
+    parser.add_argument("--dictionary", metavar="FILE", help="the model's dict.txt, to see that both belong together")
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
+    parser.add_argument("--pairs", action="store_true", help="a line has two texts")
+    parser.add_argument("--regression", action="store_true", help="labels are numbers")
     parser.add_argument("--max-length", type=int, default=512, help="cut texts off at this many tokens, with the "
-                        "first and the last one that fairseq adds (default: %(default)s)")
-    parser.add_argument("--output", required=True, metavar="OUT", help="prefix of the two files")
+                        "special ones that fairseq adds (default: %(default)s)")
     args = parser.parse_args()
 
-    tokenizer, _ = load_tokenizer(args.tokenizer, args.cased)
-    with open(args.texts, encoding="utf-8") as lines, open(args.output + ".label", "w", encoding="utf-8") as labels, \
-            open(args.output + ".input0", "w", encoding="utf-8") as inputs:
-        for number, line in enumerate(lines, start=1):
-            parts = line.rstrip("\n").split("\t", 1) if "\t" in line else line.rstrip("\n").split(" ", 1)
-            if not parts[0].strip():
-                raise UsageError(f"{args.texts}, line {number}: there is no label in front of the text")
-            pieces, _ = cut(tokenizer, parts[1] if len(parts) == 2 else "")
-            labels.write(parts[0].strip() + "\n")
-            inputs.write(" ".join(pieces[: args.max_length - 2]) + "\n")
+    if os.path.isfile(args.tokenizer):
+        tokenizer, double_separator = AlbertTokenizer(args.tokenizer), False
+        pieces_of = tokenizer.tokenize
+    else:
+        tokenizer, double_separator = load_tokenizer(args.tokenizer, args.cased)
+        pieces_of = lambda text: cut(tokenizer, text)[0]  # noqa: E731
+    if args.dictionary:
+        check_vocabulary(tokenizer, Dictionary.load(args.dictionary), args.tokenizer)
+    room = args.max_length - 2 - (1 + double_separator) * args.pairs
+    if room < 1:
+        raise UsageError(f"--max-length {args.max_length} leaves no room for a text")
+    kinds = ["label", "input0", "input1"][: 2 + args.pairs]
+    for path in args.texts:
+        files = [open(f"{path.removesuffix('.txt')}.{kind}", "w", encoding="utf-8") for kind in kinds]
+        for number, (label, *texts) in enumerate(read_texts(path, args.pairs), start=1):
+            if not check_label(label, args.regression):
+                raise UsageError(f"{path}, line {number}: the label {label!r} is "
+                                 + ("no number" if args.regression else "not one word"))
+            parts = shorten([*map(pieces_of, texts)], room)
+            for file, line in zip(files, [label, *map(" ".join, parts)]):
+                file.write(line + "\n")
+        for file in files:
+            file.close()
 
 
 if __name__ == "__main__":

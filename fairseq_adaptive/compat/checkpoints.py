@@ -7,6 +7,7 @@ import re
 import time
 import traceback
 
+import numpy as np
 import torch
 
 from fairseq_adaptive.errors import UsageError
@@ -93,6 +94,31 @@ def save_atomically():
         raise _not_saved(filename, failure) from None
 
     checkpoint_utils.torch_persistent_save = torch_persistent_save
+
+
+def save_plain_numbers():
+    """A checkpoint whose best score is a NumPy number can be loaded.
+
+    fairseq's ``--report-mcc``, ``--report-acc-and-f1`` and ``--report-pearson-and-spearman`` give such numbers. With one
+    of them as ``--best-checkpoint-metric`` they end up in the checkpoint, which torch >= 2.6 then refuses to load.
+    """
+    from fairseq import checkpoint_utils
+
+    stock = checkpoint_utils.torch_persistent_save
+
+    def torch_persistent_save(obj, *args, **kwargs):
+        _make_plain(obj)
+        return stock(obj, *args, **kwargs)
+
+    checkpoint_utils.torch_persistent_save = torch_persistent_save
+
+
+def _make_plain(container):
+    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        if isinstance(value, np.generic):
+            container[key] = value.item()
+        elif isinstance(value, (dict, list)):
+            _make_plain(value)
 
 
 def copy_atomically():

@@ -14,6 +14,8 @@ class Watched:
         model: a fairseq model
     """
 
+    needs_scores = True  # a criterion must not ask the model for features instead
+
     def __init__(self, model):
         self._model, self.call, self.output = model, None, None
 

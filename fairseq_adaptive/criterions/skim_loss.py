@@ -9,6 +9,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
+from fairseq_adaptive.criterions.controller import Controller, warmed_up
 from fairseq_adaptive.criterions.distillation import Teacher, Watched
 from fairseq_adaptive.criterions.ponder_loss import build_task_criterion
 from fairseq_adaptive.errors import UsageError
@@ -84,8 +85,8 @@ class SkimLoss(FairseqCriterion):
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
         self.cfg, self.task_criterion = cfg, task_criterion
-        start = {"excess": 0.0, "sum": 0.0, "update": -1, "spent": 0.0, "dense": 0.0}
-        task.state.add_factory("skimming", lambda: dict(start))
+        excess = None if cfg.target_flops is None else lambda share: share - cfg.target_flops
+        self.controller = Controller(task, "skimming", ("spent", "dense"), excess, cfg.target_flops_rate)
         self._teacher = Teacher(cfg.distill_from, task) if cfg.distill_from else None  # no module: it is not trained
 
     @classmethod
@@ -111,9 +112,10 @@ class SkimLoss(FairseqCriterion):
         macs = skim_macs(trace, layer.embed_dim, layer.fc1.out_features, alive)
         tokens = trace.tokens.sum().clamp_min(1)
         kept = torch.stack([step.kept.sum() for step in trace.steps])  # N
-        factor = self._factor(stack.num_updates)
         if training:
-            self._observe(torch.stack(macs), stack.num_updates)
+            self.controller.advance(stack.num_updates)
+            self.controller.count(*macs)
+        factor = self._factor(stack.num_updates)
         price = factor * kept.mean() / tokens
         if self._teacher is not None:
             distance = self._teacher.loss(watched, self.cfg.distill_temperature)
@@ -130,29 +132,9 @@ class SkimLoss(FairseqCriterion):
 
     def _factor(self, update):
         if self.cfg.target_flops is None:
-            warmup = self.cfg.skim_warmup_updates
-            return self.cfg.skim_factor * (min(1.0, update / warmup) if warmup else 1.0)
-        state = self.task.state.skimming  # a proportional and integral controller
+            return self.cfg.skim_factor * warmed_up(update, self.cfg.skim_warmup_updates)
+        state = self.controller.state
         return self.cfg.target_flops_gain * state["excess"] + state["sum"]
-
-    @torch.no_grad()
-    def _observe(self, macs, update):
-        """Steer the price by what all workers spent in the update before."""
-        if self.cfg.target_flops is None:
-            return
-        state = self.task.state.skimming
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(macs)
-        if state["update"] != update:
-            if state["dense"]:
-                state["excess"] = state["spent"] / state["dense"] - self.cfg.target_flops
-                if state["sum"] * state["excess"] < 0:
-                    state["sum"] *= 0.9  # what grew on the way must not carry the share past the target
-                state["sum"] += self.cfg.target_flops_rate * state["excess"]
-            state.update(update=update, spent=0.0, dense=0.0)
-        spent, dense = macs.tolist()
-        state["spent"] += spent
-        state["dense"] += dense
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:

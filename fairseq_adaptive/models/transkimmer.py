@@ -17,6 +17,7 @@ from torch import nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.shared_stack import ExplainsLoading, SharedTransformerEncoder, sharing_config
 from fairseq_adaptive.modules import STRATEGIES
+from fairseq_adaptive.modules.skim_run import keep_all
 from fairseq_adaptive.modules.skimming import SkimRouter
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,7 @@ class SkimmingTransformer(SharedTransformerEncoder):
         if self.layers.router is not None:
             x = self.layers(x, padding_mask, self.protected(src_tokens))
         else:
-            for layer in self.layers:
-                x = layer(x, padding_mask)
+            x = keep_all(self.layers, x, padding_mask)
         return (x if self.layer_norm is None else self.layer_norm(x)).transpose(0, 1)
 
 
@@ -89,6 +89,9 @@ class TranskimmerEncoder(RobertaEncoder):
     def build_encoder(self, args, dictionary, embed_tokens):
         if args.encoder_layerdrop and not args.no_skimming:
             raise UsageError("--encoder-layerdrop cannot be combined with skimming: leave it out, or add --no-skimming")
+        if getattr(args, "halting", "none") not in (None, "none"):
+            raise UsageError(f"--arch transkimmer skims tokens: leave out --halting {args.halting}, or take an "
+                             "architecture whose tokens halt, such as albert_act_base or shared_transformer")
         if args.encoder_embed_dim % args.encoder_attention_heads:
             raise UsageError(
                 f"--encoder-embed-dim {args.encoder_embed_dim} cannot be divided among {args.encoder_attention_heads} "
@@ -137,8 +140,7 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
 
     def __init__(self, args, encoder):
         super().__init__(args, encoder)
-        if encoder.sentence_encoder.layers.router is not None:  # RoBERTa's initialisation has gone over it
-            encoder.sentence_encoder.layers.router.reset_parameters()
+        encoder.sentence_encoder.layers.reset_rules()
         self.span_head = None
 
     @classmethod
@@ -197,6 +199,10 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
             del state_dict[key]
         if POSITIONS in state_dict:  # a model for shorter texts
             state_dict[POSITIONS] = state_dict[POSITIONS][: own[POSITIONS].size(0)]
+            missing = own[POSITIONS].size(0) - state_dict[POSITIONS].size(0)
+            if missing > 0:
+                raise UsageError(f"--max-positions {self.args.max_positions} is more than the checkpoint has positions "
+                                 f"for: {self.args.max_positions - missing}")
 
 
 def _parts(names):

@@ -1,5 +1,6 @@
 """Padded <-> packed tokens."""
 
+import functools
 from typing import Optional
 
 import torch
@@ -13,6 +14,35 @@ def token_mask(x: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
     return ~padding_mask.bool()
 
 
+class Rows:
+    """The tokens of B x T places, packed.
+
+    Args:
+        tokens: B x T, false at padding
+    """
+
+    def __init__(self, tokens: Tensor):
+        self.tokens, self.places = tokens, None if tokens.all() else tokens.flatten().nonzero().squeeze(1)
+
+    def take(self, x: Tensor) -> Tensor:
+        """B x T x ... -> R x ..."""
+        x = x.flatten(0, 1)
+        return x if self.places is None else x.index_select(0, self.places)
+
+    def put(self, rows: Tensor, x: Optional[Tensor] = None) -> Tensor:
+        """R x ... -> B x T x ..., undoes :meth:`take`; padding is that of ``x``, or zero."""
+        if self.places is not None:
+            x = rows.new_zeros((self.tokens.numel(), *rows.shape[1:])) if x is None else x.flatten(0, 1)
+            rows = x.index_copy(0, self.places, rows)
+        return rows.unflatten(0, self.tokens.shape)
+
+    def groups(self) -> "Groups":
+        """These rows by the sequence that they belong to."""
+        batch, length = self.tokens.shape
+        sequence = torch.arange(batch, device=self.tokens.device)[:, None].expand(batch, length)
+        return Groups(self.take(sequence), batch)
+
+
 class Groups:
     """Packed rows by the sequence that they belong to, so that attention is one call for all of them.
 
@@ -22,12 +52,24 @@ class Groups:
     """
 
     def __init__(self, sequence: Tensor, count: int):
+        self._active, self._cell = None, None
+        if count == 1:  # whose rows need no counting
+            self._shape = (1, sequence.numel())
+            return
         active, group, sizes = torch.unique_consecutive(sequence, return_inverse=True, return_counts=True)
-        self._active = None if active.numel() == count else active
+        if active.numel() < count:
+            self._active = active
         self._shape = (active.numel(), int(sizes.max()))
         place = torch.arange(sequence.numel(), device=sequence.device) - (sizes.cumsum(0) - sizes)[group]
-        full = sequence.numel() == self._shape[0] * self._shape[1]
-        self._cell = None if full else group * self._shape[1] + place
+        if sequence.numel() < self._shape[0] * self._shape[1]:
+            self._cell = group * self._shape[1] + place
+
+    @functools.cached_property
+    def mask(self) -> Optional[Tensor]:
+        """G x 1 x 1 x Q, true at rows; None where there is no padding."""
+        if self._cell is None:
+            return None
+        return self.pad(self._cell.new_ones(self._cell.numel(), dtype=torch.bool))[:, None, None]
 
     def pad(self, rows: Tensor) -> Tensor:
         """R x ... -> G x Q x ...: G sequences have rows, Q the one that has the most; zeros behind the others'."""

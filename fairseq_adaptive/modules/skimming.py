@@ -4,11 +4,13 @@ Before each layer a predictor keeps or skims each token. A skimmed token stays s
 it had. Attention leaves skimmed tokens out, as if they were not there.
 """
 
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fairseq_adaptive.modules.packing import Groups
 
 KEEP = 1  # the column of the predictor's output that means keep; 0 means skim
 STEEPEST = 10.0  # a skimmed key may promise the mask's gradient at most e^10 times what the strongest kept key has
@@ -52,7 +54,9 @@ class SkimRouter(nn.ModuleList):
         for predictor in self:
             predictor.reset_parameters()
 
-    def decide(self, depth: int, x: Tensor, protected: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+    def decide(
+        self, depth: int, x: Tensor, protected: Optional[Tensor] = None, need_probability: bool = True
+    ) -> Tuple[Tensor, Optional[Tensor]]:
         """Say which tokens go on.
 
         In training a decision is drawn, a hard Gumbel-softmax of temperature 1 with the gradient of the soft one
@@ -62,6 +66,7 @@ class SkimRouter(nn.ModuleList):
             depth: before which depth
             x: ... x C, states
             protected: ..., true at tokens that must not be skimmed
+            need_probability: return more than None in its place
 
         Returns:
             ..., 1 where a token is kept and 0 where it is skimmed, and the probability that it is kept
@@ -72,9 +77,10 @@ class SkimRouter(nn.ModuleList):
             kept = F.gumbel_softmax(scores, tau=1.0, hard=True)[..., KEEP]
         else:
             kept = (scores[..., KEEP] >= scores[..., 1 - KEEP]).to(scores)
-        probability = scores.softmax(-1)[..., KEEP]
+        probability = scores.softmax(-1)[..., KEEP] if need_probability else None
         if protected is not None:
-            kept, probability = kept.masked_fill(protected, 1.0), probability.masked_fill(protected, 1.0)
+            kept = kept.masked_fill(protected, 1.0)
+            probability = None if probability is None else probability.masked_fill(protected, 1.0)
         return kept, probability
 
 
@@ -101,22 +107,25 @@ def masked_softmax(scores: Tensor, kept: Tensor) -> Tensor:
     return exponentials / exponentials.sum(-1, keepdim=True)
 
 
-def masked_attention(attention, kept: Tensor, x: Tensor) -> Tensor:
+def masked_attention(attention, groups: Groups, kept: Tensor, x: Tensor) -> Tensor:
     """Self-attention that leaves skimmed tokens out, differentiable in ``kept``.
 
     Args:
         attention: fairseq's multi-head attention
-        kept: B x T, see :func:`masked_softmax`
-        x: T x B x C
+        groups: which rows are a sequence
+        kept: R, see :func:`masked_softmax`
+        x: R x C
 
     Returns:
-        T x B x C
+        R x C
     """
-
-    def heads(x):
-        return x.unflatten(-1, (attention.num_heads, attention.head_dim)).permute(1, 2, 0, 3)  # B x H x T x D
-
-    queries, keys, values = (heads(project(x)) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
-    weights = masked_softmax(queries @ keys.transpose(2, 3) * attention.scaling, kept)
+    queries, keys, values = split_heads(attention, groups, x)
+    weights = masked_softmax(queries @ keys.transpose(2, 3) * attention.scaling, groups.pad(kept))
     out = attention.dropout_module(weights).to(values) @ values
-    return attention.out_proj(out.permute(2, 0, 1, 3).flatten(2))
+    return attention.out_proj(groups.unpad(out.transpose(1, 2).flatten(2)))
+
+
+def split_heads(attention, groups: Groups, x: Tensor) -> Iterator[Tensor]:
+    """R x C to queries, keys and values, each G x H x Q x D."""
+    for project in (attention.q_proj, attention.k_proj, attention.v_proj):
+        yield groups.pad(project(x)).unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)

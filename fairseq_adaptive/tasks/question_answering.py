@@ -1,11 +1,14 @@
 """Extractive question answering in the format of SQuAD: ``--task question_answering``."""
 
+import functools
 import logging
+import math
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Dict, Optional
 
+import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
@@ -49,8 +52,7 @@ class QuestionAnsweringConfig(FairseqDataclass):
 class QuestionAnsweringTask(FairseqTask):
     """Reads SQuAD's JSON, cuts it into windows, and puts the windows' scores together to answers.
 
-    In validation ``em`` and ``f1`` are those of the official evaluation over all questions (with several workers, over
-    those of the first, where a question may lack windows: ``scripts/answer_questions.py`` gives the whole).
+    In validation ``em`` and ``f1`` are those of the official evaluation over all questions, at any number of workers.
 
     Args:
         cfg: :class:`QuestionAnsweringConfig`
@@ -71,6 +73,8 @@ class QuestionAnsweringTask(FairseqTask):
         self._offsets: Dict[str, list] = {}
         self._version_2: Dict[str, bool] = {}
         self._validating: Optional[str] = None
+        self._windows = defaultdict(float)  # how many were validated, by all workers
+        self._figures: Dict[str, dict] = {}
         self._found = defaultdict(dict)  # by split and question: candidates, and the lowest score of "no answer"
 
     @classmethod
@@ -120,7 +124,8 @@ class QuestionAnsweringTask(FairseqTask):
         return model
 
     def begin_valid_epoch(self, epoch, model):
-        self._found.clear()
+        for each in (self._found, self._figures, self._windows):
+            each.clear()
 
     def valid_step(self, sample, model, criterion):
         watched = Watched(model)
@@ -136,13 +141,28 @@ class QuestionAnsweringTask(FairseqTask):
     def collect(self, sample, scores) -> None:
         """Keep the best answers of a batch of windows; ``scores`` are B x 2 x T."""
         split = sample["split"]
+        self._figures.pop(split, None)
         for number, row in zip(sample["id"].tolist(), scores.float().cpu()):
             window = self.datasets[split].windows[number]
             found = candidates(row, window, self._questions[split][window.question].context,
                                self._offsets[split][window.question], self.cfg.max_answer_length, self.cfg.n_best_size)
             null = Candidate(float(row[:, 0].sum()), "", *row[:, 0].tolist())
-            before, lowest = self._found[split].get(window.question, ([], null))
-            self._found[split][window.question] = (before + found, min(lowest, null))
+            self._add(split, window.question, found, null)
+
+    def _add(self, split, question, found, null):
+        before, lowest = self._found[split].get(question, ([], null))
+        self._found[split][question] = (before + found, min(lowest, null))
+
+    def _share(self, split):
+        """Give every worker what all have found; windows of a question may be anywhere."""
+        distributed = torch.distributed
+        if not distributed.is_available() or not distributed.is_initialized():
+            return
+        everyone = [None] * distributed.get_world_size()
+        distributed.all_gather_object(everyone, self._found.pop(split, {}))
+        for each in everyone:
+            for question, found in each.items():
+                self._add(split, question, *found)
 
     def answers(self, split: str):
         """What was collected of a split, by the questions' ids: answers, lists of the best ones, and in version 2 by
@@ -177,8 +197,19 @@ class QuestionAnsweringTask(FairseqTask):
         super().reduce_metrics(logging_outputs, criterion)
         split = self._validating
         if split is not None:
-            metrics.log_derived("em", lambda meters: round(self.evaluate(split)["exact"], 2))
-            metrics.log_derived("f1", lambda meters: round(self.evaluate(split)["f1"], 2))
+            windows = sum(float(log.get("nsentences", 0)) for log in logging_outputs)
+            self._windows[split] += windows
+            metrics.log_scalar_sum("_windows", windows)
+            for name, figure in (("em", "exact"), ("f1", "f1")):
+                metrics.log_derived(name, functools.partial(self._official, split, figure))
+
+    def _official(self, split, figure, meters):
+        if meters["_windows"].sum < self._windows[split]:
+            return math.nan  # fairseq also asks, in vain, for the figures of every single batch
+        if split not in self._figures:
+            self._share(split)
+            self._figures[split] = self.evaluate(split)
+        return round(self._figures[split][figure], 2)
 
     def max_positions(self):
         return self.cfg.max_positions

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Wall-clock of stock fairseq's RoBERTa and of Transkimmer, packed, in inference, beside the FLOPs that skimming saves.
+"""Wall-clock of a dense encoder and of Transkimmer, packed, in inference, beside the FLOPs that skimming saves.
 
 Which tokens are skimmed is drawn, so that a layer keeps the same share of what comes to it in every layer and the mean
-share over layers is the one asked for. The predictors run all the same. Texts have no padding: with it, the stock model
-computes padding and ours does not.
+share over layers is the one asked for. The predictors run all the same. Texts have no padding: with it, the peers
+compute padding and ours does not. Both models are as ``make_generation_fast_`` leaves them; that lays out our matrices
+for the processor.
 """
 
 import argparse
+import functools
 import statistics
 import time
 
@@ -23,16 +25,33 @@ from fairseq_adaptive.report.skimming import skim_macs
 STACK = "encoder.sentence_encoder.layers"
 
 
-def build(args, stock):
-    flags = argparse.Namespace(max_positions=args.lengths[-1], **({"no_skimming": True} if stock == "dense" else {}))
+PEERS = {
+    "stock": "stock fairseq's RoBERTa of the same shape",
+    "huggingface": "transformers' BERT of the same shape",
+    "dense": "transkimmer with --no-skimming",
+}
+
+
+def build(args, peer=None):
+    """A function from tokens, B x T, to states; and the model."""
+    flags = argparse.Namespace(max_positions=args.lengths[-1], **({"no_skimming": True} if peer == "dense" else {}))
     ARCH_CONFIG_REGISTRY[args.arch](flags)
+    if peer == "huggingface":
+        from transformers import BertConfig, BertModel
+
+        model = BertModel(BertConfig(
+            vocab_size=1005, hidden_size=flags.encoder_embed_dim, num_hidden_layers=flags.encoder_layers,
+            num_attention_heads=flags.encoder_attention_heads, intermediate_size=flags.encoder_ffn_embed_dim,
+        ), add_pooling_layer=False).eval()
+        return model, model
     words = Dictionary()
     for number in range(1000):
         words.add_symbol(f"word{number}")
     torch.manual_seed(1)
-    model = (RobertaModel if stock == "stock" else TranskimmerModel).build_model(
-        flags, argparse.Namespace(source_dictionary=words))
-    return model.eval()
+    model = (RobertaModel if peer == "stock" else TranskimmerModel).build_model(
+        flags, argparse.Namespace(source_dictionary=words)).eval()
+    model.make_generation_fast_()
+    return functools.partial(model, features_only=True), model
 
 
 def plan(router, kept, batch, length):
@@ -45,8 +64,8 @@ def plan(router, kept, batch, length):
     stays = torch.rand(batch, length, generator=torch.Generator().manual_seed(1)).argsort(1).argsort(1) / length
     scored, state = type(router).decide, {}
 
-    def decide(depth, x, protected=None):
-        scored(router, depth, x)
+    def decide(depth, x, protected=None, need_probability=True):
+        scored(router, depth, x, protected, need_probability)
         left = state["left"] if depth else stays.flatten()
         keep = (left < share ** (depth + 1)) | protected
         state["left"] = left[keep]
@@ -62,32 +81,34 @@ def main():
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--kept", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5, 0.7, 1.0],
                         help="mean shares of tokens that the layers keep")
-    parser.add_argument("--against", choices=("stock", "dense"), default="stock",
-                        help="stock fairseq's RoBERTa of the same shape, or transkimmer with --no-skimming")
+    parser.add_argument("--against", choices=PEERS, default="stock",
+                        help="; ".join(f"{name}: {what}" for name, what in PEERS.items()))
     parser.add_argument("--rounds", type=int, default=7, help="how often the two are measured in turn")
+    parser.add_argument("--cpu-time", dest="clock", action="store_const", const=time.process_time,
+                        default=time.perf_counter, help="seconds of the processor, where others use it too")
     args = parser.parse_args()
     args.lengths.sort()
     common.describe(args)
-    stock, ours = build(args, args.against), build(args, None)
-    layers = ours.encoder.sentence_encoder.layers
-    print("batch length  kept   stock ms   ours ms   speed-up   FLOPs ratio   of it")
+    (peer, _), (ours, model) = build(args, args.against), build(args)
+    layers = model.encoder.sentence_encoder.layers
+    print(f"batch length  kept {args.against[:7]:>7} ms   ours ms   speed-up   FLOPs ratio   of it")
     for length in args.lengths:
         for batch in args.batch_sizes:
             tokens = torch.randint(4, 1000, (batch, length))
             for kept in args.kept:
                 plan(layers.router, kept, batch, length)
-                with torch.no_grad(), recording(ours) as traces:
-                    ours(tokens, features_only=True)
+                with torch.no_grad(), recording(model) as traces:
+                    ours(tokens)
                 trace = traces[STACK][0]
                 spent, dense = skim_macs(trace, layers[0].embed_dim, layers[0].fc1.out_features,
                                          [step.alive for step in trace.steps])
                 times = [[], []]
                 for _ in range(args.rounds + 1):
-                    for model, measured in zip((stock, ours), times):
-                        start = time.perf_counter()
+                    for run, measured in zip((peer, ours), times):
+                        start = args.clock()
                         with torch.no_grad():
-                            model(tokens, features_only=True)
-                        measured.append(time.perf_counter() - start)
+                            run(tokens)
+                        measured.append(args.clock() - start)
                 theirs, mine = (statistics.median(measured[1:]) for measured in times)
                 speedup = statistics.median(a / b for a, b in zip(times[0][1:], times[1][1:]))
                 flops, share = float(dense / spent), float(trace.updates.float().mean()) / len(layers)

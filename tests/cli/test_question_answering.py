@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from cli.helpers import USER_DIR, run
 from fairseq.data import Dictionary
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra hf)")
-SCRIPT = Path(__file__).parents[2] / "scripts" / "answer_questions.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT, EXAMPLE = ROOT / "scripts" / "answer_questions.py", ROOT / "examples" / "question_answering"
 NAMES, PLACES = [f"name{number}" for number in range(8)], [f"place{number}" for number in range(8)]
 FLAGS = ("--task question_answering --max-positions 24 --doc-stride 6 --arch transkimmer_base --token-types 2 "
          "--encoder-layers 2 --encoder-embed-dim 32 --encoder-ffn-embed-dim 64 --encoder-attention-heads 4 "
@@ -49,12 +51,26 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_trains_and_answers(data, tmp_path):
-    log = run("fairseq-train", data, "--user-dir", USER_DIR, *FLAGS, "--save-dir", tmp_path)
-    valid = re.findall(r"valid on 'valid' subset .*", log.stdout + log.stderr)[-1]
-    em, f1 = (float(re.search(rf"\| {name} ([\d.]+)", valid)[1]) for name in ("em", "f1"))
-    assert "| kept " in valid and "| flops_speedup" in valid
-    done = run("python", SCRIPT, data / "valid.json", "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--output",
+def valid_line(done):
+    return re.findall(r"valid on 'valid' subset .*", done.stdout + done.stderr)[-1]
+
+
+def figures_of(done):
+    return tuple(float(re.search(rf"\| {name} ([\d.]+)", valid_line(done))[1]) for name in ("em", "f1"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A folder of checkpoints, and the last exact match and F1 that training logged."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run("fairseq-train", data, "--user-dir", USER_DIR, *FLAGS, "--save-dir", folder)
+    assert "| kept " in valid_line(done) and "| flops_speedup" in valid_line(done)
+    return folder, *figures_of(done)
+
+
+def test_answers(data, trained, tmp_path):
+    folder, em, f1 = trained
+    done = run("python", SCRIPT, data / "valid.json", "--path", folder / "checkpoint_last.pt", "--cpu", "--output",
                tmp_path / "answers", "--batch-size", "7")
     figures = json.loads(done.stdout[: done.stdout.index("}") + 1])
     assert (figures["exact"], figures["f1"]) == pytest.approx((em, f1), abs=0.01)
@@ -70,7 +86,36 @@ def test_trains_and_answers(data, tmp_path):
 
     spoilt = data / "spoilt.json"
     spoilt.write_text((data / "valid.json").read_text().replace('"answer_start": ', '"answer_start": 1', 1))
-    done = run("python", SCRIPT, spoilt, "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--output",
+    done = run("python", SCRIPT, spoilt, "--path", folder / "checkpoint_last.pt", "--cpu", "--output",
                tmp_path / "new", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "new").exists()
     assert re.search(r"error: .*spoilt.json, question q\d+: the answer", done.stderr.strip().splitlines()[-1])
+
+
+def test_workers_share_the_windows_of_a_question(data, trained):
+    folder, em, f1 = trained
+    validate = Path(sys.executable).parent / "fairseq-validate"
+    done = run("torchrun", "--nproc-per-node", "2", validate, data, "--user-dir", USER_DIR, "--task", "question_answering", "--path", folder / "checkpoint_last.pt", "--valid-subset",
+               "valid", "--batch-size", "1", "--required-batch-size-multiple", "1", "--cpu", "--num-workers", "0",
+               "--log-format", "simple", "--distributed-backend", "gloo")
+    assert figures_of(done) == (em, f1)
+
+
+def test_splits_by_article(tmp_path):
+    articles = [{"title": f"t{number % 20}", "paragraphs": squad(5, number)["data"][0]["paragraphs"]}
+                for number in range(40)]
+    for number, article in enumerate(articles):
+        for paragraph in article["paragraphs"]:
+            paragraph["qas"][0]["id"] += f"-{number}"
+    (tmp_path / "all.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
+    arguments = [tmp_path / f"{name}.json" for name in ("all", "train", "valid")]
+    run("python", EXAMPLE / "split.py", *arguments, "--valid-share", "0.15")
+    whole, train, valid = (json.loads(path.read_text()) for path in arguments)
+    assert train["version"] == valid["version"] == "v2.0"
+    assert sorted(train["data"] + valid["data"], key=articles.index) == whole["data"]
+    titles = [{article["title"] for article in part["data"]} for part in (train, valid)]
+    assert not titles[0] & titles[1] and len(titles[1]) == 3  # 15% of 20 articles of equal size
+
+    done = run("python", EXAMPLE / "split.py", *arguments, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.match("error: .*train.json exists and is left as it is", done.stderr.splitlines()[-1])

@@ -132,13 +132,14 @@ def test_fewer_positions_load_and_more_are_refused(build, tokens):
                        state["encoder.sentence_encoder.embed_positions.weight"][:14])
     with pytest.raises(UsageError, match="a sequence of 13 tokens is longer than --max-positions 12"):
         short(torch.full((1, 13), 5))
-    with pytest.raises(UsageError, match="another architecture: .*embed_positions"):
+    with pytest.raises(UsageError, match="--max-positions 30 is more than the checkpoint has positions for: 12"):
         build("transkimmer_base", **{**TINY, "max_positions": 30}).load_state_dict(state, strict=True)
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
+        ({"halting": "act"}, "transkimmer skims tokens: leave out --halting act"),
         ({"encoder_layerdrop": 0.1}, "--encoder-layerdrop cannot be combined with skimming"),
         ({"encoder_attention_heads": 3}, "16 cannot be divided among 3 heads"),
         ({"encoder_unique_layers": 4}, "between 1 and 3"),

@@ -1,0 +1,22 @@
+#!/usr/bin/env python3
+"""Checks train.json and valid.json as training would, and prints how many windows of 384 tokens train.json has."""
+
+import argparse
+
+import fairseq_adaptive  # noqa: F401  one line for an error
+from fairseq_adaptive.tasks.question_answering import QuestionAnsweringConfig, QuestionAnsweringTask
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", help="dict.txt, the vocabulary, train.json and valid.json")
+    parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
+    args = parser.parse_args()
+    task = QuestionAnsweringTask.setup_task(QuestionAnsweringConfig(data=args.folder, cased=args.cased, seed=1))
+    for split in ("valid", "train"):
+        task.load_dataset(split)
+    print(len(task.dataset("train")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Splits a file in the format of SQuAD by article, so that no text is in both parts."""
+
+import argparse
+import json
+import random
+
+import fairseq_adaptive  # noqa: F401  one line for an error
+from fairseq_adaptive.data.squad import read_squad
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.checkpoint import require_new
+
+
+def count(articles):
+    return sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("file", help="JSON in the format of SQuAD v1.1 or v2.0")
+    parser.add_argument("train", help="must not exist")
+    parser.add_argument("valid", help="must not exist")
+    parser.add_argument("--valid-share", type=float, default=0.1, help="of the questions, more or less (default: "
+                        "%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of articles (default: %(default)s)")
+    args = parser.parse_args()
+
+    if not 0 < args.valid_share < 1:
+        raise UsageError(f"--valid-share {args.valid_share} is impossible: it is above 0 and below 1")
+    for path in (args.train, args.valid):
+        require_new(path)
+    read_squad(args.file)  # refuses what training would refuse
+    with open(args.file, encoding="utf-8") as file:
+        content = json.load(file)
+    titled = {}
+    for number, article in enumerate(content["data"]):
+        titled.setdefault(article.get("title", number), []).append(article)
+    if len(titled) < 2:
+        raise UsageError(f"{args.file} has one article only, which cannot be split")
+    titles = list(titled)
+    random.Random(args.seed).shuffle(titles)
+    wanted, valid = args.valid_share * count(content["data"]), titled[titles.pop()]
+    while len(titles) > 1 and count(valid) < wanted:
+        valid = valid + titled[titles.pop()]
+    train = [article for title in titles for article in titled[title]]
+    for path, articles in ((args.train, train), (args.valid, valid)):
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({**content, "data": articles}, file, ensure_ascii=False)
+        print(f"{path}: {len(articles)} articles, {count(articles)} questions")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Fine-tunes a converted encoder for extractive question answering, by the recipe that Guan et al. (2022) have for
+# SQuAD v2.0: windows of 384 tokens that begin 128 apart, batch 64, 5 epochs, learning rate 3e-5 that falls to 0,
+# lambda 0.3 (--skim-factor). Or steer to a share of the FLOPs with --target-flops.
+#
+# usage: bash train.sh DATA MODEL ARCH SAVE_DIR dense|skim [fairseq-train flags]
+#   DATA   the OUT folder of prepare.sh
+#   MODEL  checkpoint to start from: a converted one, or the dense one of this script for skim
+#   ARCH   transkimmer_base, transkimmer_large, transkimmer_bert_base or transkimmer_minilm_l6
+#   flags  override the recipe; with another --max-epoch, --batch-size or --max-positions set --total-num-update, too
+set -euo pipefail
+
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 5 ] || usage
+data=$1 model=$2 arch=$3 save_dir=$4 kind=$5
+shift 5
+case $kind in
+  dense) loss=(--criterion span_prediction --no-skimming) ;;
+  skim) loss=(--criterion skim_loss --task-criterion span_prediction --skim-factor 0.3) ;;
+  *) usage ;;
+esac
+[ -f "$model" ] || { echo "error: there is no checkpoint $model" >&2; exit 1; } # fairseq would start from nothing
+[ -s "$data/windows" ] || { echo "error: $data/windows is missing: run prepare.sh" >&2; exit 1; }
+updates=$((($(< "$data/windows") + 63) / 64 * 5))
+user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
+
+fairseq-train "$data" --user-dir "$user_dir" --task question_answering --max-positions 384 --doc-stride 128 \
+  --arch "$arch" --restore-file "$model" \
+  --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler \
+  "${loss[@]}" --batch-size 64 --required-batch-size-multiple 1 --max-epoch 5 \
+  --optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0 --lr 3e-5 \
+  --lr-scheduler polynomial_decay --total-num-update "$updates" \
+  --best-checkpoint-metric f1 --maximize-best-checkpoint-metric --no-epoch-checkpoints \
+  --seed 1 --log-format simple --log-interval 50 --save-dir "$save_dir" "$@"

@@ -1,0 +1,157 @@
+"""Raw text to labels with a fine-tuned model, and which tokens it skimmed on the way."""
+
+import os
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+
+import torch
+from fairseq import checkpoint_utils, tasks
+from fairseq.data import data_utils
+from omegaconf import OmegaConf
+
+import fairseq_adaptive  # noqa: F401  mends what fairseq needs mended
+from fairseq_adaptive.data.squad import cut, load_tokenizer
+from fairseq_adaptive.data.text_pairs import check_vocabulary, join, shorten
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.checkpoint import load_checkpoint
+from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.report.depth_map import WORD_START, Sentence
+
+
+class Prediction(NamedTuple):
+    """What a model says of a text.
+
+    Attributes:
+        label: the most probable one; of a regression the number
+        probabilities: of all labels, the greatest first; of a regression empty
+        tokens: what the model read, special tokens among them
+        skimmed: for each token the layer before which it was skimmed, counted from 1; None if no layer left it out
+        sentence: the text as :mod:`~fairseq_adaptive.report.depth_map` shades it
+    """
+
+    label: Union[str, float]
+    probabilities: Dict[str, float]
+    tokens: List[str]
+    skimmed: List[Optional[int]]
+    sentence: Sentence
+
+
+class _Row(NamedTuple):
+    tokens: List[int]
+    pieces: List[str]  # as the model names them
+    shown: List[str]  # as they stand in the text
+
+
+class TranskimmerClassifier:
+    """A model that ``--task sentence_prediction`` has trained. Skimmed tokens are not computed.
+
+    Attributes:
+        model: fairseq's, in evaluation mode
+        labels: in the order of the model's output; of a regression empty
+    """
+
+    def __init__(self, model, task, tokenizer, max_length: Optional[int] = None):
+        self.model, self.task, self._tokenizer = model.eval(), task, tokenizer
+        self.max_length = min(max_length or model.max_positions(), model.max_positions())
+        if self.max_length < 4:
+            raise UsageError(f"a length of {max_length} is impossible: special tokens take up to 4")
+        self.labels = [] if task.cfg.regression_target else [
+            task.label_dictionary[task.label_dictionary.nspecial + number] for number in range(task.cfg.num_classes)]
+        self._stack = next((name for name, module in model.named_modules()
+                            if isinstance(module, LayerStack) and module.router is not None), None)
+
+    @classmethod
+    def from_pretrained(cls, checkpoint, data=None, tokenizer=None, cased: bool = False,
+                        max_length: Optional[int] = None, device=None) -> "TranskimmerClassifier":
+        """
+        Args:
+            checkpoint: of ``--task sentence_prediction``
+            data: folder with ``input0/dict.txt`` and ``label/dict.txt`` (default: that of the training)
+            tokenizer: folder with ``vocab.txt``, or ``vocab.json`` and ``merges.txt`` (default: ``data``)
+            cased: ``vocab.txt`` distinguishes upper and lower case
+            max_length: longer texts are cut off at this many tokens (default: what the model can read)
+            device: (default: a GPU if there is one)
+
+        Raises:
+            UsageError: when files are missing, do not fit each other, or are of another task
+        """
+        cfg = OmegaConf.create(load_checkpoint(checkpoint)["cfg"], flags={"allow_objects": True})
+        if cfg.task._name != "sentence_prediction":
+            raise UsageError(f"{checkpoint} was trained with --task {cfg.task._name}, not sentence_prediction")
+        if data is not None:
+            cfg.task.data = os.fspath(data)
+        for part in ("input0",) if cfg.task.regression_target else ("input0", "label"):
+            path = os.path.join(cfg.task.data, part, "dict.txt")
+            if not os.path.isfile(path):
+                raise UsageError(f"there is no {path}: name the folder of the binarised training data")
+        task = tasks.setup_task(cfg.task)
+        folder = tokenizer or cfg.task.data
+        cutter, _ = load_tokenizer(folder, cased)
+        check_vocabulary(cutter, task.source_dictionary, folder)
+        (model,), _ = checkpoint_utils.load_model_ensemble([os.fspath(checkpoint)], task=task)
+        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), task, cutter, max_length)
+
+    @torch.no_grad()
+    def predict(self, texts: Iterable[Union[str, Tuple[str, str]]], batch_size: int = 32) -> List[Prediction]:
+        """Return a prediction for each text; an empty one is read as what it is, special tokens alone.
+
+        Args:
+            texts: strings, or pairs of strings where the model was trained on pairs
+            batch_size: texts at a time
+
+        Raises:
+            UsageError: for what is no text
+        """
+        rows = [self._read(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number].tokens))
+        device, predictions = next(self.model.parameters()).device, [None] * len(rows)
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            tokens = data_utils.collate_tokens(
+                [torch.tensor(rows[number].tokens) for number in numbers], self.task.source_dictionary.pad())
+            with recording(self.model) as traces:
+                logits, _ = self.model(tokens.to(device), features_only=True,
+                                       classification_head_name=self.task.cfg.classification_head_name)
+            updates, layers = None, 1
+            if self._stack is not None:
+                (trace,) = traces[self._stack]
+                updates, layers = trace.updates.tolist(), trace.limit
+            for place, number in enumerate(numbers):
+                done = updates[place] if updates else [layers] * len(rows[number].tokens)
+                predictions[number] = self._prediction(rows[number], logits[place].float(), done, layers)
+        return predictions
+
+    def _read(self, text) -> _Row:
+        texts = (text,) if isinstance(text, str) else tuple(text)
+        if not 1 <= len(texts) <= 2 or not all(isinstance(each, str) for each in texts):
+            raise UsageError(f"{text!r} is no text: give a string, or two strings for a pair")
+        cfg, dictionary = self.task.cfg, self.task.source_dictionary
+
+        def special(number):
+            return None if number is None else (number, dictionary[number], dictionary[number])
+
+        specials = special(dictionary.eos()), special(cfg.init_token), special(cfg.separator_token)
+        parts = []
+        for each in texts:
+            pieces, spans = cut(self._tokenizer, each)
+            parts.append([*zip(map(dictionary.index, pieces), pieces, _as_written(each, spans))])
+        parts = shorten(parts, self.max_length - len(join([[] for _ in parts], *specials)))
+        return _Row(*map(list, zip(*join(parts, *specials))))
+
+    def _prediction(self, row: _Row, logits, updates, layers) -> Prediction:
+        skimmed = [count + 1 if count < layers else None for count in updates[: len(row.tokens)]]
+        depths = [each or layers + 1 for each in skimmed]
+        sentence = Sentence(row.shown, depths, layers + 1, "skimmed before layer", "kept")
+        if not self.labels:
+            return Prediction(float(logits[0]), {}, row.pieces, skimmed, sentence)
+        scores = logits.softmax(-1).tolist()
+        ranked = sorted(zip(self.labels, scores), key=lambda each: -each[1])
+        return Prediction(ranked[0][0], dict(ranked), row.pieces, skimmed, sentence)
+
+
+def _as_written(text, spans):
+    shown, reached = [], 0
+    for start, end in spans:
+        gap = reached == 0 or text[reached:start].strip() != text[reached:start]
+        shown.append((WORD_START if gap else "") + text[max(start, reached) : end])  # a letter may have several pieces
+        reached = max(reached, end)
+    return shown

@@ -1,0 +1,156 @@
+"""Raw text to labels: what is read, what comes out, which tokens were skimmed where."""
+
+import functools
+
+import pytest
+import torch
+from fairseq import tasks
+from omegaconf import OmegaConf
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.hub import TranskimmerClassifier
+from fairseq_adaptive.interop.checkpoint import save_checkpoint
+from fairseq_adaptive.interop.conversion import new_state
+from fairseq_adaptive.modules import recording
+from fairseq_adaptive.report.depth_map import legend, to_html, to_text
+
+pytest.importorskip("tokenizers")
+WORDS = "good bad film was the a story , . it never works plot ##s".split()
+FLAGS = ("--task sentence_prediction --criterion sentence_prediction --init-token 0 --max-positions 16 --skim-bias 0 "
+         "--arch transkimmer_bert_base --encoder-layers 3 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32 "
+         "--encoder-attention-heads 2").split()
+STACK = "encoder.sentence_encoder.layers"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bin")
+    lines = {"vocab.txt": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS],
+             "input0/dict.txt": [f"{word} 1" for word in ["<mask>", *WORDS]],
+             "label/dict.txt": ["positive 2", "negative 1"]}
+    for name, content in lines.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("\n".join(content) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data, tmp_path_factory):
+    """``checkpoint(flags ..., classes=2)``: of a model with random weights."""
+
+    @functools.cache
+    def checkpoint(*flags, classes=2):
+        state = new_state([*FLAGS, "--num-classes", classes, *flags], {})
+        state["cfg"]["task"]["data"] = str(data)
+        cfg = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+        torch.manual_seed(3)
+        model = tasks.setup_task(cfg.task).build_model(cfg.model)
+        for name, weight in model.named_parameters():
+            if ".router." in name or "out_proj" in name:
+                torch.nn.init.normal_(weight)
+        if "--no-skimming" not in flags:
+            for depth, bias in enumerate((3.0, 5.0, -8.0)):  # so that more than one layer skims some
+                model.encoder.sentence_encoder.layers.router[depth][4].bias.data[1] += bias
+        state["model"] = model.state_dict()
+        path = tmp_path_factory.mktemp("model") / "checkpoint.pt"
+        save_checkpoint(state, path)
+        return path
+
+    return checkpoint
+
+
+@pytest.fixture
+def classifier(checkpoint):
+    """``classifier(flags ..., max_length=8 ...)``: what was read back from it."""
+
+    def classifier(*flags, classes=2, **kwargs):
+        return TranskimmerClassifier.from_pretrained(checkpoint(*flags, classes=classes), device="cpu", **kwargs)
+
+    return classifier
+
+
+TEXTS = ["a good story", "the film never works , it was bad .", "", "a bad plot , bad films ."]
+
+
+def test_what_the_model_says(classifier):
+    made = classifier()
+    found = made.predict(TEXTS, batch_size=3)
+    assert made.predict(iter(TEXTS), batch_size=1)[1].skimmed == found[1].skimmed
+    layers = set()
+    for text, each in zip(TEXTS, found):
+        pieces = text.replace("films", "film ##s").split()
+        assert each.tokens == ["<s>", *pieces, "</s>"]
+        tokens = torch.tensor([[made.task.source_dictionary.index(piece) for piece in each.tokens]])
+        with recording(made.model) as traces, torch.no_grad():
+            logits, _ = made.model(tokens, features_only=True, classification_head_name="sentence_classification_head")
+        probabilities = dict(zip(["positive", "negative"], logits.softmax(-1)[0].tolist()))
+        assert each.probabilities == pytest.approx(probabilities, abs=1e-5)
+        assert each.label == max(probabilities, key=probabilities.get) == next(iter(each.probabilities))
+        updates = traces[STACK][0].updates[0].tolist()
+        assert [3 if layer is None else layer - 1 for layer in each.skimmed] == updates
+        assert each.skimmed[0] is None
+        layers.update(each.skimmed)
+    assert {None, 1, 3} <= layers
+
+
+def test_the_text_as_written(classifier):
+    (found,) = classifier().predict("The  Films, good😀!")
+    assert found.tokens == ["<s>", "the", "film", "##s", ",", "[UNK]", "[UNK]", "</s>"]
+    assert "".join(found.sentence.tokens[1:-1]) == "▁The▁Films,▁good😀!"
+    line = to_text(found.sentence, colour=False).split()
+    names = ["kept" if layer is None else str(layer) for layer in found.skimmed]
+    assert [each.rpartition("/")[2] for each in line] == names
+    page = to_html([found.sentence], "Skimmed")
+    assert "<p>skimmed before layer: " in page and 'title="kept"> kept </span>' in page and "Film" in page
+    scale = legend(found.sentence.limit, found.sentence.measure, found.sentence.last)
+    assert scale.startswith("skimmed before layer: ") and scale.count("\033[0m") == 4 and " kept " in scale
+
+
+def test_pairs_and_long_texts(classifier):
+    made = classifier(max_length=8)
+    (found,) = made.predict([("a good film", "it was")])
+    assert found.tokens == ["<s>", "a", "good", "film", "</s>", "it", "was", "</s>"]
+    (cut,) = made.predict([("a good film , it works", "it was")])
+    assert cut.tokens == found.tokens and cut.probabilities == pytest.approx(found.probabilities)
+    made.task.cfg.separator_token = 2
+    (roberta,) = TranskimmerClassifier(made.model, made.task, made._tokenizer).predict([("a good film", "it was")])
+    assert roberta.tokens == ["<s>", "a", "good", "film", "</s>", "</s>", "it", "was", "</s>"]
+    (longest,) = classifier().predict(["good " * 50])
+    assert len(longest.tokens) == 16
+
+
+def test_all_skimmed_none_skimmed_nothing_to_skim(classifier):
+    made = classifier()
+    with torch.no_grad():
+        made.model.encoder.sentence_encoder.layers.router[0][4].bias.copy_(torch.tensor([1e4, -1e4]))
+    for each in made.predict(TEXTS):
+        assert each.skimmed == [None, *[1] * (len(each.tokens) - 1)] and sum(each.probabilities.values()) > 0.99
+    for each in classifier("--no-skimming").predict(TEXTS):
+        assert set(each.skimmed) == {None}
+    assert made.predict([]) == []
+
+
+def test_regression(classifier):
+    made = classifier("--regression-target", classes=1)
+    first, second = made.predict(TEXTS[:2])
+    assert isinstance(first.label, float) and first.label != second.label and first.probabilities == {}
+
+
+def test_errors(classifier, data, tmp_path):
+    state = new_state(["--task", "masked_lm", *FLAGS[8:]], {"weight": torch.zeros(1)})
+    save_checkpoint(state, tmp_path / "masked.pt")
+    with pytest.raises(UsageError, match="trained with --task masked_lm, not sentence_prediction"):
+        TranskimmerClassifier.from_pretrained(tmp_path / "masked.pt")
+    with pytest.raises(UsageError, match="there is no .*input0/dict.txt: name the folder"):
+        classifier(data=tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nun\n##deux\ngood\n")
+    with pytest.raises(UsageError, match="is not that of the model: 7 of its 8 pieces"):
+        classifier(tokenizer=tmp_path / "other")
+    with pytest.raises(UsageError, match="there is neither vocab.txt"):
+        classifier(tokenizer=tmp_path)
+    with pytest.raises(UsageError, match="a length of 3 is impossible"):
+        classifier(max_length=3)
+    for wrong in ([3], [("a", "b", "c")], [()]):
+        with pytest.raises((UsageError, TypeError)):
+            classifier().predict(wrong)
