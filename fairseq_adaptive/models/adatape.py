@@ -11,7 +11,8 @@ from fairseq.models.roberta import RobertaEncoder, RobertaModel, base_architectu
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.adatape_stack import TapeConfig, build_tape, run_stack, tape_report
+from fairseq_adaptive.models.adatape_flags import TapeConfig, build_router, build_tape, check_flags
+from fairseq_adaptive.models.adatape_stack import run_stack, tape_report
 from fairseq_adaptive.models.shared_stack import (
     ExplainsLoading,
     SharedTransformerEncoder,
@@ -34,13 +35,15 @@ class TapeTransformerEncoder(SharedTransformerEncoder):
     """
 
     def __init__(self, args, dictionary, embed_tokens):
+        check_flags(args)
         cfg = sharing_config(args, ("encoder",))
         cfg.tape_ffn_embed_dim = args.tape_ffn_embed_dim if args.tape_tokens else 0
         super().__init__(cfg, dictionary, embed_tokens)
         self.apply(init_bert_params)
-        self.tape = build_tape(args, args.encoder_embed_dim, args.encoder_attention_heads)
-        if self.tape and not 0 <= args.tape_layer < args.encoder_layers:
-            raise UsageError(f"--tape-layer is {args.tape_layer}: use 0 to {args.encoder_layers - 1}")
+        if args.skimming and args.encoder_layerdrop:
+            raise UsageError("--skimming cannot be combined with --encoder-layerdrop: leave one of them out")
+        self.layers.router = build_router(args, args.encoder_embed_dim, args.encoder_layers)
+        self.tape = build_tape(args, args.encoder_embed_dim, args.encoder_attention_heads, args.encoder_layers)
         self.tape_layer = args.tape_layer
         self.bank = None
         if self.tape is not None:
@@ -106,6 +109,10 @@ class AdaTapeModel(ExplainsLoading, RobertaModel):
 
     Plain RoBERTa checkpoints load: the tape starts from its initialisation.
     """
+
+    def __init__(self, args, encoder):
+        super().__init__(args, encoder)
+        encoder.sentence_encoder.layers.reset_rules()
 
     @classmethod
     def hub_models(cls):

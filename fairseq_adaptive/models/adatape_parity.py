@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.adatape_flags import with_defaults
 from fairseq_adaptive.models.adatape_stack import TapeClassifier, TapeClassifierConfig
 from fairseq_adaptive.modules.tape import InputBank
 
@@ -32,7 +33,7 @@ class AdaTapeParity(TapeClassifier):
     Entries have no position: equal elements are equal entries, which the reading takes together.
 
     Args:
-        cfg: :class:`AdaTapeParityConfig`
+        cfg: namespace with the flags of :class:`AdaTapeParityConfig`
         length: L, the longest sequence
     """
 
@@ -48,7 +49,7 @@ class AdaTapeParity(TapeClassifier):
         length = getattr(task.cfg, "sequence_length", None)
         if length is None:
             raise UsageError("--arch adatape_parity is a model for --task parity")
-        return cls(cfg, length)
+        return cls(with_defaults(cfg, AdaTapeParityConfig), length)
 
     def forward(self, elements: Tensor, **unused):
         """

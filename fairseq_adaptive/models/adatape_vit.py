@@ -12,6 +12,7 @@ from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.adatape_flags import with_defaults
 from fairseq_adaptive.models.adatape_stack import TapeClassifier, TapeClassifierConfig
 from fairseq_adaptive.modules.tape import InputBank, LearnedBank
 
@@ -25,6 +26,9 @@ class AdaTapeViTConfig(TapeClassifierConfig):
     tape_bank_patch_size: int = field(default=8, metadata={"help": "height and width of the patches of the bank"})
     tape_bank_size: int = field(default=10000, metadata={"help": "entries of a learned bank"})
     tape_layer: int = field(default=1, metadata={"help": "how many layers run before the tape is read"})
+    read_out: ChoiceEnum(("mean", "class")) = field(
+        default="mean", metadata={"help": "what the class is read from: the mean of the states, or a class token"}
+    )
 
 
 class PatchEmbedding(nn.Module):
@@ -60,7 +64,7 @@ class AdaTapeViT(TapeClassifier):
     """A Vision Transformer with a tape; ``--tape-tokens 0`` gives the plain one.
 
     Args:
-        cfg: :class:`AdaTapeViTConfig`
+        cfg: namespace with the flags of :class:`AdaTapeViTConfig`
         image_size: (H, W)
         channels: of the images
         num_classes: what it chooses from
@@ -70,7 +74,9 @@ class AdaTapeViT(TapeClassifier):
         super().__init__(cfg, num_classes)
         embed_dim = cfg.encoder_embed_dim
         self.embedding = PatchEmbedding("--patch-size", cfg.patch_size, image_size, channels, embed_dim)
-        self.positions = nn.Parameter(torch.randn(self.embedding.count, embed_dim) * 0.02)
+        from_class = str(cfg.read_out) == "class"
+        self.class_token = nn.Parameter(torch.zeros(embed_dim)) if from_class else None
+        self.positions = nn.Parameter(torch.randn(self.embedding.count + from_class, embed_dim) * 0.02)
         self.dropout = nn.Dropout(cfg.dropout)
         self.bank_embedding = self.bank = None
         if self.tape and str(cfg.tape_bank) == "learned":
@@ -87,6 +93,7 @@ class AdaTapeViT(TapeClassifier):
     def build_model(cls, cfg, task):
         if not hasattr(task, "image_size"):
             raise UsageError(f"--arch {cfg._name} is a model for --task image_classification")
+        cfg = with_defaults(cfg, AdaTapeViTConfig)
         return cls(cfg, task.image_size, task.channels, len(task.classes))
 
     def forward(self, image: Tensor, **unused):
@@ -98,10 +105,14 @@ class AdaTapeViT(TapeClassifier):
             logits B x classes, and what :func:`~fairseq_adaptive.models.adatape_stack.tape_report` tells
         """
         image = image.to(self.positions.dtype)
-        x = self.dropout(self.embedding(image) + self.positions).transpose(0, 1)  # N x B x C
-        if self.bank is None:
-            return self.classify(x)
-        return self.classify(x, self.bank() if self.bank_embedding is None else self.bank(self.bank_embedding(image)))
+        x = self.embedding(image)
+        if self.class_token is not None:
+            x = torch.cat((self.class_token.to(x.dtype).expand(len(x), 1, -1), x), 1)
+        x = self.dropout(x + self.positions).transpose(0, 1)  # N x B x C, the class token first
+        bank = None
+        if self.bank is not None:
+            bank = self.bank() if self.bank_embedding is None else self.bank(self.bank_embedding(image))
+        return self.classify(x, bank, from_first=self.class_token is not None)
 
 
 SIZES = {  # width, feed-forward, heads, depth (Dosovitskiy et al., 2021; Touvron et al., 2021)

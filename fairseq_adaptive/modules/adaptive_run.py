@@ -13,7 +13,9 @@ from fairseq_adaptive.modules.packing import Groups, token_mask
 from fairseq_adaptive.modules.trace import Step, Trace
 
 
-def run_dense(stack, x: Tensor, padding_mask: Optional[Tensor], call: Callable) -> Tuple[Tensor, Optional[Tensor]]:
+def run_dense(
+    stack, x: Tensor, padding_mask: Optional[Tensor], call: Callable, tape_len: int = 0
+) -> Tuple[Tensor, Optional[Tensor]]:
     """Run all tokens at every depth until all have halted.
 
     Args:
@@ -21,6 +23,7 @@ def run_dense(stack, x: Tensor, padding_mask: Optional[Tensor], call: Callable) 
         x: T x B x C
         padding_mask: B x T, true at padding, which has halted from the start
         call: ``call(layer, x, depth)`` returns T x B x C and attention weights (... x B x T x S) or None
+        tape_len: how many states at the end are tape tokens
 
     Returns:
         T x B x C and the weights of every token at its last depth; T x (N B) x C where ``stack.every_depth`` is set and
@@ -51,13 +54,15 @@ def run_dense(stack, x: Tensor, padding_mask: Optional[Tensor], call: Callable) 
         trace.distribution = torch.stack([step.probability for step in trace.steps])
     if "remainders" in carry:
         trace.remainders = carry["remainders"].transpose(0, 1)
-    stack.record(trace)
+    stack.record(trace, tape_len)
     if states[0] is not None:
         return torch.cat(states, 1), weights
     return rule.output(x, carry), weights
 
 
-def run_packed(stack, x: Tensor, padding_mask: Optional[Tensor], self_attention, cross_attention=None) -> Tensor:
+def run_packed(
+    stack, x: Tensor, padding_mask: Optional[Tensor], self_attention, cross_attention=None, tape_len: int = 0
+) -> Tensor:
     """Run only what has not halted; for inference.
 
     Args:
@@ -67,6 +72,7 @@ def run_packed(stack, x: Tensor, padding_mask: Optional[Tensor], self_attention,
         self_attention: ``self_attention(states, tokens)`` builds a
             :class:`~fairseq_adaptive.modules.packed_attention.PackedSelfAttention`
         cross_attention: a :class:`~fairseq_adaptive.modules.packed_attention.PackedCrossAttention`
+        tape_len: how many states at the end are tape tokens
 
     Returns:
         T x B x C
@@ -90,6 +96,8 @@ def run_packed(stack, x: Tensor, padding_mask: Optional[Tensor], self_attention,
         where = {"self_attention": lambda x: attention(x, number, layer, depth, rows, groups)}
         if cross_attention is not None:
             where["cross_attention"] = lambda x: cross_attention(x, layer, rows)
+        if tape_len:
+            where["tape"] = rows % length >= length - tape_len
         after = layer(state, depth=depth, residual=stack.residual, **where)
         after = after[0] if isinstance(after, tuple) else after
         everyone = torch.ones_like(rows, dtype=torch.bool)
@@ -116,5 +124,5 @@ def run_packed(stack, x: Tensor, padding_mask: Optional[Tensor], self_attention,
         carry = {name: each.index_select(0, keep) for name, each in carry.items()}
     trace.remainders = None if remainders is None else remainders.view(batch, length)
     attention.finish(stack)
-    stack.record(trace)
+    stack.record(trace, tape_len)
     return result.view(batch, length, -1).transpose(0, 1)

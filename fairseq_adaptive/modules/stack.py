@@ -40,8 +40,8 @@ class LayerStack(nn.Module):
     ``residual``; for those pass ``pass_depth=True``.
 
     Attributes:
-        packed: whether halted and skimmed tokens are left out of the computation, rather than masked; None: in evaluation without
-            gradients they are
+        packed: whether halted and skimmed tokens are left out of the computation, rather than masked; None: in
+            evaluation without gradients they are
         every_depth: in training, where the halting rule weighs depths (PonderNet), return the states of all of them,
             one after the other in the batch
         recorder: a list that takes the trace of every run with halting or skimming, see
@@ -113,40 +113,56 @@ class LayerStack(nn.Module):
             self.residual.finish_profiling()
 
     def forward(
-        self, x: Tensor, encoder_padding_mask: Optional[Tensor] = None, protected: Optional[Tensor] = None
+        self,
+        x: Tensor,
+        encoder_padding_mask: Optional[Tensor] = None,
+        protected: Optional[Tensor] = None,
+        tape_len: int = 0,
     ) -> Tensor:
-        """Run encoder layers until every token has halted or all layers have run.
+        """Run encoder layers until every token has halted or been skimmed, or all layers have run.
 
         Args:
             x: T x B x C
             encoder_padding_mask: B x T, true at padding, which has halted from the start
             protected: B x T, true at tokens that a router must not skim
+            tape_len: how many states at the end are tape tokens, which halt and are skimmed as all others
 
         Returns:
             T x B x C
         """
         if self.router is not None:
             run = skim_packed if self._packed_now() else skim_dense
-            return run(self, x, encoder_padding_mask, protected)
+            return run(self, x, encoder_padding_mask, protected, tape_len)
         if self._packed_now():
-            return run_packed(self, x, encoder_padding_mask, PackedSelfAttention)
+            return run_packed(self, x, encoder_padding_mask, PackedSelfAttention, tape_len=tape_len)
 
         def call(layer, x, depth):
-            return layer(x, encoder_padding_mask, depth=depth, residual=self.residual), None
+            return layer(x, encoder_padding_mask, depth=depth, residual=self.residual, tape_len=tape_len), None
 
-        return run_dense(self, x, encoder_padding_mask, call)[0]
+        return run_dense(self, x, encoder_padding_mask, call, tape_len)[0]
 
     def _packed_now(self):
         return not (self.training or torch.is_grad_enabled()) if self.packed is None else self.packed
+
+    def reset_rules(self):
+        """Initialise halting rule and router again, for models whose initialisation goes over all that is linear."""
+        for rule in (self.halting, self.router):
+            if hasattr(rule, "reset_parameters"):
+                rule.reset_parameters()
 
     def set_num_updates(self, num_updates: int):
         """fairseq says before each update how many there were; penalties that change over training read it."""
         self.num_updates = num_updates
 
-    def record(self, trace: Trace):
-        """Keep the trace of a run where someone wants it."""
-        if self.recorder is not None:
-            self.recorder.append(trace)
+    def record(self, trace: Trace, tape_len: int = 0):
+        """Keep the trace of a run where someone wants it; its last ``tape_len`` places are those of the tape."""
+        if self.recorder is None:
+            return
+        if tape_len:
+            lengths = trace.tokens[:, -tape_len:].sum(1)
+            for step in trace.steps:
+                step.tape = lengths
+        self.recorder.append(trace)
 
     def fold_state_dict(self, state_dict: Dict[str, Tensor], prefix: str):
         """Make the weights of an unshared stack of N layers those of this stack, in place, where that loses nothing.

@@ -32,10 +32,15 @@ class LearnedBank(nn.Module):
     Args:
         size: N, entries (the paper has 10,000)
         embed_dim: C
+
+    Raises:
+        UsageError: for a bank without entries
     """
 
     def __init__(self, size: int, embed_dim: int):
         super().__init__()
+        if size < 1:
+            raise UsageError(f"a learned bank has 1 entry or more, not {size}")
         self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(size, embed_dim), std=0.02, a=-0.04, b=0.04))
 
     def forward(self) -> Tensor:

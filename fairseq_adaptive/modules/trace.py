@@ -19,7 +19,7 @@ class Step:
         kept: 1 where a router let the token pass and 0 where it did not, with gradient in training
         halted: true where the token stopped after this depth
         probability: what its decision was drawn from: the halting or keeping probability, with gradient in training
-        tape: B, how many tape tokens were there
+        tape: B, how many tape tokens were there; None in a model without a tape. They are the last places of T
     """
 
     layer: int
@@ -48,6 +48,12 @@ class Trace:
     steps: List[Step] = field(default_factory=list)
     remainders: Optional[Tensor] = None
     distribution: Optional[Tensor] = None
+
+    @property
+    def tape_len(self) -> Tensor:
+        """B, how many tape tokens there were after the last depth that ran."""
+        tape = self.steps[-1].tape if self.steps else None
+        return torch.zeros_like(self.tokens[:, 0], dtype=torch.long) if tape is None else tape
 
     @property
     def updates(self) -> Tensor:
@@ -82,6 +88,19 @@ class Trace:
         return torch.bincount(self.updates[self.tokens], minlength=self.limit + 1)[1:].float()
 
 
+class _Traces(list):
+    """The traces of a block, which the block around it sees, too."""
+
+    def __init__(self, outer: Optional[List[Trace]]):
+        super().__init__()
+        self._outer = outer
+
+    def append(self, trace: Trace):
+        super().append(trace)
+        if self._outer is not None:
+            self._outer.append(trace)
+
+
 @contextlib.contextmanager
 def recording(model: nn.Module) -> Iterator[Dict[str, List[Trace]]]:
     """Collect the traces of all runs within the ``with`` block::
@@ -95,7 +114,7 @@ def recording(model: nn.Module) -> Iterator[Dict[str, List[Trace]]]:
     """
     recorders = {name: module for name, module in model.named_modules() if hasattr(module, "recorder")}
     before = {name: module.recorder for name, module in recorders.items()}
-    traces = {name: [] for name in recorders}
+    traces = {name: _Traces(outer) for name, outer in before.items()}
     try:
         for name, module in recorders.items():
             module.recorder = traces[name]

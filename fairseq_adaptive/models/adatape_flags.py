@@ -1,0 +1,145 @@
+"""Flags of the tape and of what else is adaptive beside it, and what is built from them.
+
+Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023).
+"""
+
+import dataclasses
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import OmegaConf
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.shared_stack import HALTING_HELP
+from fairseq_adaptive.modules.halting_rules import RULES
+from fairseq_adaptive.modules.skimming import SkimRouter
+from fairseq_adaptive.modules.tape import COSTS, QUERIES, QUERY_UPDATES, GatedMLP, Tape, TapeReader
+
+
+@dataclass
+class TapeConfig(FairseqDataclass):
+    tape_tokens: int = field(default=10, metadata={"help": "the longest tape; 0: no tape, a plain Transformer"})
+    tape_threshold: float = field(
+        default=2.0,
+        metadata={"help": "sum of certainties at which a sequence stops reading; a tape token mixes as many bank "
+                  "entries as --tape-tokens // this"},
+    )
+    tape_cost: ChoiceEnum(COSTS) = field(
+        default="entropy", metadata={"help": "ponder cost of a step with weights w: 1 - sum of w^2, or 1 - max w"}
+    )
+    tape_query: ChoiceEnum(QUERIES) = field(
+        default="mean",
+        metadata={"help": "what the tape is read with: the mean of the states, or the first ([CLS]), which knows the "
+                  "others from --tape-layer 1 on"},
+    )
+    tape_query_update: ChoiceEnum(QUERY_UPDATES) = field(
+        default="average", metadata={"help": "the next query: average of query and token read, or that token"}
+    )
+    tape_key_dim: Optional[int] = field(
+        default=None, metadata={"help": "dimensions in which query and entries are compared (default: those of a head)"}
+    )
+    tape_mlp_dim: int = field(
+        default=0, metadata={"help": "width of the gated MLP between bank and sequence; 0: none"}
+    )
+    tape_ffn_embed_dim: int = field(
+        default=0, metadata={"help": "width of the second feed-forward, for tape tokens, in each layer; 0: none"}
+    )
+    tape_layer: int = field(default=0, metadata={"help": "how many layers run before the tape is read"})
+    tape_allow_exhausted: bool = field(
+        default=False,
+        metadata={"help": "a sequence that has read its whole bank stops, instead of refusing such banks"},
+    )
+    tape_query_noise: float = field(default=0.0, metadata={"help": "deviation of noise on the query in training"})
+    tape_bank_dropout: float = field(
+        default=0.0, metadata={"help": "probability that a sequence cannot see an entry in training"}
+    )
+    halting: ChoiceEnum(RULES) = field(default="none", metadata={"help": HALTING_HELP["halting"]})
+    halting_threshold: Optional[float] = field(default=None, metadata={"help": HALTING_HELP["halting_threshold"]})
+    skimming: bool = field(
+        default=False,
+        metadata={"help": "predictors before each layer skim tokens, those of the tape, too, but never the first (Guan "
+                  "et al., 2022); train with --criterion skim_loss"},
+    )
+    skim_bias: float = field(
+        default=5.0, metadata={"help": "how sure these predictors are at first that a token is kept"}
+    )
+
+
+SIZES = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads")
+NOT_NEGATIVE = ("tape_tokens", "tape_mlp_dim", "tape_ffn_embed_dim", "tape_query_noise")
+PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "tape_bank_dropout")
+
+
+def with_defaults(cfg, config) -> Namespace:
+    """Return the flags of a model, with the defaults of ``config`` where a checkpoint is older than a flag."""
+    defaults = {each.name: each.default for each in dataclasses.fields(config)}
+    return Namespace(**{**defaults, **(cfg if OmegaConf.is_config(cfg) else vars(cfg))})
+
+
+def check_flags(cfg):
+    """Raises: UsageError: for sizes and probabilities that are impossible, and heads that do not divide the width"""
+    for name in (*SIZES, *NOT_NEGATIVE, *PROBABILITIES):
+        value, least = getattr(cfg, name), int(name in SIZES)
+        if not value >= least or (name in PROBABILITIES and value >= 1):
+            right = f"{least} or more" if name not in PROBABILITIES else "at least 0 and below 1"
+            raise UsageError(f"--{name.replace('_', '-')} is {value}: use {right}")
+    if cfg.encoder_embed_dim % cfg.encoder_attention_heads:
+        raise UsageError(
+            f"--encoder-embed-dim {cfg.encoder_embed_dim} cannot be divided among {cfg.encoder_attention_heads} heads"
+        )
+
+
+def build_tape(cfg, embed_dim, heads, depths) -> Optional[Tape]:
+    """Return the tape of a :class:`TapeConfig` (or a namespace with its names), None where there is to be none.
+
+    Args:
+        embed_dim: C
+        heads: of the attention
+        depths: of the stack
+
+    Raises:
+        UsageError: when options contradict each other
+    """
+    if cfg.tape_tokens == 0:
+        return None
+    if not 0 <= cfg.tape_layer < depths:
+        raise UsageError(f"--tape-layer is {cfg.tape_layer}: use 0 to {depths - 1}")
+    if cfg.tape_layer and (cfg.skimming or str(cfg.halting) != "none"):
+        raise UsageError(
+            f"--tape-layer {cfg.tape_layer} cannot be combined with --halting or --skimming: tokens stop from the "
+            "first layer on, and the tape must be there; use --tape-layer 0"
+        )
+    reader = TapeReader(
+        embed_dim,
+        num_tokens=cfg.tape_tokens,
+        threshold=cfg.tape_threshold,
+        key_dim=cfg.tape_key_dim or embed_dim // heads,
+        cost=str(cfg.tape_cost),
+        query_update=str(cfg.tape_query_update),
+        allow_exhausted=cfg.tape_allow_exhausted,
+        query_noise=cfg.tape_query_noise,
+        bank_dropout=cfg.tape_bank_dropout,
+    )
+    mlp = GatedMLP(embed_dim, cfg.tape_mlp_dim) if cfg.tape_mlp_dim else None
+    return Tape(reader, mlp, str(cfg.tape_query))
+
+
+def build_router(cfg, embed_dim, depths) -> Optional[SkimRouter]:
+    """Return the predictors of ``--skimming``, None without.
+
+    Args:
+        embed_dim: C
+        depths: of the stack
+
+    Raises:
+        UsageError: where tokens halt, too
+    """
+    if not cfg.skimming:
+        return None
+    if str(cfg.halting) != "none":
+        raise UsageError(
+            "--skimming cannot be combined with --halting: tokens are skimmed or halt; leave one of them out"
+        )
+    return SkimRouter(embed_dim, depths, cfg.skim_bias)
