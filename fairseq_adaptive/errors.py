@@ -26,6 +26,8 @@ def report_usage_errors():
 
     def hook(kind, error, trace):
         cause = _find(error, (UsageError, FileNotFoundError))
+        if str(error).startswith("The dataset is empty"):  # fairseq has no class for it
+            cause = UsageError(error)
         if cause is None or os.environ.get("FAIRSEQ_ADAPTIVE_TRACEBACK") == "1":
             previous(kind, error, trace)
         elif isinstance(cause, UsageError):

@@ -1,18 +1,33 @@
-"""Published models in plain Python, without fairseq's tasks."""
+"""Published models in plain Python, without fairseq's tasks::
+
+    from fairseq_adaptive.hub import AlbertActModel
+    from fairseq_adaptive.report.depth_map import depth_tables, to_html, to_text
+
+    model = AlbertActModel.from_pretrained("FOLDER")  # or a name on the Hugging Face hub
+    output = model(**model.encode(["a lump in the middle of the monkeys stirred and then fell quiet ."]))
+    output.updates  # B x T
+    sentences = model.depths(open("text.txt"))
+    print(to_text(sentences[0], colour=True))
+    page, tables = to_html(sentences, "Depth"), depth_tables(sentences)
+"""
 
 import os
 from argparse import Namespace
-from typing import NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 import torch
+from fairseq.data import data_utils
 from torch import Tensor, nn
 
 import fairseq_adaptive  # noqa: F401  mends what fairseq needs mended
+from fairseq_adaptive.classifier import TranskimmerClassifier  # noqa: F401
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop import albert_act
+from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.conversion import read_folder
 from fairseq_adaptive.models.albert_act import AlbertActModel as _FairseqModel
 from fairseq_adaptive.modules import Trace, recording
+from fairseq_adaptive.report.depth_map import Sentence, read_depths
 
 
 class AlbertActOutput(NamedTuple):
@@ -36,11 +51,12 @@ class AlbertActModel(nn.Module):
     Attributes:
         config: what ``config.json`` says
         model: fairseq's model
+        tokenizer: None where the folder had no ``spiece.model``
     """
 
-    def __init__(self, config, model):
+    def __init__(self, config, model, tokenizer=None):
         super().__init__()
-        self.config, self.model = config, model
+        self.config, self.model, self.tokenizer = config, model, tokenizer
         order = torch.tensor(albert_act.row_order(config))
         self.register_buffer("_fairseq_ids", order.argsort(), persistent=False)
 
@@ -49,18 +65,63 @@ class AlbertActModel(nn.Module):
         """Return a model in evaluation mode.
 
         Args:
-            folder_or_hub_name: a folder with ``config.json`` and ``pytorch_model.bin`` or ``model.safetensors``, or a
-                name on the Hugging Face hub, such as ``asi/albert-act-base``
+            folder_or_hub_name: a folder with ``config.json``, ``pytorch_model.bin`` or ``model.safetensors`` and
+                ``spiece.model`` (without which the model reads ids alone), or a name on the Hugging Face hub, such as
+                ``asi/albert-act-base``
 
         Raises:
-            UsageError: when it is neither, or does not hold an ALBERT-ACT
+            UsageError: when it is neither, does not hold an ALBERT-ACT, or the tokenizer is not that of the model
         """
-        config, tensors = read_folder(_folder(folder_or_hub_name))
+        folder = _folder(folder_or_hub_name)
+        config, tensors = read_folder(folder)
         args = Namespace(**albert_act.read_config(config))
-        dictionary = albert_act.numbered_dictionary(config["vocab_size"])
+        if os.path.isfile(os.path.join(folder, FILE)):
+            tokenizer = AlbertTokenizer.from_folder(folder)
+            dictionary = albert_act.dictionary_of(tokenizer, config)
+        else:
+            tokenizer, dictionary = None, albert_act.numbered_dictionary(config["vocab_size"])
         model = _FairseqModel.build_model(args, Namespace(source_dictionary=dictionary))
         model.load_state_dict(albert_act.convert_weights(tensors, config), strict=True)
-        return cls(config, model).eval()
+        return cls(config, model, tokenizer).eval()
+
+    def needs_tokenizer(self) -> AlbertTokenizer:
+        """Return the tokenizer.
+
+        Raises:
+            UsageError: when the model came without one
+        """
+        if self.tokenizer is None:
+            raise UsageError(f"the model came without a tokenizer: put its {FILE} into its folder")
+        return self.tokenizer
+
+    def encode(self, texts: Iterable[str]) -> Dict[str, Tensor]:
+        """Texts to ``input_ids`` and ``attention_mask``, B x T, with [CLS] and [SEP], padded on the right.
+
+        Raises:
+            UsageError: when the model came without a tokenizer, or a text is longer than it reads
+        """
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        cls, sep, pad = (self.config.get(name, albert_act.SPECIAL[name]) for name in names)
+        encode, device = self.needs_tokenizer().encode, self._fairseq_ids.device
+        rows = [torch.tensor([cls, *encode(text), sep], device=device) for text in texts]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        ids = data_utils.collate_tokens(rows, pad)
+        mask = torch.arange(ids.size(1), device=device) < lengths.unsqueeze(1)
+        most = self.config["max_position_embeddings"]
+        if ids.size(1) > most:
+            raise UsageError(f"a text has {ids.size(1)} tokens, but the model reads {most} at most: divide it")
+        return {"input_ids": ids, "attention_mask": mask.long()}
+
+    def depths(self, texts: Iterable[str], batch_size: int = 16) -> List[Sentence]:
+        """Texts as tokens with the number of updates of each, to be shown by :mod:`fairseq_adaptive.report.depth_map`.
+
+        Texts that are too long are read in parts, empty ones are left out; ``batch_size`` texts are read at a time.
+
+        Raises:
+            UsageError: when the model came without a tokenizer
+        """
+        pieces = [self.needs_tokenizer().tokenize(text) for text in texts]
+        return list(read_depths(self.model, self.model.encoder.dictionary, pieces, batch_size))
 
     def forward(
         self,
@@ -98,10 +159,10 @@ def _folder(name) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise UsageError(f"there is no folder {name}; to load it from the Hugging Face hub by this name, install "
-                         "huggingface_hub") from None
+        raise UsageError(f"there is no folder {name}; to load it from the Hugging Face hub by this name: pip install "
+                         "'fairseq_adaptive[hf]'") from None
     try:
         return snapshot_download(name, allow_patterns=["*.json", "*.bin", "*.safetensors", "*.model"])
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{name} is neither a folder nor on the Hugging Face hub: {reason}") from error
+        raise UsageError(f"{name} is no folder, and does not come from the Hugging Face hub: {reason}") from error

@@ -12,12 +12,12 @@ import sys
 
 import torch
 from fairseq import checkpoint_utils
-from sentencepiece import SentencePieceProcessor
 
 import fairseq_adaptive  # noqa: F401  registers tasks and models, one line for an error
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub import AlbertActModel
 from fairseq_adaptive.interop import albert_act, require_new
+from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
 from fairseq_adaptive.report.depth_map import (
     depth_tables,
     format_tables,
@@ -29,14 +29,20 @@ from fairseq_adaptive.report.depth_map import (
 )
 
 
-def load(args, pieces):
-    """The model and its dictionary."""
+def load(args):
+    """The model, its dictionary and the tokenizer."""
     if os.path.isfile(args.model):
+        if args.spm is None:
+            raise UsageError("name the SentencePiece model with which the training text was split: --spm FILE")
+        tokenizer = AlbertTokenizer(args.spm)
         overrides = {"data": args.data} if args.data else {}
         (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([args.model], arg_overrides=overrides)
-        return model, task.source_dictionary
+        return model, task.source_dictionary, tokenizer
     published = AlbertActModel.from_pretrained(args.model)
-    return published.model, albert_act.dictionary_of(pieces, published.config, args.spm)
+    if args.spm is None:
+        return published.model, published.model.encoder.dictionary, published.needs_tokenizer()
+    tokenizer = AlbertTokenizer(args.spm)
+    return published.model, albert_act.dictionary_of(tokenizer, published.config), tokenizer
 
 
 def read_lines(path):
@@ -69,21 +75,16 @@ def main():
     logging.disable(logging.INFO)
     for path in filter(None, (args.html, args.plot)):
         require_new(path)
-    if args.spm is None:
-        args.spm = os.path.join(args.model, "spiece.model")
-        if os.path.isfile(args.model):
-            raise UsageError("name the SentencePiece model with which the training text was split: --spm FILE")
-    pieces = albert_act.read_pieces(args.spm)
-    processor = SentencePieceProcessor(model_file=args.spm)
-    texts = [processor.encode(line, out_type=str) for line in read_lines(args.input)]
+    lines = read_lines(args.input)
+    model, dictionary, tokenizer = load(args)
+    texts = [tokenizer.tokenize(line) for line in lines]
     if not any(texts):
         raise UsageError("there is no text to read: it is empty")
-    model, dictionary = load(args, pieces)
     tokens = [token for text in texts for token in text]
     unknown = sum(dictionary.index(token) == dictionary.unk() for token in tokens)
     if unknown > len(tokens) / 2:
-        raise UsageError(f"the model does not know {unknown:,} of the {len(tokens):,} tokens: {args.spm} is not the "
-                         "SentencePiece model with which its training text was split")
+        raise UsageError(f"the model does not know {unknown:,} of the {len(tokens):,} tokens: {tokenizer.path} is not "
+                         "the SentencePiece model with which its training text was split")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     sentences = list(read_depths(model, dictionary, texts, args.batch_size))
     limit = sentences[0].limit

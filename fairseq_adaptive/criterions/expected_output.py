@@ -40,6 +40,8 @@ class ExpectedOutput:
         UsageError: for an adaptive softmax, or outputs that are no scores of classes
     """
 
+    needs_scores = True  # a criterion must not ask the model for features instead
+
     def __init__(self, model, stack, traces):
         if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
             raise UsageError("PonderNet's expected loss cannot be computed with an adaptive softmax: leave out "

@@ -19,6 +19,7 @@ from fairseq.logging import metrics
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fairseq_adaptive.criterions.controller import Controller, warmed_up
 from fairseq_adaptive.criterions.expected_output import ExpectedOutput
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
@@ -115,8 +116,8 @@ class PonderLoss(FairseqCriterion):
             raise UsageError(f"--target-depth {cfg.target_depth} is impossible: every token takes at least 1 update")
         truncated_geometric(cfg.prior_rate, 1)
         self.cfg, self.task_criterion = cfg, task_criterion
-        start = {"excess": 0.0, "sum": 0.0, "update": -1, "depths": 0.0, "tokens": 0.0}
-        task.state.add_factory("ponder", lambda: dict(start))
+        excess = None if cfg.target_depth is None else lambda depth: depth / cfg.target_depth - 1
+        self.controller = Controller(task, "ponder", ("depths", "tokens"), excess, cfg.target_depth_rate)
         self._at_ends = [0, 0]
 
     @classmethod
@@ -127,20 +128,28 @@ class PonderLoss(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         """Return loss (a sum, to be divided by the sample size), sample size and logging output."""
-        stacks = {name: module for name, module in model.named_modules() if isinstance(module, LayerStack)}
-        stacks = {name: stack for name, stack in stacks.items() if stack.halting is not None}
+        every_stack = {name: module for name, module in model.named_modules() if isinstance(module, LayerStack)}
+        stacks = {name: stack for name, stack in every_stack.items() if stack.halting is not None}
         if not stacks:
             raise UsageError("--criterion ponder_loss needs a model in which tokens halt: add --halting act, or train "
                              f"with --criterion {self.cfg.task_criterion}")
-        last = stacks[list(stacks)[-1]]
-        weighed = self.training and model.training and last.halting.weighs_depths
+        *_, last = every_stack.values()  # from which the model's output is made
+        limit = max(map(len, stacks.values()))
+        if (self.cfg.target_depth or 1) > limit:
+            raise UsageError(f"--target-depth {self.cfg.target_depth} is impossible: the model has {limit} depths")
+        training = self.training and model.training
+        weighed = training and last.halting is not None and last.halting.weighs_depths
         if weighed and self.cfg.target_depth is not None:
             raise UsageError("--target-depth steers ACT's time penalty; with PonderNet, set --prior-rate to 1 over it")
         with recording(model) as traces:
             criterion_model = ExpectedOutput(model, last, traces) if weighed else model
             loss, sample_size, logging_output = self.task_criterion(criterion_model, sample, reduce)
         traces = {name: traces[name][0] for name in stacks}
-        price = self._price(traces, sum_up=self.training and model.training, update=last.num_updates)
+        if training:
+            self.controller.advance(last.num_updates)
+            depths, tokens = (sum(each) for each in zip(*((t.updates.sum(), t.tokens.sum()) for t in traces.values())))
+            self._warn_of_collapse(self.controller.count(depths, tokens), limit)
+        price = self._price(traces.values(), last.num_updates)
         if reduce:
             loss = loss + price * sample_size
         logging_output["ponder_loss"] = price.detach() * sample_size
@@ -149,9 +158,9 @@ class PonderLoss(FairseqCriterion):
             logging_output.update(_counts(name, trace, prefix=len(traces) > 1))
         return loss, sample_size, logging_output
 
-    def _price(self, traces, sum_up, update):
-        price, depths, limits = 0.0, [], []
-        for trace in traces.values():
+    def _price(self, traces, update):
+        price = 0.0
+        for trace in traces:
             tokens = trace.tokens.sum().clamp_min(1)
             if trace.distribution is not None:
                 prior = truncated_geometric(self.cfg.prior_rate, trace.limit).to(trace.distribution.device)
@@ -161,36 +170,13 @@ class PonderLoss(FairseqCriterion):
                 price = price + self._act_price(trace, update) / tokens
             else:
                 price = price + 0.0 * trace.updates.sum()
-            depths.append(torch.stack([trace.updates.sum().double(), tokens.double()]))
-            limits.append(trace.limit)
-        if sum_up:
-            self._observe(torch.stack(depths).sum(0), update, max(limits))
         return price
 
     def _act_price(self, trace, update):
         if self.cfg.target_depth is None:
-            warmup = self.cfg.time_penalty_warmup_updates
-            return self.cfg.time_penalty * (min(1.0, update / warmup) if warmup else 1.0) * trace.ponder_cost()
-        state = self.task.state.ponder  # a proportional and integral controller; n + r is flat where it has collapsed
+            return self.cfg.time_penalty * warmed_up(update, self.cfg.time_penalty_warmup_updates) * trace.ponder_cost()
+        state = self.controller.state  # n + r is flat where it has collapsed, the logits of p are not
         return self.cfg.target_depth_weight * (state["excess"] + state["sum"]) * trace.reluctance()
-
-    @torch.no_grad()
-    def _observe(self, counts, update, limit):
-        """Steer the penalty by the depth of all workers in the update before, and watch for a collapse."""
-        state = self.task.state.ponder
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(counts)
-        if state["update"] != update:
-            if state["tokens"] and self.cfg.target_depth is not None:
-                state["excess"] = state["depths"] / state["tokens"] / self.cfg.target_depth - 1
-                if state["sum"] * state["excess"] < 0:
-                    state["sum"] *= 0.9  # what grew on the way must not carry the depth past the target
-                state["sum"] += self.cfg.target_depth_rate * state["excess"]
-            state.update(update=update, depths=0.0, tokens=0.0)
-        depths, tokens = counts.tolist()
-        state["depths"] += depths
-        state["tokens"] += tokens
-        self._warn_of_collapse(depths / tokens, limit)
 
     def _warn_of_collapse(self, depth, limit):
         if limit == 1 or self.cfg.target_depth is not None:

@@ -16,6 +16,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options, require_new
 from fairseq_adaptive.interop.conversion import Weights, new_state, read_folder
 from fairseq_adaptive.models.albert_act import AlbertActEncoder, albert_act_base
@@ -71,7 +72,8 @@ _HEADS = ("encoder.lm_head.", "encoder.sentence_order_head.")
 
 
 def add_args(parser) -> None:
-    parser.add_argument("--spm", metavar="FILE", help="the SentencePiece model (default: spiece.model in the folder)")
+    parser.add_argument("--spm", metavar="FILE", help="the SentencePiece model (default: spiece.model in the folder); "
+                        "from a checkpoint, that of its training text, to be written beside the weights")
 
 
 def convert(args) -> Tuple[Dict[str, Any], Dictionary]:
@@ -85,8 +87,7 @@ def convert(args) -> Tuple[Dict[str, Any], Dictionary]:
     """
     config, tensors = read_folder(args.input)
     options = read_config(config)
-    spm = args.spm or os.path.join(args.input, "spiece.model")
-    dictionary = dictionary_of(read_pieces(spm), config, spm)
+    dictionary = dictionary_of(AlbertTokenizer(args.spm or os.path.join(args.input, FILE)), config)
     flags = ["--task", "masked_lm", "--arch", "albert_act_base", "--cpu"]
     for name, value in options.items():
         flags += ["--" + name.replace("_", "-"), value]
@@ -121,29 +122,13 @@ def row_order(config: Dict[str, Any]) -> List[int]:
     return first + [number for number in range(config["vocab_size"]) if number not in first]
 
 
-def read_pieces(spm) -> List[str]:
-    """The pieces of a SentencePiece model, in order.
-
-    Raises:
-        UsageError: when it is missing or none
-    """
-    from sentencepiece import SentencePieceProcessor
-
-    if not os.path.isfile(spm):
-        raise UsageError(f"there is no SentencePiece model {spm}: name it with --spm")
-    try:
-        processor = SentencePieceProcessor(model_file=os.fspath(spm))
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"{spm} is no SentencePiece model: {' '.join(str(error).split())}") from error
-    return [processor.id_to_piece(number) for number in range(processor.get_piece_size())]
-
-
-def dictionary_of(pieces: List[str], config: Dict[str, Any], name: str) -> Dictionary:
+def dictionary_of(tokenizer: AlbertTokenizer, config: Dict[str, Any]) -> Dictionary:
     """fairseq's dictionary of a published vocabulary.
 
     Raises:
         UsageError: when the tokenizer is not that of the model
     """
+    pieces, name = tokenizer.pieces, tokenizer.path
     if len(pieces) != config["vocab_size"]:
         raise UsageError(f"{name} has {len(pieces)} pieces, but the model a vocabulary of {config['vocab_size']}: "
                          "it is not the tokenizer of this model")
@@ -197,13 +182,15 @@ def numbered_dictionary(size: int) -> Dictionary:
 
 
 def convert_back(args) -> None:
-    """Write a checkpoint of ``albert_act`` as a folder in the published layout: ``config.json``, ``pytorch_model.bin``.
+    """Write a checkpoint of ``albert_act`` as a folder in the published layout: ``config.json``, ``pytorch_model.bin``
+    and, where it is given, the tokenizer.
 
     Args:
-        args: ``input`` (a fairseq checkpoint) and ``output`` (the new folder)
+        args: ``input`` (a fairseq checkpoint), ``output`` (the new folder), and ``spm`` or None
 
     Raises:
-        UsageError: for a checkpoint of another model or halting rule, or when the output exists
+        UsageError: for a checkpoint of another model or halting rule, a tokenizer that is not that of the model, or
+            when the output exists
     """
     output, state = require_new(args.output), load_checkpoint(args.input)
     options = model_options(state)
@@ -219,6 +206,9 @@ def convert_back(args) -> None:
     config["hidden_act"] = names.get(options["activation_fn"])
     if config["hidden_act"] is None:
         raise UsageError(f"--activation-fn {options['activation_fn']} does not fit the published layout")
+    tokenizer = AlbertTokenizer(args.spm) if args.spm else None
+    if tokenizer is not None:
+        dictionary_of(tokenizer, config)
     back = torch.tensor(row_order(config)).argsort()
     tensors = {}
     for ours, theirs in NAMES.items():
@@ -232,4 +222,6 @@ def convert_back(args) -> None:
         with open(os.path.join(made, "config.json"), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=2)
         torch.save(tensors, os.path.join(made, "pytorch_model.bin"))
+        if tokenizer is not None:
+            tokenizer.save(made)
         os.rename(made, output)

@@ -18,6 +18,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.shared_stack import ExplainsLoading, add_halting_args
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.halting_rules import build_halting
+from fairseq_adaptive.modules.idle import zero_gradients
 
 LAYER_NORM_EPS = 1e-12  # of ALBERT
 
@@ -96,11 +97,15 @@ class AlbertActEncoder(FairseqEncoder):
             [layer],
             (0,) * args.encoder_layers,
             pass_depth=True,
-            halting=build_halting(args.halting, args.encoder_embed_dim, args.halting_threshold),
+            halting=build_halting(args.halting, args.encoder_embed_dim, args.halting_threshold, self.word_scores),
         )
         self.pooler = nn.Linear(args.encoder_embed_dim, args.encoder_embed_dim)
         self.lm_head = MaskedLMHead(args.encoder_embed_dim, self.embed_tokens.weight, args.activation_fn)
         self.sentence_order_head = nn.Linear(args.encoder_embed_dim, 2)
+
+    def word_scores(self, states):
+        """... x C to ... x V."""
+        return self.lm_head(states)
 
     def forward(
         self,
@@ -129,8 +134,10 @@ class AlbertActEncoder(FairseqEncoder):
         """
         features = self.extract_features(src_tokens, segments, padding_mask)
         extra = {"inner_states": None, "pooled": torch.tanh(self.pooler(features[:, 0]))}
+        heads = (self.pooler, self.sentence_order_head)  # of which tasks use some
         if features_only:
-            return features, extra
+            return zero_gradients(features, *heads, self.lm_head), extra
+        features = zero_gradients(features, *heads)
         if masked_tokens is not None and features.size(0) != masked_tokens.size(0):
             masked_tokens = masked_tokens.repeat(features.size(0) // masked_tokens.size(0), 1)
         return self.lm_head(features, masked_tokens), extra
@@ -158,6 +165,10 @@ class AlbertActEncoder(FairseqEncoder):
 @register_model("albert_act")
 class AlbertActModel(ExplainsLoading, RobertaModel):
     """ALBERT-ACT with RoBERTa's interface: stock ``masked_lm`` and ``sentence_prediction`` train it."""
+
+    def __init__(self, args, encoder):
+        super().__init__(args, encoder)
+        encoder.layers.reset_rules()
 
     @classmethod
     def hub_models(cls):

@@ -8,6 +8,7 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
+from fairseq_adaptive.models.beam_generator import BeamGenerator
 from fairseq_adaptive.models.shared_stack import (
     ExplainsLoading,
     SharedTransformerDecoder,
@@ -28,11 +29,13 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
     With as many unique layers as depths it is fairseq's Transformer, name by name and number by number.
     """
 
+    generator_class = BeamGenerator
+
     @classmethod
     def add_args(cls, parser):
         gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
         add_sharing_args(parser, SIDES)
-        add_halting_args(parser)
+        add_halting_args(parser, SIDES)
 
     @classmethod
     def build_model(cls, args, task):

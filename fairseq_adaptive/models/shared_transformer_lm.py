@@ -8,6 +8,7 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig, base_lm_architecture
 
+from fairseq_adaptive.models.beam_generator import BeamGenerator
 from fairseq_adaptive.models.shared_stack import (
     HALTING_HELP,
     INITIALISATIONS,
@@ -47,6 +48,8 @@ class SharedTransformerLanguageModelConfig(TransformerLanguageModelConfig):
 @register_model("shared_transformer_lm", dataclass=SharedTransformerLanguageModelConfig)
 class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
     """fairseq's ``transformer_lm`` whose decoder runs M unique layers at N depths, with adaptive input and softmax."""
+
+    generator_class = BeamGenerator
 
     @classmethod
     def build_model(cls, args, task):

@@ -81,9 +81,13 @@ class LearnedHalting(HaltingRule):
 
     def __init__(self, dim: int, bias: float = 0.0):
         super().__init__()
-        self.unit = nn.Linear(dim, 1)
+        self.unit, self.bias = nn.Linear(dim, 1), bias
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """For models that initialise all that is linear in their own way, after they have."""
         nn.init.normal_(self.unit.weight, std=0.02)
-        nn.init.constant_(self.unit.bias, bias)
+        nn.init.constant_(self.unit.bias, self.bias)
 
     def probability(self, state: Tensor) -> Tensor:
         """... x C -> ..., in float32 also where the model is in half precision."""

@@ -9,6 +9,7 @@ from typing import Optional, Union
 import torch
 from torch import nn
 
+from fairseq_adaptive.modules.idle import zero_gradients
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativePositions
 from fairseq_adaptive.modules.residual_block import AttentionBlock, FeedForwardBlock
 
@@ -34,19 +35,6 @@ def mixture_weights(logits: torch.Tensor, temperature: float, noise: bool) -> to
         uniform = torch.rand(logits.shape).clamp_(min=torch.finfo(torch.float32).tiny)
         logits = logits - torch.log(-torch.log(uniform)).to(logits.device)
     return torch.softmax(logits / temperature, dim=-1)
-
-
-class _TakePart(torch.autograd.Function):
-    """The identity of x, in whose backward pass parameters that were left out get gradients of zero."""
-
-    @staticmethod
-    def forward(ctx, x, *parameters):
-        ctx.parameters = parameters
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.parameters)
 
 
 class StochasticBlock(nn.Module):
@@ -90,6 +78,4 @@ class StochasticBlock(nn.Module):
             x = self.feed_forward(x)
         if not weights.requires_grad:
             return x
-        # DistributedDataParallel waits for the gradient of each parameter, and one worker does as several do
-        x = _TakePart.apply(x, *(parameter for part in idle for parameter in part.parameters()))
-        return x * (1 + weights[path] - weights[path].detach())
+        return zero_gradients(x, *idle) * (1 + weights[path] - weights[path].detach())

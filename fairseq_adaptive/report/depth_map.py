@@ -17,11 +17,16 @@ TENTHS = 10
 
 
 class Sentence(NamedTuple):
-    """Tokens of a text, [CLS] and [SEP] among them, with the number of updates of each; ``limit`` is the most."""
+    """Tokens of a text, [CLS] and [SEP] among them, with the number of updates of each; ``limit`` is the most.
+
+    ``measure`` and ``last`` name other numbers and the greatest of them where it is no number.
+    """
 
     tokens: List[str]
     depths: List[int]
     limit: int
+    measure: str = "updates"
+    last: Optional[str] = None
 
 
 def halting_stack(model) -> str:
@@ -80,14 +85,20 @@ def read_depths(
 def to_text(sentence: Sentence, colour: bool) -> str:
     """One line for a terminal: the text coloured by depth, or each token with its depth behind a slash."""
     if not colour:
-        return " ".join(f"{token}/{depth}" for token, depth in zip(sentence.tokens, sentence.depths))
+        names = _names(sentence.limit, sentence.last)
+        return " ".join(f"{token}/{names[depth - 1]}" for token, depth in zip(sentence.tokens, sentence.depths))
     return "".join(_coloured(_spaced(token), depth, sentence.limit)
                    for token, depth in zip(sentence.tokens, sentence.depths)).strip()
 
 
-def legend(limit: int) -> str:
+def legend(limit: int, measure: str = "updates", last: Optional[str] = None) -> str:
     """The colours of all depths in one line for a terminal."""
-    return "updates: " + "".join(_coloured(f" {depth} ", depth, limit) for depth in range(1, limit + 1))
+    return f"{measure}: " + "".join(_coloured(f" {name} ", depth, limit)
+                                    for depth, name in enumerate(_names(limit, last), 1))
+
+
+def _names(limit, last):
+    return [*map(str, range(1, limit)), last or str(limit)]
 
 
 def _coloured(text, depth, limit):
@@ -104,21 +115,21 @@ def _spaced(token):
 
 def to_html(sentences: Iterable[Sentence], title: str) -> str:
     """A page of its own: every text coloured by depth, which also shows when the pointer is on a token."""
-    lines, limit = [], 1
+    lines, limit, measure, names = [], 1, "updates", ["1"]
     for sentence in sentences:
-        limit = sentence.limit
-        spans = (_span(_spaced(token), depth, limit) for token, depth in zip(sentence.tokens, sentence.depths))
+        limit, measure, names = sentence.limit, sentence.measure, _names(sentence.limit, sentence.last)
+        spans = (_span(_spaced(token), depth, limit, names) for token, depth in zip(sentence.tokens, sentence.depths))
         lines.append(f"<p>{''.join(spans)}</p>\n")
-    scale = "".join(_span(f" {depth} ", depth, limit) for depth in range(1, limit + 1))
+    scale = "".join(_span(f" {name} ", depth, limit, names) for depth, name in enumerate(names, 1))
     style = "body{font:16px/2 sans-serif;max-width:60em;margin:2em auto}span{padding:3px 0;white-space:pre-wrap}"
     return (f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f"<style>{style}</style>\n<h1>{html.escape(title)}</h1>\n<p>updates: {scale}</p>\n"
+            f"<style>{style}</style>\n<h1>{html.escape(title)}</h1>\n<p>{measure}: {scale}</p>\n"
             f"{''.join(lines)}</html>\n")
 
 
-def _span(text, depth, limit):
+def _span(text, depth, limit, names):
     hue = 200 * (1 - _share(depth, limit))  # blue to red
-    return f'<span style="background:hsl({hue:.0f},80%,80%)" title="{depth}">{html.escape(text)}</span>'
+    return f'<span style="background:hsl({hue:.0f},80%,80%)" title="{names[depth - 1]}">{html.escape(text)}</span>'
 
 
 def token_type(token: str, following: Optional[str]) -> str:

@@ -53,6 +53,14 @@ class MaskedLMSOPTask(MaskedLMTask):
             self.dictionary, cfg.mask_prob, cfg.mask_ngram, cfg.leave_unmasked_prob, cfg.random_token_prob
         )
 
+    def build_model(self, cfg, from_checkpoint=False):
+        model = super().build_model(cfg, from_checkpoint)
+        most = model.max_positions()
+        if isinstance(most, int) and most < self.cfg.tokens_per_sample:
+            raise UsageError(f"--max-positions {most} is less than --tokens-per-sample {self.cfg.tokens_per_sample}: "
+                             "the model could not read what the task makes")
+        return model
+
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         paths = utils.split_paths(self.cfg.data)
         path = os.path.join(paths[(epoch - 1) % len(paths)], split)

@@ -1,6 +1,8 @@
 """ALBERT-ACT through the stock commands: masked language modelling with the price of depth, resumed."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ TRAIN = (
     "--target-depth 2.5 --optimizer adam --lr 5e-3 --tokens-per-sample 24 --sample-break-mode eos --batch-size 16 "
     "--cpu --num-workers 0 --seed 1 --log-format simple --save-interval-updates 5 --no-epoch-checkpoints"
 ).format(USER_DIR)
+SOP = TRAIN.replace("masked_lm ", "masked_lm_sop ").replace("--sample-break-mode eos ", "")
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,30 @@ def data(tmp_path_factory):
     prefixes = [flag for split in ("train", "valid") for flag in (f"--{split}pref", folder / f"{split}.txt")]
     run("fairseq-preprocess", "--only-source", *prefixes, "--destdir", folder / "bin")
     return folder / "bin"
+
+
+def test_two_workers_train_as_one_does(data, tmp_path):
+    """With twice the batches an update; the controller sees the depth of both."""
+    flags = [*SOP.split(), "--batch-size", "4", "--max-update", "4", "--disable-validation"]
+    run("fairseq-train", data, *flags, "--update-freq", 2, "--save-dir", tmp_path / "one")
+    run("torchrun", "--nproc-per-node", 2, Path(sys.executable).parent / "fairseq-train", data, *flags, "--save-dir",
+        tmp_path / "two")
+    one, two = (torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=False) for name in ("one", "two"))
+    assert one["task_state"]["ponder"]["sum"] != 0
+    assert two["task_state"]["ponder"] == pytest.approx(one["task_state"]["ponder"], abs=1e-6)
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("train, message", (
+    (TRAIN, "error: The dataset is empty."),  # fairseq's own task leaves out texts that are too long
+    (SOP, "error: --max-positions 8 is less than --tokens-per-sample 24: "),
+), ids=("masked_lm", "masked_lm_sop"))
+def test_one_error_for_texts_that_are_too_long(data, tmp_path, train, message):
+    flags = [*train.split(), "--max-positions", "8", "--save-dir", tmp_path / "none"]
+    done = run("fairseq-train", data, *flags, check=False)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(message)
+    assert "Traceback" not in done.stderr
 
 
 def test_trains_logs_depth_and_resumes_exactly(data, tmp_path):

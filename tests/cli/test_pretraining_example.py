@@ -68,11 +68,10 @@ def test_recipe_resume_and_export(prepared, tmp_path):
         assert torch.equal(tensor, again["model"][name]), name
 
     published = tmp_path / "published"
-    albert_act.convert_back(argparse.Namespace(input=whole / "512" / "checkpoint_last.pt", output=published))
-    _, dictionary = albert_act.convert(
-        argparse.Namespace(input=published, spm=prepared / "out" / "sentencepiece.model"))
+    albert_act.convert_back(argparse.Namespace(
+        input=whole / "512" / "checkpoint_last.pt", output=published, spm=prepared / "out" / "sentencepiece.model"))
+    _, dictionary = albert_act.convert(argparse.Namespace(input=published, spm=None))
     assert dictionary.symbols == Dictionary.load(str(prepared / "out" / "bin" / "dict.txt")).symbols
-    shutil.copy(prepared / "out" / "sentencepiece.model", published / "spiece.model")
     shown = run("python", ROOT / "scripts" / "plot_depth.py", published, "--html", tmp_path / "depth.html", "--table",
                 input="A bad cab.\n\nFad.\n", env={"PYTHONPATH": str(ROOT)})
     assert "| [CLS] | 2 |" in shown.stdout and (tmp_path / "depth.html").read_text().count(" [SEP] </span>") == 2

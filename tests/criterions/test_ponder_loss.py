@@ -120,6 +120,23 @@ def test_pondernet_in_translation(build, dictionary, batch, smoothing):
     assert {"encoder_ponder_depth", "decoder_ponder_depth"} <= set(log)
 
 
+@pytest.mark.parametrize("decoder", ("none", "act"))
+def test_pondernet_in_the_encoder_alone(build, dictionary, batch, decoder):
+    """There is no loss of every depth, but the decoder reads the expected state; the divergence is due all the same."""
+    sizes = {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 3, "unique_layers": 1}
+    flags = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()}
+    flags.update(encoder_halting="pondernet", decoder_halting=decoder, dropout=0.0)
+    model = build("shared_transformer", **flags).train()
+    sample = {"net_input": batch, "target": batch["prev_output_tokens"].roll(-1, 1), "ntokens": 16, "nsentences": 3}
+    criterion = criterion_of(
+        dictionary, task_criterion="cross_entropy", kl_weight=0.7, prior_rate=0.4, time_penalty=0.0)
+    with recording(model) as traces:
+        plain, size, _ = criterion.task_criterion(model, sample)
+    p = traces["encoder.layers"][0].distribution
+    divergence = prior_divergence(p, truncated_geometric(0.4, 3))[batch["src_tokens"] != 1].mean()
+    torch.testing.assert_close(criterion(model, sample)[0], plain + 0.7 * divergence * size)
+
+
 def test_warms_up_and_steers_to_a_depth(build, dictionary, sample):
     model = albert(build)
     criterion = criterion_of(dictionary, time_penalty=0.5, time_penalty_warmup_updates=10)
@@ -138,10 +155,15 @@ def test_warms_up_and_steers_to_a_depth(build, dictionary, sample):
     state = steered.task.state.ponder
     assert state["excess"] == pytest.approx(depth / 1.5 - 1) and state["update"] == 2
     assert state["sum"] == pytest.approx(2 * 0.1 * (depth / 1.5 - 1))
+    prices = []
+    for _ in range(2):  # ... and one price, as two workers have it
+        model.set_num_updates(3)
+        prices.append(float(steered(model, sample)[2]["ponder_loss"]))
+    assert prices[0] == prices[1] != 0
 
     resumed = criterion_of(dictionary, target_depth=1.5, target_depth_rate=0.1)
     resumed.task.state.merge_state_dict({"ponder": dict(state)})
-    model.set_num_updates(3)
+    model.set_num_updates(4)
     assert torch.equal(resumed(model, sample)[0], steered(model, sample)[0])
 
 
@@ -162,6 +184,37 @@ def test_a_training_gets_the_depth_it_asks_for(build, dictionary, sample):
             depths.append(float(log["ponder_depth"] / log["ponder_tokens"]))
         assert depths[0] in (1, 5)
         assert sum(depths[-40:]) / 40 == pytest.approx(target, rel=0.2)
+
+
+@pytest.mark.parametrize("arch, halting", (
+    ("albert_act_tiny", "act"), ("albert_act_tiny", "pondernet"), ("shared_transformer", "act"),
+    ("shared_transformer", "pondernet")))
+def test_bfloat16_follows_float32(build, dictionary, batch, sample, arch, halting):
+    """As --bf16 and --amp train on a CPU: halting sums stay float32."""
+    task_criterion, flags = "masked_lm", {**TINY, "encoder_embed_dim": 64}
+    if arch == "shared_transformer":
+        sizes = {"embed_dim": 64, "ffn_embed_dim": 64, "attention_heads": 2, "layers": 4, "unique_layers": 2}
+        flags = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()}
+        task_criterion = "label_smoothed_cross_entropy"
+        sample = {"net_input": batch, "target": batch["prev_output_tokens"].roll(-1, 1), "ntokens": 16, "nsentences": 3}
+    losses = {}
+    for mixed in (False, True):
+        model = build(arch, halting=halting, dropout=0.0, dtype=torch.float32, **flags).train()
+        criterion = criterion_of(dictionary, task_criterion=task_criterion)
+        optimizer, losses[mixed] = torch.optim.Adam(model.parameters(), 2e-3), []
+        for update in range(15):
+            model.set_num_updates(update)
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed), recording(model) as traces:
+                loss, size, _ = criterion(model, sample)
+            optimizer.zero_grad()
+            (loss / size).backward()
+            optimizer.step()
+            losses[mixed].append(float(loss / size))
+        for (trace,) in traces.values():
+            sums = [trace.remainders, trace.distribution, *(step.probability for step in trace.steps)]
+            assert {each.dtype for each in sums if each is not None} == {torch.float32}
+    assert losses[True][-1] < 0.9 * losses[True][0] and losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.02)
 
 
 @pytest.mark.parametrize("bias, message", ((9.0, "halted at the first step"), (-9.0, "halted before the last of 5")))
@@ -197,5 +250,7 @@ def test_refuses_impossible_flags(dictionary, flags, message):
 def test_refuses_models_that_do_not_halt(build, dictionary, sample):
     with pytest.raises(UsageError, match="add --halting act, or train with --criterion masked_lm"):
         criterion_of(dictionary)(build("albert_act_tiny", halting="none", **TINY), sample)
+    with pytest.raises(UsageError, match="--target-depth 5.5 is impossible: the model has 5 depths"):
+        criterion_of(dictionary, target_depth=5.5)(albert(build), sample)
     with pytest.raises(UsageError, match="set --prior-rate"):
         criterion_of(dictionary, target_depth=2.0)(albert(build, "pondernet"), sample)

@@ -32,10 +32,10 @@ def test_published_sizes(build, arch, depths):
     assert 11.6e6 < count < 11.9e6
 
 
-@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "none"))
+@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "margin", "none"))
 @torch.no_grad()
 def test_packed_equals_dense_and_rows_are_independent(build, tokens, rule):
-    model = albert(build, halting=rule)
+    model = albert(build, halting=rule, halting_threshold=1e-3 if rule == "margin" else None)
     outputs = []
     for packed in (True, False):
         model.encoder.layers.packed = packed
@@ -47,6 +47,10 @@ def test_packed_equals_dense_and_rows_are_independent(build, tokens, rule):
     torch.testing.assert_close(model(tokens[2:, :3], features_only=True)[0][0], packed[2, :3], rtol=0, atol=1e-6)
     if rule != "none":
         assert torch.equal(traces[0].updates, others[0].updates) and traces[0].updates[real].unique().numel() > 1
+
+
+def test_halting_unit_keeps_the_bias_of_its_rule(build):
+    assert float(albert(build, halting="ut_act").encoder.layers.halting.unit.bias) == 1.0
 
 
 def test_heads(build, tokens):
@@ -62,6 +66,23 @@ def test_heads(build, tokens):
     model.register_classification_head("topic", num_classes=5)
     assert model.double()(tokens, classification_head_name="topic")[0].shape == (3, 5)
     assert model.encoder.lm_head.weight is model.encoder.embed_tokens.weight
+
+
+@pytest.mark.parametrize("kwargs", ({}, {"classification_head_name": "topic"}, {"masked_tokens": True}), ids=str)
+def test_heads_that_a_task_leaves_out_have_gradients_of_zero(build, tokens, kwargs):
+    """Several workers wait for the gradient of every parameter."""
+    model = albert(build).train()
+    model.register_classification_head("topic", num_classes=5)
+    model.double()
+    kwargs = {name: tokens == 9 if value is True else value for name, value in kwargs.items()}
+    model(tokens, **kwargs)[0].sin().sum().backward()
+    idle = ("encoder.pooler.", "encoder.sentence_order_head.")
+    idle += ("encoder.lm_head.",) if "classification_head_name" in kwargs else ("classification_heads.",)
+    for name, parameter in model.named_parameters():
+        if name.startswith(idle):
+            assert name.startswith("classification_heads.") or not parameter.grad.any(), name
+        else:
+            assert parameter.grad is not None, name
 
 
 def test_loads_without_the_heads_of_another_task(build, tokens):

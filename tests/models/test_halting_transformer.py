@@ -5,6 +5,8 @@ import torch
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.modules.halting import ACT, ConfidenceExit, UniversalACT
+from fairseq_adaptive.modules.pondernet import PonderNet
 
 RULES = ("act", "ut_act", "pondernet", "saturation")
 TINY = {
@@ -179,6 +181,49 @@ def test_language_model(build, batch, rule, adaptive):
     torch.testing.assert_close(torch.stack(steps, 1), packed, rtol=0, atol=1e-6)
 
 
+@torch.no_grad()
+def test_margin_exit_equals_the_loop(build, batch):
+    """A token keeps the state in which its two best words are far enough apart, and others go on seeing it."""
+    flags = {name: value for name, value in TINY.items() if name.startswith("decoder")}
+    flags.update(decoder_input_dim=16, decoder_output_dim=16, decoder_unique_layers=2)
+    plain = build("shared_transformer_lm_base", **flags)
+    model = build("shared_transformer_lm_base", halting="margin", halting_threshold=0.02, **flags)
+    tokens, first = batch["prev_output_tokens"].masked_fill(batch["prev_output_tokens"] == 1, 9), []
+    hook = plain.decoder.layers[0].register_forward_pre_hook(lambda *call: first.append(call[1:]), with_kwargs=True)
+    plain(tokens)
+    hook.remove()
+    ((x, *_), flags), layers = first[0], plain.decoder.layers
+    running = torch.ones(x.shape[:2], dtype=torch.bool)
+    updates = torch.zeros_like(running, dtype=torch.long)
+    for depth in range(len(layers)):
+        after = layers[depth](x, self_attn_mask=flags["self_attn_mask"], depth=depth)[0]
+        x, updates = torch.where(running.unsqueeze(-1), after, x), updates + running
+        best = plain.decoder.word_scores(x).softmax(-1).sort(-1).values
+        running &= best[..., -1] - best[..., -2] < 0.02
+    assert updates.unique().numel() > 2
+    for packed in (False, True):
+        logits, (trace,) = run(model, {"src_tokens": tokens}, packed)
+        assert torch.equal(trace.updates, updates.transpose(0, 1))
+        torch.testing.assert_close(logits, plain.decoder.word_scores(x).transpose(0, 1), rtol=0, atol=1e-6)
+    state = {}
+    steps = [model(tokens[:, : n + 1], incremental_state=state)[0][:, -1] for n in range(tokens.size(1))]
+    torch.testing.assert_close(torch.stack(steps, 1), logits, rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match="asks the word scores"):
+        cutoffs = {"adaptive_input": True, "adaptive_input_cutoff": "20,30", "adaptive_softmax_cutoff": "20,30"}
+        build("shared_transformer_lm_base", halting="margin", **cutoffs)
+
+
+@pytest.mark.parametrize("sides", (("act", "none"), ("none", "ut_act"), ("pondernet", "margin")), ids="-".join)
+def test_encoder_and_decoder_halt_by_their_own_rules(build, batch, sides):
+    model = build("shared_transformer", encoder_halting=sides[0], decoder_halting=sides[1], **TINY)
+    kinds = {"act": ACT, "ut_act": UniversalACT, "pondernet": PonderNet, "margin": ConfidenceExit, "none": type(None)}
+    assert [type(stack.halting) for stack in stacks(model)] == [kinds[rule] for rule in sides]
+    dense, packed = (run(model, batch, kind)[0] for kind in (False, True))
+    torch.testing.assert_close(packed[real(batch)], dense[real(batch)], rtol=0, atol=1e-6)
+    own = build("shared_transformer", halting=sides[0], decoder_halting=sides[1], **TINY)
+    assert torch.equal(run(own, batch, True)[0], packed)
+
+
 @pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet"))
 def test_every_parameter_has_a_gradient_in_training(build, batch, rule):
     """Also when all tokens halt at once: a layer that a worker leaves out would stop a training with several."""
@@ -217,6 +262,7 @@ def test_half_precision(build, batch, dtype):
     "flags, message",
     [
         ({"halting_threshold": 0.0}, "above 0 and at most 1"),
+        ({"halting": "margin"}, "--decoder-halting margin alone"),
         ({"encoder_layerdrop": 0.1}, "leave out --encoder-layerdrop"),
         ({"no_cross_attention": True, "cross_self_attention": True}, "--cross-self-attention"),
     ],
