@@ -4,12 +4,13 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, precision, workers
+from fairseq_adaptive.compat import batches, checkpoints, generation, labels, precision, workers
 
 MENDS = (
     batches.restore_np_compat,
     checkpoints.load_safely,
     checkpoints.save_atomically,
+    checkpoints.save_plain_numbers,
     checkpoints.copy_atomically,
     workers.train_cpu_workers,
     workers.refuse_lone_workers,
@@ -20,6 +21,8 @@ MENDS = (
     checkpoints.gather_before_saving,
     checkpoints.resume_task_state,
     precision.mix_precision,
+    generation.let_models_search,
+    labels.check_labels,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

@@ -4,8 +4,9 @@ from typing import Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from fairseq.modules import MultiheadAttention
 from torch import Tensor
+
+from fairseq_adaptive.modules.short_attention import ShortAttention
 
 
 def _attend(queries, keys, values, mask):
@@ -19,8 +20,8 @@ def _attend(queries, keys, values, mask):
     return torch.matmul(scores.softmax(-1), values)
 
 
-class CachedAttention(MultiheadAttention):
-    """:class:`fairseq.modules.MultiheadAttention`, faster where beam search spends its time.
+class CachedAttention(ShortAttention):
+    """:class:`ShortAttention`, faster where beam search spends its time.
 
     One query per row against cached keys and values is a single fused call here instead of a dozen small ones. Cross-
     attention keeps keys and values once per sentence, and its beams are the queries of one attention. Caches have

@@ -32,8 +32,14 @@ def parser(description):
     return parser
 
 
-def build_pair(args, *flags):
-    """Return ``(cfg, task, model)`` of stock fairseq and of ours; both compute the same function."""
+def build_pair(args, *flags, ours=()):
+    """Return ``(cfg, task, model)`` of stock fairseq and of ours; both compute the same function.
+
+    Args:
+        args: of :func:`parser`
+        flags: of fairseq-train for both
+        ours: more of them for ours alone
+    """
     shape = []
     for side in ("encoder", "decoder"):
         for name in ("layers", "embed_dim", "ffn_embed_dim", "attention_heads"):
@@ -41,9 +47,9 @@ def build_pair(args, *flags):
     sharing = ["--layer-sharing", args.layer_sharing]
     sharing += ["--encoder-unique-layers", args.unique_layers, "--decoder-unique-layers", args.unique_layers]
     pair = []
-    for arch, extra in (("transformer", []), ("shared_transformer", sharing)):
+    for arch, extra in (("transformer", []), ("shared_transformer", [*sharing, *ours])):
         command = [args.data, "--task", "translation", "-s", args.source_lang, "-t", args.target_lang, "--arch", arch]
-        command += ["--share-all-embeddings", "--cpu", "--num-workers", "0", *shape, *extra, *flags]
+        command += ["--share-all-embeddings", "--cpu", "--num-workers", "0", *shape, *flags, *extra]
         cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), command))
         task = tasks.setup_task(cfg.task)
         torch.manual_seed(1)

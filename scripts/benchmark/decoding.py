@@ -1,46 +1,107 @@
 #!/usr/bin/env python3
-"""Sentences per second of beam search with stock fairseq's Transformer and with ours, same weights, same hypotheses."""
+"""Sentences per second of beam search, side by side: stock fairseq's Transformer and search, ours, and CTranslate2.
 
+All three have the weights of one checkpoint of a model with shared layers; stock fairseq's and ours must find the same
+hypotheses with the same scores. CTranslate2 is left out where it is not installed.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
 import time
 
 import torch
-from common import build_pair, compare, describe, parser
+from common import describe
+from fairseq import checkpoint_utils, options, tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.sequence_generator import SequenceGenerator
+
+from fairseq_adaptive.interop import convert_to_ctranslate2, load_checkpoint, save_checkpoint, unroll_checkpoint
+
+
+def fairseq_search(args, path, generator_class=None):
+    """Return ``decode(samples)`` as ``fairseq-generate`` does it."""
+    command = [args.data, "--path", path, "--beam", str(args.beam), "--cpu"]
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_generation_parser(), command))
+    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": args.data})
+    model.prepare_for_inference_(cfg)
+    generator = task.build_generator([model], cfg.generation, generator_class)
+
+    def decode(samples):
+        return [found for sample in samples for found in task.inference_step(generator, [model], sample)]
+
+    return task, decode
+
+
+def ctranslate2_search(args, folder, state, words):
+    try:
+        import ctranslate2
+    except ImportError:
+        return None
+    convert_to_ctranslate2(state, args.data, folder)
+    translator = ctranslate2.Translator(folder, compute_type="float32", intra_threads=torch.get_num_threads())
+
+    def decode(samples):
+        for sample in samples:
+            rows = sample["net_input"]["src_tokens"].tolist()
+            tokens = [[words[i] for i in row if i not in (words.pad(), words.eos())] for row in rows]
+            translator.translate_batch(tokens, beam_size=args.beam, num_hypotheses=args.beam)
+
+    return decode
+
+
+def require_same(stock, ours):
+    for theirs, mine in zip(stock, ours):
+        for one, other in zip(theirs, mine):
+            assert torch.equal(one["tokens"], other["tokens"])
+            torch.testing.assert_close(one["score"], other["score"], rtol=0, atol=1e-5)
 
 
 def main():
-    arguments = parser(__doc__)
-    arguments.add_argument("--beam", type=int, default=5)
-    arguments.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
-    arguments.add_argument("--sentences", type=int, default=128, help="of the test set, a round (a quarter at batch 1)")
-    args = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("data", help="folder of fairseq-preprocess")
+    parser.add_argument("checkpoint", help="of a shared_transformer")
+    parser.add_argument("--beam", type=int, default=5)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--sentences", type=int, default=192, help="of the test set, a round (an eighth at batch 1)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often all are measured in turn")
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, for busy machines")
+    args = parser.parse_args()
     describe(args)
-    runs = []
-    for cfg, task, model in build_pair(args):
-        task.load_dataset("test")
-        cfg.generation.beam, cfg.generation.max_len_a, cfg.generation.max_len_b = args.beam, 1.0, 2
-        model.eval().prepare_for_inference_(cfg)
-        runs.append((task, model, task.build_generator([model], cfg.generation)))
-
-    def decode(which, batch_size, count):
-        task, model, generator = runs[which]
-        data, hypotheses = task.dataset("test"), []
-        for first in range(0, count, batch_size):
-            sample = data.collater([data[i] for i in range(first, min(first + batch_size, count))])
-            hypotheses += generator.generate([model], sample)
-        return hypotheses
-
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    with tempfile.TemporaryDirectory() as folder:
+        plain = os.path.join(folder, "plain.pt")
+        state = unroll_checkpoint(load_checkpoint(args.checkpoint))
+        save_checkpoint(state, plain)
+        task, stock = fairseq_search(args, plain, SequenceGenerator)
+        runs = {"stock": stock, "ours": fairseq_search(args, args.checkpoint)[1]}
+        export = ctranslate2_search(args, os.path.join(folder, "ct2"), state, task.source_dictionary)
+    if export:
+        runs["CTranslate2"] = export
+    task.load_dataset("test")
+    data = task.dataset("test")
     for batch_size in args.batch_sizes:
-        count = min(args.sentences // 4 if batch_size == 1 else args.sentences, len(runs[0][0].dataset("test")))
-        for stock, ours in zip(*(decode(which, batch_size, count) for which in (0, 1))):
-            assert torch.equal(stock[0]["tokens"], ours[0]["tokens"])
-            torch.testing.assert_close(stock[0]["score"], ours[0]["score"], rtol=0, atol=1e-4)
-
-        def measure(which):
-            start = time.perf_counter()
-            decode(which, batch_size, count)
-            return count / (time.perf_counter() - start)
-
-        compare(f"sentences/s, beam {args.beam}, batch {batch_size}", measure, args.rounds)
+        count = min(args.sentences // 8 if batch_size == 1 else args.sentences, len(data))
+        order = data.ordered_indices()[:: len(data) // count][:count].tolist()
+        samples = [data.collater([data[i] for i in order[k : k + batch_size]]) for k in range(0, count, batch_size)]
+        require_same(runs["stock"](samples), runs["ours"](samples))
+        rounds = []
+        for _ in range(args.rounds):
+            speeds = {}
+            for name, decode in runs.items():
+                start = clock()
+                decode(samples)
+                speeds[name] = count / (clock() - start)
+            rounds.append(speeds)
+        for name in runs:
+            ratios = sorted(each[name] / each["stock"] for each in rounds)
+            print(
+                f"sentences/s, beam {args.beam}, batch {batch_size}: {name} "
+                f"{statistics.median(each[name] for each in rounds):.1f}, ratio {statistics.median(ratios):.2f} "
+                f"(rounds {ratios[0]:.2f} to {ratios[-1]:.2f})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,169 @@
+"""Beam search without the overhead of fairseq's: same hypotheses, same scores."""
+
+import math
+from typing import List, Tuple
+
+import torch
+from fairseq.search import BeamSearch
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor
+
+_CHUNK = 128
+_FEW = 2**18  # log-probabilities of which a CPU's topk is fast enough
+
+
+def best_candidates(lprobs: Tensor, scores: Tensor, count: int) -> Tuple[Tensor, Tensor, Tensor]:
+    """Find the best continuations of the hypotheses of each sentence.
+
+    Args:
+        lprobs: B x Q x V, log-probabilities of the next word
+        scores: B x Q, scores of the hypotheses so far
+        count: K, how many to return
+
+    Returns:
+        B x K each, best first: scores with those of the hypotheses added, words, hypotheses
+    """
+    sentences, rows, words = lprobs.shape
+    chunks = words // _CHUNK
+    if lprobs.is_cuda or count > chunks or lprobs.numel() < _FEW:
+        best, index = (lprobs + scores.unsqueeze(2)).flatten(1).topk(count)
+        return best, index % words, index.div(words, rounding_mode="floor")
+    # a CPU's topk is slow over a vocabulary; the best K words are in the K chunks with the best maxima, or in the rest
+    whole = lprobs[..., : chunks * _CHUNK].unflatten(2, (chunks, _CHUNK))
+    maxima = (whole.amax(-1) + scores.unsqueeze(2)).flatten(1)
+    chosen = maxima.topk(count, sorted=False).indices  # B x K, of Q x chunks
+    sentence = torch.arange(sentences, device=lprobs.device).unsqueeze(1)
+    row = chosen.div(chunks, rounding_mode="floor")
+    found = whole[sentence, row, chosen % chunks] + scores.gather(1, row).unsqueeze(2)  # B x K x chunk
+    rest = lprobs[..., chunks * _CHUNK :]
+    best, place = torch.cat((found.flatten(1), (rest + scores.unsqueeze(2)).flatten(1)), 1).topk(count)
+    chunk = chosen.gather(1, place.div(_CHUNK, rounding_mode="floor").clamp_(max=count - 1))
+    in_chunk = chunk * _CHUNK + place % _CHUNK  # of Q x (chunks x size)
+    beam, word = in_chunk.div(chunks * _CHUNK, rounding_mode="floor"), in_chunk % (chunks * _CHUNK)
+    if rest.size(2):
+        place = place - found[0].numel()
+        beam = torch.where(place < 0, beam, place.div(rest.size(2), rounding_mode="floor"))
+        word = torch.where(place < 0, word, place % rest.size(2) + chunks * _CHUNK)
+    return best, word, beam
+
+
+class BeamGenerator(SequenceGenerator):
+    """:class:`fairseq.sequence_generator.SequenceGenerator` with a lean loop for plain beam search.
+
+    Sampling, constraints, prefixes, language models in fusion and other kinds of search take fairseq's own loop. In the
+    lean one hypotheses come without attention weights (``--print-alignment`` has a generator of its own).
+    """
+
+    def _generate(self, sample, prefix_tokens=None, constraints=None, bos_token=None):
+        net_input = sample["net_input"]
+        decoders = [getattr(model, "decoder", None) for model in self.model.models]
+        lean = (
+            type(self.search) is BeamSearch
+            and all(hasattr(decoder, "begin_search") for decoder in decoders)
+            and all(each is None for each in (prefix_tokens, constraints, self.lm_model))
+            and "src_tokens" in net_input
+            and not self.match_source_len
+        )
+        states = [decoder.begin_search(self.beam_size) for decoder in decoders] if lean else [None]
+        if not all(states):
+            return super()._generate(sample, prefix_tokens, constraints, bos_token)
+        return self._search(net_input, states, self.eos if bos_token is None else bos_token)
+
+    def _search(self, net_input, states, bos):
+        source, beam = net_input["src_tokens"], self.beam_size
+        sentences, length = source.shape
+        max_len = min(int(self.max_len_a * length + self.max_len_b), self.max_len - 1)
+        assert self.min_len <= max_len, "min_len cannot be larger than max_len, please adjust these!"
+        encoder_outs = self.model.forward_encoder(net_input)
+        finished: List[List[dict]] = [[] for _ in range(sentences)]
+        running = list(range(sentences))  # the sentences behind the rows
+        tokens = source.new_full((sentences, max_len + 2), self.pad)  # (B Q) x T, with Q = 1 in the first step
+        tokens[:, 0] = bos
+        scores = torch.zeros(sentences, max_len + 1, device=source.device)  # (B Q) x T, of all words so far
+        first = torch.arange(sentences, device=source.device).unsqueeze(1)  # B x 1, the first row of each sentence
+        closed = None  # B x beam, hypotheses that nothing may follow; none where None
+        for step in range(max_len + 1):
+            lprobs, _ = self.model.forward_decoder(tokens[:, : step + 1], encoder_outs, states, self.temperature)
+            self._restrict(lprobs, tokens, step, max_len)
+            scores = scores.type_as(lprobs)
+            rows = lprobs.size(0) // len(running)
+            past = (scores[:, step - 1] if step else scores[:, 0]).view(-1, rows)
+            lprobs = lprobs.view(len(running), rows, -1)
+            count = min(2 * beam, rows * lprobs.size(2) - 1)
+            best, words, hypotheses = best_candidates(lprobs, past, count)
+            if math.isnan(best.sum()):  # for topk the greatest of all
+                lprobs = lprobs.masked_fill(lprobs.isnan(), -math.inf)
+                best, words, hypotheses = best_candidates(lprobs, past, count)
+            hypotheses = hypotheses + first * rows
+            ends = words.eq(self.eos) & best.ne(-math.inf)
+            if closed is None and not ends.any():
+                best, words, hypotheses = best[:, :beam], words[:, :beam], hypotheses[:, :beam]
+            else:
+                if closed is not None:
+                    ends[:, :beam] &= ~closed
+                kept = self._finish(ends[:, :beam], best, hypotheses, tokens, scores, step, max_len, running, finished)
+                if not kept:
+                    break
+                if closed is not None:
+                    ends[:, :beam] |= closed
+                if len(kept) < len(running):
+                    running, first = [running[index] for index in kept], first[: len(kept)]
+                    kept = torch.tensor(kept, device=source.device)
+                    best, words, hypotheses, ends = (each[kept] for each in (best, words, hypotheses, ends))
+                # the first that go on, in order; where there are too few, a hypothesis is closed
+                rank, going_on = (ends * count + torch.arange(count, device=source.device)).topk(beam, largest=False)
+                closed = rank >= count
+                closed = closed if closed.any() else None
+                best, words, hypotheses = (each.gather(1, going_on) for each in (best, words, hypotheses))
+            assert step < max_len, f"{step} < {max_len}"
+            order = hypotheses.flatten()
+            tokens, scores = tokens.index_select(0, order), scores.index_select(0, order)
+            tokens[:, step + 1], scores[:, step] = words.flatten(), best.flatten()
+            self.model.reorder_incremental_state(states, order)
+        return [sorted(found, key=lambda each: each["score"].item(), reverse=True) for found in finished]
+
+    def _restrict(self, lprobs, tokens, step, max_len):
+        """Change the log-probabilities of what may not follow, (B Q) x V, in place."""
+        lprobs[:, self.pad] = -math.inf
+        if self.unk_penalty:
+            lprobs[:, self.unk] -= self.unk_penalty
+        if step >= max_len:
+            lprobs[:, : self.eos] = -math.inf
+            lprobs[:, self.eos + 1 :] = -math.inf
+        if step < self.min_len:
+            lprobs[:, self.eos] = -math.inf
+        if self.token_indices_to_suppress is not None:
+            lprobs[:, self.token_indices_to_suppress] = -math.inf
+        if self.repeat_ngram_blocker is not None:
+            rows = lprobs.size(0)
+            self.repeat_ngram_blocker(tokens, lprobs, rows, 1, step)
+
+    def _finish(self, ends, best, hypotheses, tokens, scores, step, max_len, running, finished) -> List[int]:
+        """Put hypotheses that end here where they belong; return the rows of ``running`` that go on."""
+        ended = ends.nonzero().tolist()
+        best, hypotheses = best[:, : ends.size(1)][ends], hypotheses[:, : ends.size(1)][ends]
+        words = tokens.index_select(0, hypotheses)[:, 1 : step + 2]
+        words[:, step] = self.eos
+        totals = scores.index_select(0, hypotheses)[:, : step + 1]
+        totals[:, step] = best
+        each_score = torch.cat((totals[:, :1], totals.diff()), 1)
+        if self.normalize_scores:
+            best = best / (step + 1) ** self.len_penalty
+        touched = set()
+        for number, (row, _) in enumerate(ended):
+            touched.add(row)
+            if len(finished[running[row]]) < self.beam_size:
+                finished[running[row]].append(
+                    {
+                        "tokens": words[number],
+                        "score": best[number],
+                        "attention": torch.empty(0),
+                        "alignment": torch.empty(0),
+                        "positional_scores": each_score[number],
+                    }
+                )
+
+        def goes_on(row):
+            return row not in touched or (len(finished[running[row]]) < self.beam_size and step < max_len)
+
+        return [row for row in range(len(running)) if goes_on(row)]

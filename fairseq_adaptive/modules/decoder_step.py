@@ -1,0 +1,221 @@
+"""The decoder in beam search, one step at a time.
+
+The hypotheses of a sentence share one cache: a step adds a slot for the token of each hypothesis, and a mask says which
+slots a hypothesis descends from. When hypotheses are swapped, dropped or repeated, the mask is reordered and keys and
+values stay where they are.
+"""
+
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from fairseq.modules import FairseqDropout
+from torch import Tensor, nn
+
+from fairseq_adaptive.modules.packed_linear import PackedLinear, PackedWeights
+
+_BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
+
+
+def _weights(linear: nn.Linear) -> PackedWeights:
+    return linear.packed() if isinstance(linear, PackedLinear) else PackedWeights(linear.weight, linear.bias)
+
+
+def _norm(norm: nn.Module) -> Tuple:
+    return norm.normalized_shape, norm.weight, norm.bias, norm.eps
+
+
+class _Layer(NamedTuple):
+    """What a step needs of a layer, without calls of modules: these cost more than the arithmetic at batch size 1."""
+
+    pre_norm: bool
+    norms: Tuple  # arguments of layer_norm after x: of self-attention, cross-attention (or None), feed-forward
+    project: PackedWeights  # C -> 3 C
+    out: PackedWeights
+    query_source: Optional[PackedWeights]
+    out_source: Optional[PackedWeights]
+    fc1: PackedWeights
+    fc2: PackedWeights
+    activation: Callable
+
+    @classmethod
+    def of(cls, layer):
+        own, source = layer.self_attn, layer.encoder_attn
+        parts = (own.q_proj, own.k_proj, own.v_proj)
+        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+        return cls(
+            layer.normalize_before,
+            (
+                _norm(layer.self_attn_layer_norm),
+                None if source is None else _norm(layer.encoder_attn_layer_norm),
+                _norm(layer.final_layer_norm),
+            ),
+            PackedWeights(torch.cat([part.weight for part in parts]), bias),
+            _weights(own.out_proj),
+            None if source is None else _weights(source.q_proj),
+            None if source is None else _weights(source.out_proj),
+            _weights(layer.fc1),
+            _weights(layer.fc2),
+            layer.activation_fn,
+        )
+
+
+class DecoderStep:
+    """The caches of one search, and the stack over the newest tokens.
+
+    Keys and values of the source are computed once for every layer, whatever depths it serves, and once for every
+    sentence, whatever the beam.
+
+    Args:
+        stack: a :class:`~fairseq_adaptive.modules.DecoderStack` that :meth:`fits`
+        beam: hypotheses of a sentence after the first step, which has one
+    """
+
+    def __init__(self, stack, beam: int):
+        self._stack, self._beam = stack, beam
+        self._used = self._block = 0  # slots with a token, and in whole blocks
+        self._rows = 1  # hypotheses of a sentence
+        self._layers: Dict[int, _Layer] = {}
+        self._source: Dict[int, Tuple[Tensor, Tensor]] = {}  # G x D x S, G x S x D; G = B H
+        self._cache = self._seen = self._source_mask = None  # 2 N x B x H x S x D; B x Q x S; G x 1 x S
+
+    @staticmethod
+    def fits(stack) -> bool:
+        """Whether the layers are plain enough."""
+        plain = all(_plain(stack[stack.schedule.index(number)]) for number in set(stack.schedule))
+        return plain and stack.halting is None and not stack.training
+
+    def _start(self, x: Tensor, encoder_out: Optional[Tensor], padding_mask: Optional[Tensor]):
+        attention, depths, sentences = self._stack[0].self_attn, len(self._stack), x.size(0)
+        self._size = attention.num_heads, attention.head_dim
+        room = _BLOCK * self._beam
+        self._cache = x.new_empty(2 * depths, sentences, self._size[0], room, self._size[1])
+        self._seen = x.new_full((sentences, 1, room), float("-inf"))
+        for number in set(self._stack.schedule):
+            layer = self._stack._modules[str(number)]
+            self._layers[number] = _Layer.of(layer)
+            if layer.encoder_attn is not None and encoder_out is not None:
+                each = (layer.encoder_attn.k_proj, layer.encoder_attn.v_proj)
+                keys, values = (self._source_heads(linear(encoder_out)) for linear in each)
+                self._source[number] = keys.transpose(1, 2), values
+        if encoder_out is not None:
+            mask = x.new_zeros(sentences, 1, 1, encoder_out.size(0))
+            if padding_mask is not None:
+                mask.masked_fill_(padding_mask.bool()[:, None, None], float("-inf"))
+            mask = F.pad(mask, (0, -mask.size(-1) % _BLOCK), value=float("-inf"))
+            self._source_mask = mask.expand(-1, self._size[0], -1, -1).flatten(0, 1)
+
+    def _source_heads(self, x):
+        """S x B x C -> G x S' x D"""
+        x = F.pad(x, (0, 0, 0, 0, 0, -x.size(0) % _BLOCK))
+        return x.unflatten(-1, self._size).permute(1, 2, 0, 3).flatten(0, 1)
+
+    def _advance(self, padding):
+        """Make room for the tokens of a step; return the mask, where depths write, the keys and values they read."""
+        start, end = self._used, self._used + self._rows
+        if end > self._seen.size(-1):
+            room = self._seen.size(-1)
+            self._cache = F.pad(self._cache, (0, 0, 0, room))
+            self._seen = F.pad(self._seen, (0, room), value=float("-inf"))
+        own = self._seen[:, :, start:end].diagonal(dim1=1, dim2=2)  # B x Q
+        own.fill_(0)
+        if padding is not None:
+            own.masked_fill_(padding.view_as(own), float("-inf"))
+        seen = end + -end % _BLOCK
+        if seen > self._block:  # what nothing sees still meets a weight of zero
+            self._cache[:, :, :, self._block : seen] = 0
+        self._used, self._block = end, seen
+        mask = self._seen[:, None, :, :seen].expand(-1, self._size[0], -1, -1).flatten(0, 1)
+        written = self._cache[:, :, :, start:end].unflatten(0, (-1, 2)).unbind(0)
+        read = self._cache.flatten(1, 2)[:, :, :seen]
+        return mask, written, read[::2].transpose(2, 3).unbind(0), read[1::2].unbind(0)
+
+    def __call__(self, x: Tensor, encoder_out=None, padding_mask=None, padding=None) -> Tensor:
+        """Run all depths.
+
+        Args:
+            x: (B Q) x C, embedded tokens of B sentences; Q is 1 in the first step, and then the beam
+            encoder_out, padding_mask: S x B x C and B x S, true at padding; read in the first step
+            padding: (B Q) x 1, true where the new token is padding, which nothing may see
+
+        Returns:
+            (B Q) x C
+        """
+        if self._cache is None:
+            self._start(x, encoder_out, padding_mask)
+        mask, written, all_keys, all_values = self._advance(padding)
+        add = self._stack.residual
+        for depth, number in enumerate(self._stack.schedule):
+            layer, sublayer = self._layers[number], 0
+            for kind, norm in enumerate(layer.norms):
+                if kind == 1 and number not in self._source:
+                    continue
+                y = torch.layer_norm(x, *norm) if layer.pre_norm else x
+                if kind == 0:
+                    new = layer.project(y).to(x.dtype)  # autocast may have changed it
+                    new = new.view(-1, self._rows, 3, *self._size)
+                    new = new.permute(2, 0, 3, 1, 4)  # 3 x B x H x Q x D
+                    # a weight of zero does not hide a NaN: a hypothesis that broke down must not reach its siblings
+                    torch.nan_to_num(new[1:], 0.0, 0.0, 0.0, out=written[depth])
+                    y = layer.out(self._attend(new[0], all_keys[depth], all_values[depth], mask))
+                elif kind == 1:
+                    queries = layer.query_source(y).view(-1, self._rows, *self._size).transpose(1, 2)
+                    y = layer.out_source(self._attend(queries, *self._source[number], self._source_mask))
+                else:
+                    y = layer.fc2(layer.activation(layer.fc1(y)))
+                x = x + y if add is None else add(y, x, depth, sublayer, None)
+                if not layer.pre_norm:
+                    x = torch.layer_norm(x, *norm)
+                sublayer += 1
+        return x
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """B x H x Q x D over G x D x S and G x S x D; ``mask``, G x (1 or Q) x S, is added. -> (B Q) x C"""
+        heads, dim = self._size
+        queries = queries.reshape(-1, self._rows, dim)
+        scores = torch.baddbmm(mask, queries, keys, alpha=dim**-0.5)
+        if scores.dtype == torch.float32:
+            weights = scores.softmax(-1)
+        else:
+            weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+        out = torch.bmm(weights, values).view(-1, heads, self._rows, dim)
+        return out.transpose(1, 2).reshape(-1, heads * dim)
+
+    def reorder(self, order: Tensor):
+        """Go on with other hypotheses.
+
+        Args:
+            order: B' x beam in one row, numbers of hypotheses so far; those of a sentence descend from one sentence
+        """
+        kept = order.view(-1, self._beam)[:, 0].div(self._rows, rounding_mode="floor").tolist()
+        if kept != list(range(self._seen.size(0))):
+            self._keep(kept)
+        self._seen = self._seen.flatten(0, 1).index_select(0, order).unflatten(0, (-1, self._beam))
+        self._rows = self._beam
+
+    def _keep(self, sentences: List[int]):
+        index = torch.tensor(sentences, device=self._cache.device)
+        if all(first < second for first, second in zip(sentences, sentences[1:])):
+            # in place: memory that the system has yet to map costs more than the copy
+            for to, number in enumerate(sentences):
+                if to != number:
+                    self._cache[:, to, :, : self._block] = self._cache[:, number, :, : self._block]
+            self._cache = self._cache[:, : len(sentences)]
+        else:
+            self._cache = self._cache.index_select(1, index)
+
+        def select(x):
+            return x.unflatten(0, (-1, self._size[0])).index_select(0, index).flatten(0, 1)
+
+        self._source = {number: (select(keys), select(values)) for number, (keys, values) in self._source.items()}
+        self._source_mask = None if self._source_mask is None else select(self._source_mask)
+
+
+def _plain(layer) -> bool:
+    attentions = [each for each in (layer.self_attn, layer.encoder_attn) if each is not None]
+    return not (
+        layer.cross_self_attention
+        or any(each is not None for each in (layer.c_attn, layer.attn_ln, layer.ffn_layernorm, layer.w_resid))
+        or any(each.use_xformers or each.add_zero_attn or each.bias_k is not None for each in attentions)
+        or any(each.apply_during_inference for each in layer.modules() if isinstance(each, FairseqDropout))
+    ) and all(type(each) in (nn.Linear, PackedLinear) for each in layer.modules() if isinstance(each, nn.Linear))

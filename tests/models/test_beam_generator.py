@@ -1,0 +1,230 @@
+"""Beam search finds the hypotheses of fairseq's generator, with their scores, whatever the model and the options."""
+
+import argparse
+import math
+
+import pytest
+import torch
+from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
+from fairseq.tasks import FairseqTask
+
+from fairseq_adaptive.models.beam_generator import BeamGenerator, best_candidates
+
+TINY = {
+    f"{side}_{name}": value
+    for side in ("encoder", "decoder")
+    for name, value in {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 5}.items()
+}
+UNIQUE = {"encoder_unique_layers": 2, "decoder_unique_layers": 2}
+
+
+def shared(build, seed=1, **flags):
+    return lively(build("shared_transformer", seed=seed, **{**TINY, **UNIQUE, **flags}))
+
+
+def lively(model):
+    """Random weights say much the same of all words, and never the end: make hypotheses differ, also in length."""
+    if model.decoder.output_projection is not None:
+        model.decoder.output_projection.weight.data *= 3
+        model.decoder.output_projection.weight.data[2] *= 1.5
+    return model
+
+
+class Task(FairseqTask):
+    def __init__(self, dictionary):
+        super().__init__(None)
+        self.target_dictionary = dictionary
+
+    target_dictionary = None
+
+
+def search(models, dictionary, batch, generator_class=None, prefix_tokens=None, fast=False, **options):
+    """The hypotheses of ``generator_class``, or of the one that fairseq's task builds."""
+    args = argparse.Namespace(**{"beam": 3, "max_len_a": 0, "max_len_b": 24, **options})
+    if fast:
+        for model in models:
+            model.make_generation_fast_(need_attn=bool(options.get("print_alignment")))
+    generator = Task(dictionary).build_generator(models, args, generator_class)
+    torch.manual_seed(3)
+    sample = {"id": torch.arange(3), "target": batch["prev_output_tokens"]}
+    sample["net_input"] = {name: value for name, value in batch.items() if name != "prev_output_tokens"}
+    return generator.generate(models, sample, prefix_tokens=prefix_tokens)
+
+
+def assert_same(ours, theirs):
+    assert [len(found) for found in ours] == [len(found) for found in theirs]
+    for our, their in zip(sum(ours, []), sum(theirs, [])):
+        assert our["tokens"].tolist() == their["tokens"].tolist()
+        torch.testing.assert_close(our["score"], their["score"], rtol=1e-6, atol=1e-5, check_dtype=False)
+        torch.testing.assert_close(our["positional_scores"], their["positional_scores"], rtol=0, atol=1e-5)
+
+
+MODELS = [
+    {},
+    {"encoder_normalize_before": True, "decoder_normalize_before": True, "layer_sharing": "cycle"},
+    {"share_all_embeddings": True, "layer_sharing": "sequence"},
+    {"encoder_learned_pos": True, "decoder_learned_pos": True, "layernorm_embedding": True, "activation_fn": "gelu"},
+    {"adaptive_softmax_cutoff": "20,30"},
+    {"init": "admin", "decoder_unique_layers": 5},
+    {"decoder_input_dim": 12, "decoder_output_dim": 12, "no_token_positional_embeddings": True},
+]
+
+
+@pytest.mark.parametrize("flags", MODELS, ids=lambda flags: "-".join(flags) or "plain")
+@pytest.mark.parametrize("fast", (False, True))
+def test_equals_fairseq(build, batch, dictionary, flags, fast):
+    models = [shared(build, **flags)]
+    theirs = search(models, dictionary, batch, SequenceGenerator)
+    assert flags or len({len(each["tokens"]) for found in theirs for each in found}) > 2
+    assert_same(search(models, dictionary, batch, fast=fast), theirs)
+    assert models[0].decoder.begin_search(3)
+
+
+OPTIONS = [
+    {"beam": 1},
+    {"beam": 7, "unnormalized": True},
+    {"beam": 46, "max_len_b": 4},
+    {"min_len": 6, "lenpen": 0.3},
+    {"min_len": 0, "unkpen": 2.0, "temperature": 1.5},
+    {"max_len_b": 5},
+    {"no_repeat_ngram_size": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
+@pytest.mark.parametrize("count", (1, 2))
+def test_options_and_ensembles(build, batch, dictionary, options, count):
+    models = [shared(build, seed) for seed in range(count)]
+    theirs = search(models, dictionary, batch, SequenceGenerator, **options)
+    assert_same(search(models, dictionary, batch, **options), theirs)
+
+
+OTHERS = [
+    {"sampling": True, "sampling_topk": 5},
+    {"diverse_beam_groups": 3},
+    {"match_source_len": True},
+]
+
+
+@pytest.mark.parametrize("options", OTHERS, ids=lambda options: "-".join(options))
+def test_other_searches(build, batch, dictionary, options):
+    models = [shared(build)]
+    theirs = search(models, dictionary, batch, SequenceGenerator, **options)
+    assert_same(search(models, dictionary, batch, fast=True, **options), theirs)
+
+
+def test_prefix(build, batch, dictionary):
+    models, prefix = [shared(build)], torch.tensor([[9, 12], [7, 1], [30, 31]])
+    theirs = search(models, dictionary, batch, SequenceGenerator, prefix)
+    ours = search(models, dictionary, batch, prefix_tokens=prefix, fast=True)
+    assert_same(ours, theirs)
+    assert ours[0][0]["tokens"][:2].tolist() == [9, 12]
+
+
+NOT_PLAIN = [{"halting": "act"}, {"scale_attn": True}, {"no_cross_attention": True, "cross_self_attention": True}]
+
+
+@pytest.mark.parametrize("flags", NOT_PLAIN, ids=str)
+def test_layers_that_are_not_plain(build, batch, dictionary, flags):
+    models = [shared(build, **flags)]
+    assert models[0].decoder.begin_search(3) is None
+    theirs = search(models, dictionary, batch, SequenceGenerator)
+    assert_same(search(models, dictionary, batch, fast=True), theirs)
+
+
+def test_alignment(build, batch, dictionary):
+    models = [shared(build)]
+    theirs = search(models, dictionary, batch, SequenceGeneratorWithAlignment, print_alignment="hard")
+    ours = search(models, dictionary, batch, print_alignment="hard", fast=True)
+    assert_same(ours, theirs)
+    for our, their in zip(ours[0], theirs[0]):
+        assert our["alignment"] == their["alignment"] and our["alignment"]
+
+
+def test_not_a_number_is_never_chosen(build, batch, dictionary):
+    """A hypothesis whose model breaks down gives way to the others, as in fairseq."""
+    models = [shared(build)]
+    common = search(models, dictionary, batch, SequenceGenerator)[0][0]["tokens"][0]
+    models[0].decoder.embed_tokens.weight.data[common] = math.nan
+    theirs = search(models, dictionary, batch, SequenceGenerator)
+    assert all(each["tokens"].numel() and each["score"].isfinite() for found in theirs for each in found)
+    assert_same(search(models, dictionary, batch), theirs)
+
+
+def test_half_precision(build, batch, dictionary):
+    models = [shared(build)]
+    theirs = search(models, dictionary, batch)
+    for dtype in (torch.bfloat16, torch.float16):
+        ours = search([models[0].to(dtype)], dictionary, batch)
+        assert abs(ours[0][0]["score"] - theirs[0][0]["score"]) < 0.1
+
+
+def test_language_model(build, batch, dictionary):
+    flags = {name: value for name, value in {**TINY, **UNIQUE}.items() if name.startswith("decoder")}
+    model = lively(build("shared_transformer_lm_base", decoder_input_dim=16, decoder_output_dim=16, **flags))
+    theirs = search([model], dictionary, batch, SequenceGenerator)
+    assert_same(search([model], dictionary, batch), theirs)
+
+
+def test_dropout_at_inference(build, batch, dictionary):
+    model = shared(build, dropout=0.3)
+    model.make_generation_fast_(retain_dropout=True, retain_dropout_modules=None)
+    assert model.decoder.begin_search(3) is None
+
+
+def test_autocast(build, batch, dictionary):
+    models = [shared(build, dtype=torch.float32)]
+    theirs = search(models, dictionary, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = search(models, dictionary, batch, fast=True)
+    assert abs(ours[0][0]["score"] - theirs[0][0]["score"]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "order", ([1, 0, 2, 2, 5, 4], [3, 3, 4, 5], [4, 5, 0, 1]), ids=("swapped", "fewer", "backwards")
+)
+@pytest.mark.parametrize("padded", (False, True))
+def test_a_step_equals_the_full_decoder_after_reordering(build, batch, order, padded):
+    """Every depth sees the tokens from which a hypothesis descends; also past the first block of the cache."""
+    # fairseq counts positions without padding in the full decoder, and with it in steps
+    model, order = shared(build, no_token_positional_embeddings=padded), torch.tensor(order)
+    torch.manual_seed(2)
+    previous = torch.randint(4, 44, (6, 45))
+    previous[1:4, 7] = 1 if padded else 9
+    previous[1::2, 0] = previous[::2, 0]
+    state = model.decoder.begin_search(2)
+    with torch.no_grad():
+        encoder_out, steps = model.encoder(batch["src_tokens"], batch["src_lengths"]), []
+        for step in range(45):
+            rows = previous[::2] if step == 0 else previous
+            out, _ = model.decoder(rows[:, : step + 1], encoder_out=encoder_out, incremental_state=state)
+            steps.append(out[:, 0])
+            if step in (0, 20):
+                now = torch.arange(3).repeat_interleave(2) if step == 0 else order
+                model.decoder.reorder_incremental_state_scripting(state, now)
+                previous = previous[order] if step else previous
+        sentences = order // 2
+        full, _ = model(batch["src_tokens"][sentences], batch["src_lengths"][sentences], previous)
+    torch.testing.assert_close(torch.stack(steps[21:], 1), full[:, 21:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("words", (128, 4000, 4096))
+@pytest.mark.parametrize("rows", (1, 5))
+def test_best_candidates(words, rows):
+    torch.manual_seed(4)
+    lprobs, scores = torch.randn(2**18 // words + 1, rows, words), torch.randn(2**18 // words + 1, rows)
+    lprobs[0, :, 7:], lprobs[1, :, 3] = -math.inf, math.inf
+    best, word, row = best_candidates(lprobs, scores, 10)
+    total = lprobs + scores.unsqueeze(2)
+    assert torch.equal(best, total.flatten(1).topk(10).values)
+    assert torch.equal(best, total[torch.arange(len(best)).unsqueeze(1), row, word])
+    finite = torch.where(best.isfinite(), row * words + word, torch.arange(10) - 10)
+    assert all(len(set(each)) == 10 for each in finite.tolist())
+
+
+def test_only_models_that_ask_get_it(build, dictionary):
+    task, args = Task(dictionary), argparse.Namespace(beam=2)
+    ours, stock = shared(build), build("transformer", **TINY)
+    assert type(task.build_generator([ours], args)) is BeamGenerator
+    assert type(task.build_generator([stock], args)) is SequenceGenerator
+    assert type(task.build_generator([ours, stock], args)) is SequenceGenerator
