@@ -25,10 +25,10 @@ setup(
     python_requires=">=3.11,<3.13",
     install_requires=[*FAIRSEQ, "torch", "sacrebleu", "sentencepiece"],
     extras_require={
-        "test": ["pytest"],
+        "test": ["pytest", "triton; sys_platform == 'linux'"],
         "plots": ["matplotlib"],
         "images": ["pillow"],
-        "hf": ["safetensors", "tokenizers"],
+        "hf": ["huggingface_hub", "safetensors", "tokenizers"],
         "export": ["ctranslate2"],
         "triton": ["triton; sys_platform == 'linux'"],
         "translation": ["polib", "sacremoses", "subword-nmt"],

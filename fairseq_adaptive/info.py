@@ -15,10 +15,11 @@ import textwrap
 import torch
 
 import fairseq_adaptive
-from fairseq_adaptive import compat
+from fairseq_adaptive import compat, ops
+from fairseq_adaptive.errors import UsageError
 
 PACKAGES = ("numpy", "omegaconf", "hydra-core", "sacrebleu", "sentencepiece", "subword-nmt", "sacremoses",
-            "ctranslate2", "transformers")
+            "ctranslate2", "transformers", "triton")
 
 
 def _version(distribution):
@@ -61,17 +62,8 @@ def devices():
                            f"{torch.backends.cpu.get_cpu_capability()}, {bf16}")]
 
 
-def _triton():
-    if not _installed("triton"):
-        return "unavailable: triton is not installed"
-    if not torch.cuda.is_available():
-        return f"unavailable: triton {_version('triton')} is installed, but there is no CUDA device"
-    return f"not used: triton {_version('triton')} could run, but no operation has a Triton kernel yet"
-
-
 def _apex():
-    # PyPI's apex is another package, and NVIDIA's imports without its kernels: only the extension module tells
-    if not _installed("fused_layer_norm_cuda"):
+    if not _installed("fused_layer_norm_cuda"):  # see ops.registry.EXTENSIONS
         return "unavailable: NVIDIA apex with its extension fused_layer_norm_cuda is not installed"
     if not torch.cuda.is_available():
         return "unavailable: fused_layer_norm_cuda is installed, but there is no CUDA device"
@@ -80,10 +72,17 @@ def _apex():
     return "active: fairseq uses apex's fused layer norm on CUDA devices"
 
 
-def kernels():
-    """Rows (name, text): which implementation runs, and why the others do not."""
-    return [("torch", "active: every operation runs on PyTorch's own kernels"), ("triton", _triton()),
-            ("apex", _apex())]
+def _choices(operation):
+    for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):
+        try:
+            yield "{}: {} ({})".format(device, *operation.choose(device, torch.float32))
+        except UsageError as error:
+            yield f"{device}: error: {error}"
+
+
+def operations():
+    """Rows (name, text): which implementation of each fused operation runs where, and why not another."""
+    return [(name, "; ".join(_choices(operation))) for name, operation in sorted(ops.OPS.items())]
 
 
 def mends():
@@ -101,7 +100,7 @@ def architectures():
 
 
 def main():
-    sections = [("versions", versions()), ("devices", devices()), ("kernels", kernels())]
+    sections = [("versions", versions()), ("devices", devices()), ("kernels", [*operations(), ("layer_norm", _apex())])]
     if compat.fairseq_error is None:
         sections += [("mends of fairseq, torch and NumPy", mends()), ("models and architectures", architectures())]
     width = max(len(name) for _, rows in sections for name, _ in rows)

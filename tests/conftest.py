@@ -1,12 +1,17 @@
 import argparse
 import dataclasses
+import os
 
 import pytest
 import torch
-from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
-import fairseq_adaptive  # noqa: F401  registers models
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on a CPU then; Triton reads it when fairseq imports it
+
+from fairseq.data import Dictionary  # noqa: E402
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY  # noqa: E402
+
+import fairseq_adaptive  # noqa: E402, F401  registers models
 
 
 # the models are so small that a second thread only waits, and for long where other processes use the cores

@@ -14,8 +14,12 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.adaptive_softmax import clustered_cross_entropies
 
 
-def adaptive_losses(model, net_output, target: Tensor, label_smoothing: float = 0.0) -> Tuple[Tensor, Tensor]:
+def adaptive_losses(
+    model, net_output, target: Tensor, label_smoothing: float = 0.0, reduce: bool = False
+) -> Tuple[Tensor, Tensor]:
     """Return (loss, nll), each ``[N]`` and at least float32, of the N targets that are not padding, in their order.
+
+    With ``reduce``, return their sums, which our own softmax computes in one pass with the gradient.
 
     ``model.decoder.adaptive_softmax`` is ours or fairseq's. fairseq's own ``adaptive_loss`` takes the second word of
     every tail for padding and leaves it out, sums in half precision, and gives no gradient to a tail without a target,
@@ -41,11 +45,12 @@ def adaptive_losses(model, net_output, target: Tensor, label_smoothing: float = 
     scored = target.ne(decoder.dictionary.pad())
     hidden, target = net_output[0][scored], target[scored]  # [N, C], [N]
     if not isinstance(softmax, FairseqAdaptiveSoftmax):
-        return softmax(hidden, target, label_smoothing)
+        return (softmax.summed if reduce else softmax)(hidden, target, label_smoothing)
     hidden = softmax.dropout_module(hidden)
-    return clustered_cross_entropies(
+    loss, nll = clustered_cross_entropies(
         hidden, target, softmax.cutoff, softmax.head, lambda number, rows: softmax.tail[number](rows), label_smoothing
     )
+    return (loss.sum(), nll.sum()) if reduce else (loss, nll)
 
 
 @dataclass
@@ -84,16 +89,17 @@ class AdaptiveCrossEntropy(FairseqCriterion):
         The loss is the sum over targets that are not padding, or with ``reduce=False`` that of each of them ``[N]``.
         """
         target = model.get_targets(sample, net_output)
-        loss, nll = self.losses(model, net_output, target, self.label_smoothing)
-        sample_size = target.size(0) if self.sentence_avg else nll.numel()
+        loss, nll = self.losses(model, net_output, target, self.label_smoothing, reduce)
+        ntokens = int(target.ne(self.padding_idx).sum())
+        sample_size = target.size(0) if self.sentence_avg else ntokens
         logging_output = {
             "loss": loss.detach().sum(),
             "nll_loss": nll.detach().sum(),
-            "ntokens": nll.numel(),
+            "ntokens": ntokens,
             "nsentences": target.size(0),
             "sample_size": sample_size,
         }
-        return loss.sum() if reduce else loss, sample_size, logging_output
+        return loss, sample_size, logging_output
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:

@@ -42,13 +42,14 @@ class ArchitectureEntropyLossConfig(AdaptiveCrossEntropyConfig):
     )
 
 
-def language_model_losses(model, net_output, target, label_smoothing=0.0):
+def language_model_losses(model, net_output, target, label_smoothing=0.0, reduce=False):
     """:func:`adaptive_losses`, and those of a softmax over the whole vocabulary where the model has one."""
     decoder = model.decoder
     if decoder.adaptive_softmax is not None:
-        return adaptive_losses(model, net_output, target, label_smoothing)
+        return adaptive_losses(model, net_output, target, label_smoothing, reduce)
     scored = target.ne(decoder.dictionary.pad())
-    return cross_entropies(net_output[0][scored], target[scored], label_smoothing)
+    loss, nll = cross_entropies(net_output[0][scored], target[scored], label_smoothing)
+    return (loss.sum(), nll.sum()) if reduce else (loss, nll)
 
 
 @register_criterion("architecture_entropy_loss", dataclass=ArchitectureEntropyLossConfig)

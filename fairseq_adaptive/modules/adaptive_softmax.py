@@ -18,6 +18,7 @@ from fairseq_adaptive.modules.adaptive_input import (
     cluster_widths,
     normal_parameter,
 )
+from fairseq_adaptive.ops import adaptive_cross_entropy, label_smoothed_cross_entropy
 
 
 def cross_entropies(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tuple[Tensor, Tensor]:
@@ -75,6 +76,19 @@ def clustered_cross_entropies(
     Raises:
         UsageError: when a target is outside the vocabulary
     """
+    head_target, indices, tail_targets = _by_cluster(target, ends)
+    loss, nll = cross_entropies(head(hidden), head_target, label_smoothing)
+    for number, (index, tail_target) in enumerate(zip(indices, tail_targets)):
+        # a tail without a target goes on with no rows: DistributedDataParallel waits for the gradient of each parameter
+        logits = tail(number, hidden.index_select(0, index))
+        tail_loss, tail_nll = cross_entropies(logits, tail_target, label_smoothing)
+        loss = loss.index_add(0, index, tail_loss)
+        nll = nll.index_add(0, index, tail_nll) if label_smoothing else loss
+    return loss, nll
+
+
+def _by_cluster(target, ends):
+    """The head's targets ``[N]``, and for each tail which of them are in it and their places there, ``[n]`` each."""
     if target.numel():
         low, high = torch.stack(target.aminmax()).tolist()
         if low < 0 or high >= ends[-1]:
@@ -82,19 +96,13 @@ def clustered_cross_entropies(
                 f"target {high if low >= 0 else low} is outside the {ends[-1]} entries of the vocabulary: use the "
                 "dictionary that the data were binarised with"
             )
-    inside = [(target >= start) & (target < end) for start, end in zip(ends, ends[1:])]
-    head_target = target
-    for number, mask in enumerate(inside):
-        head_target = head_target.masked_fill(mask, ends[0] + number)
-    loss, nll = cross_entropies(head(hidden), head_target, label_smoothing)
-    for number, mask in enumerate(inside):
-        # a tail without a target goes on with no rows: DistributedDataParallel waits for the gradient of each parameter
-        index = mask.nonzero().squeeze(-1)
-        logits = tail(number, hidden.index_select(0, index))
-        tail_loss, tail_nll = cross_entropies(logits, target.index_select(0, index) - ends[number], label_smoothing)
-        loss = loss.index_add(0, index, tail_loss)
-        nll = nll.index_add(0, index, tail_nll) if label_smoothing else loss
-    return loss, nll
+    head_target, indices, targets = target, [], []
+    for number, (start, end) in enumerate(zip(ends, ends[1:])):
+        inside = (target >= start) & (target < end)
+        head_target = head_target.masked_fill(inside, ends[0] + number)
+        indices.append(inside.nonzero().squeeze(-1))
+        targets.append(target.index_select(0, indices[-1]) - start)
+    return head_target, indices, targets
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -155,27 +163,52 @@ class AdaptiveSoftmax(nn.Module):
             self.cluster_weight = normal_parameter(clusters - 1, self.embed_dim, std=0.02)
             self.cluster_bias = nn.Parameter(torch.zeros(clusters - 1))
 
+    def _project(self, cluster, hidden):
+        projected = hidden @ self.projections[cluster] if len(self.projections) else hidden
+        return F.dropout(projected, self.dropout, self.training) if cluster else projected
+
+    def _sizes(self):
+        return [end - start for start, end in zip((0, *self.ends), self.ends)]
+
     def _logit_functions(self):
         """The head and tail of :func:`clustered_cross_entropies`."""
-        sizes = [end - start for start, end in zip((0, *self.ends), self.ends)]
+        sizes = self._sizes()
         # split, and not slices: the backward pass then makes one gradient of the whole, not one a cluster
         weights = self.tables[0].split(sizes) if self.factor == 1 else self.tables
         biases = self.bias.split(sizes)
-
-        def project(cluster, hidden):
-            return hidden @ self.projections[cluster] if len(self.projections) else hidden
 
         def head(hidden):
             weight, bias = weights[0], biases[0]
             if len(sizes) > 1:
                 weight, bias = torch.cat((weight, self.cluster_weight)), torch.cat((bias, self.cluster_bias))
-            return F.linear(project(0, hidden), weight, bias)
+            return F.linear(self._project(0, hidden), weight, bias)
 
         def tail(number, hidden):
-            projected = F.dropout(project(number + 1, hidden), self.dropout, self.training)
-            return F.linear(projected, weights[number + 1], biases[number + 1])
+            return F.linear(self._project(number + 1, hidden), weights[number + 1], biases[number + 1])
 
         return head, tail
+
+    def summed(self, hidden: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tuple[Tensor, Tensor]:
+        """Return the sums of what :meth:`forward` returns, for less time and memory; only the loss has a gradient.
+
+        Args:
+            hidden: ``[N, C]``
+            target: ``[N]``
+            label_smoothing: e
+
+        Raises:
+            UsageError: when a target is outside the vocabulary
+        """
+        head_target, indices, targets = _by_cluster(target, self.ends)
+        if not indices:
+            projected = self._project(0, hidden)
+            return label_smoothed_cross_entropy(projected, self.tables[0], target, label_smoothing, self.bias)[:2]
+        # a tail without a target has no rows, but gradients of zero: DistributedDataParallel waits for each
+        rows = [self._project(number, hidden.index_select(0, index)) for number, index in enumerate(indices, start=1)]
+        return adaptive_cross_entropy(
+            [self._project(0, hidden), *rows], [head_target, *targets], list(self.tables), self._sizes(), self.bias,
+            self.cluster_weight, self.cluster_bias, label_smoothing,
+        )
 
     def forward(self, hidden: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tuple[Tensor, Tensor]:
         """Return (loss, nll) of every target, padding too, in input order; float32, or float64 for such input.

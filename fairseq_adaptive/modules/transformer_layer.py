@@ -12,6 +12,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor
 
 from fairseq_adaptive.modules.cached_attention import CachedAttention
+from fairseq_adaptive.modules.short_attention import ShortAttention
 from fairseq_adaptive.modules.tape import GatedMLP
 
 
@@ -41,6 +42,17 @@ class EncoderLayer(TransformerEncoderLayerBase):
         if tape_ffn_embed_dim:
             self.tape_ffn = GatedMLP(self.embed_dim, tape_ffn_embed_dim, cfg.activation_dropout)
 
+    def build_self_attention(self, embed_dim, cfg):
+        return ShortAttention(
+            embed_dim,
+            cfg.encoder.attention_heads,
+            dropout=cfg.attention_dropout,
+            self_attention=True,
+            q_noise=self.quant_noise,
+            qn_block_size=self.quant_noise_block_size,
+            xformers_att_config=cfg.encoder.xformers_att_config,
+        )
+
     def forward(
         self,
         x: Tensor,
@@ -50,6 +62,7 @@ class EncoderLayer(TransformerEncoderLayerBase):
         residual: Optional[Callable] = None,
         tape_len: int = 0,
         self_attention: Optional[Callable] = None,
+        tape: Optional[Tensor] = None,
     ) -> Tensor:
         """
         Args:
@@ -60,6 +73,7 @@ class EncoderLayer(TransformerEncoderLayerBase):
             residual: ``residual(branch, x, depth, sublayer, padding_mask)``, default ``x + branch``
             tape_len: how many states at the end are tape tokens, which a ``tape_ffn`` serves where there is one
             self_attention: takes the place of ``self_attn`` in a packed run, where ``x`` is R x C: R x C -> R x C
+            tape: takes the place of ``tape_len`` there: R, true at tape tokens
 
         Returns:
             T x B x C
@@ -74,6 +88,11 @@ class EncoderLayer(TransformerEncoderLayerBase):
         def feed_forward(x):
             if tape_len and self.tape_ffn is not None:
                 return torch.cat((self._feed_forward(x[:-tape_len]), self.tape_ffn(x[-tape_len:])))
+            if tape is not None and self.tape_ffn is not None:
+                order, count = tape.argsort(stable=True), int((~tape).sum())
+                x = x.index_select(0, order)
+                x = torch.cat((self._feed_forward(x[:count]), self.tape_ffn(x[count:])))
+                return x.index_select(0, order.argsort())
             return self._feed_forward(x)
 
         where = (depth, residual, encoder_padding_mask)

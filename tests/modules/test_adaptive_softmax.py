@@ -107,6 +107,34 @@ def test_label_smoothing_is_within_each_softmax(layout):
     torch.testing.assert_close(both, theirs + torch.autograd.grad(softmax(hidden, target)[1].sum(), hidden)[0])
 
 
+@pytest.mark.parametrize("words", ([0, 3, 59, 20, 7, 30] * 50, [0, 0, 0], []), ids=("all clusters", "one", "none"))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_sums_in_one_pass(layout, words):
+    embed, softmax = build(*layout)
+    hidden = torch.randn(len(words), DIM, dtype=torch.float64, requires_grad=True)
+    results = []
+    for function in (softmax, softmax.summed):
+        loss, nll = function(hidden, torch.tensor(words, dtype=torch.long), 0.1)
+        grads = gradients(3 * loss.sum() + embed(torch.arange(VOCAB)).sum(), embed, softmax)
+        results.append({"loss": loss.sum(), "nll": nll.sum(), **grads})
+    expected, ours = results
+    torch.testing.assert_close(ours, expected)
+    assert set(ours) > {"1.bias"} and not any(grad is None for grad in ours.values())
+    with torch.no_grad():
+        assert softmax.summed(hidden, torch.tensor(words, dtype=torch.long))[0].grad_fn is None
+
+
+def test_sums_under_autocast():
+    _, softmax = build((10, 25), 1, 16, False, torch.float32)
+    hidden, target = torch.randn(500, DIM), torch.randint(VOCAB, (500,))
+    exact = gradients(softmax.summed(hidden, target, 0.1)[0], softmax)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = softmax.summed(hidden, target, 0.1)
+    assert loss.dtype == torch.float32
+    for name, grad in gradients(loss, softmax).items():
+        assert 0 < (grad - exact[name]).norm() / exact[name].norm() < 0.02, name
+
+
 def test_one_cluster_is_fairseqs_label_smoothing():
     _, softmax = build((), 1, 16, False)
     hidden, target = torch.randn(30, DIM, dtype=torch.float64), torch.arange(30)

@@ -9,7 +9,7 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.halting_rules import build_halting
-from fairseq_adaptive.modules.skim_run import skim_dense, skim_packed
+from fairseq_adaptive.modules.skim_run import keep_all, skim_dense, skim_packed
 from fairseq_adaptive.modules.skimming import SkimPredictor, SkimRouter, masked_softmax
 
 DIM, DEPTHS, LENGTHS = 8, 4, (9, 1, 6, 4)
@@ -119,6 +119,24 @@ def test_input_is_left_alone_and_nothing_may_stay(stack, sequences):
             assert stack.recorder[-1].updates.sum(1).tolist() == [DEPTHS] * len(sequence)
     empty = torch.ones_like(padding)
     assert torch.equal(skim_packed(stack, x, empty, None), x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_without_router_all_tokens_run_and_padding_is_left_out(sequences, dtype):
+    torch.manual_seed(7)
+    stack = LayerStack([layer(), layer()], (0, 1, 1, 0), pass_depth=True).eval()
+    x, padding, _ = padded(sequences)
+    x = x.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out = keep_all(stack, x, padding)
+    for row, sequence in enumerate(sequences):
+        alone = sequence.float().unsqueeze(1)
+        for each in stack:
+            alone = each(alone)
+        torch.testing.assert_close(out[: len(sequence), row], alone[:, 0], rtol=0,
+                                   atol=1e-5 if dtype == torch.float32 else 0.1)
+    assert torch.equal(out[padding.t()], x[padding.t()])
 
 
 def test_masked_softmax_is_exact_for_hard_masks():

@@ -1,0 +1,82 @@
+"""fairseq's label-smoothed cross-entropy without the logits: ``--criterion fused_label_smoothed_cross_entropy``."""
+
+import inspect
+
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from torch import nn
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ops import label_smoothed_cross_entropy
+
+
+@register_criterion("fused_label_smoothed_cross_entropy", dataclass=LabelSmoothedCrossEntropyCriterionConfig)
+class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
+    """The same values, flags and log as ``label_smoothed_cross_entropy``, for less time and memory.
+
+    The model gives features, and the loss is computed from them and the output projection in one pass, see
+    :mod:`fairseq_adaptive.ops.cross_entropy`. It fits fairseq's Transformers and language models and those with shared
+    layers. Losses of single tokens (``reduce=False``), and models whose scores another loss reads as well, are computed
+    as fairseq does.
+
+    Raises:
+        UsageError: when label smoothing is not within 0 and 1; at the first step, for a model without a projection
+    """
+
+    def __init__(self, task, sentence_avg, label_smoothing, ignore_prefix_size=0, report_accuracy=False):
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        if not 0 <= label_smoothing < 1:
+            raise UsageError(f"--label-smoothing must be at least 0 and less than 1, not {label_smoothing:g}")
+        self.unfused = LabelSmoothedCrossEntropyCriterion(
+            task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy
+        )
+
+    def forward(self, model, sample, reduce=True):
+        """Return the loss, the sample size and the logging output; with ``reduce=False`` the loss of each token."""
+        if not reduce or getattr(model, "needs_scores", False):
+            return self.unfused(model, sample, reduce)
+        output_projection(model)
+        sample = {**sample, "net_input": {**sample["net_input"], "features_only": True}}
+        return super().forward(model, sample, reduce)
+
+    def compute_loss(self, model, net_output, sample, reduce=True):
+        """Return (loss, nll), each summed over the tokens of ``net_output[0]``, features ``[B, T, C]``."""
+        projection = output_projection(model)
+        features, target = net_output[0], model.get_targets(sample, net_output)
+        if features.size(-1) != projection.in_features:
+            raise UsageError(_unfit("its output is not that of features_only=True"))
+        features, target = features[:, self.ignore_prefix_size :], target[:, self.ignore_prefix_size :]
+        scored = target.ne(self.padding_idx)
+        target = target[scored]
+        loss, nll, right = label_smoothed_cross_entropy(
+            features[scored], projection.weight, target, self.eps, projection.bias, count=self.report_accuracy
+        )
+        self.accuracy = right, scored.sum()
+        return loss, nll
+
+    def compute_accuracy(self, model, net_output, sample):
+        """Return how many tokens :meth:`compute_loss` found right, and of how many."""
+        return self.accuracy
+
+
+def output_projection(model) -> nn.Linear:
+    """Return the linear layer that makes scores of features in a fairseq model, also in a wrapped one.
+
+    Raises:
+        UsageError: when it has none, or something else than that layer
+    """
+    decoder = getattr(model, "decoder", None)
+    if getattr(decoder, "adaptive_softmax", None) is not None:
+        raise UsageError(_unfit("it has an adaptive softmax", "adaptive_cross_entropy"))
+    projection = getattr(decoder, "output_projection", None)
+    if type(projection) is not nn.Linear or "features_only" not in inspect.signature(decoder.forward).parameters:
+        raise UsageError(_unfit("it has no decoder that gives features to a linear output projection"))
+    return projection
+
+
+def _unfit(reason, other="label_smoothed_cross_entropy"):
+    name = "fused_label_smoothed_cross_entropy"
+    return f"--criterion {name} does not fit this model: {reason}; train with --criterion {other}"

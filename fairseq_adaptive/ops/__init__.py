@@ -1,0 +1,6 @@
+"""Fused operations: one folder each, where ``naive.py`` is the definition; modules and criterions import them here."""
+
+from fairseq_adaptive.ops.cross_entropy import adaptive_cross_entropy, label_smoothed_cross_entropy
+from fairseq_adaptive.ops.registry import OPS, Op
+
+__all__ = ["OPS", "Op", "adaptive_cross_entropy", "label_smoothed_cross_entropy"]
