@@ -8,16 +8,22 @@
 #   ROW   vanilla-N          N layers, stock fairseq's own model (its twin without the plug-in)
 #         STRATEGY-M-N       M unique layers run at N depths; STRATEGY is sequence, cycle or cycle_rev
 #         universal-N        one layer run at N depths, width 168 and feed-forward 336: the parameters of three layers
+#         universal-N-act-D  the same with a depth of its own for each token, up to N and D on average
 set -euo pipefail
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 3 ] || usage
 data=$1 save_dir=$2 row=$3
 shift 3
 
-width=128
+width=128 loss=(--criterion label_smoothed_cross_entropy --label-smoothing 0.1) halting=()
 case $row in
   vanilla-[0-9]*) layers=${row#*-}; model=(--arch transformer) ;;
+  universal-[0-9]*-act-[0-9]*)
+    IFS=- read -r _ layers _ depth <<< "$row"
+    strategy=cycle unique=1 width=168 halting=(--halting act)
+    loss=(--criterion ponder_loss --task-criterion label_smoothed_cross_entropy
+      --task-criterion-args '{"label_smoothing": 0.1}' --target-depth "$depth") ;;
   universal-[0-9]*) layers=${row#*-}; strategy=cycle unique=1 width=168 ;;
   sequence-[0-9]*-[0-9]* | cycle-[0-9]*-[0-9]* | cycle_rev-[0-9]*-[0-9]*) IFS=- read -r strategy unique layers <<< "$row" ;;
   *) usage ;;
@@ -25,7 +31,7 @@ esac
 if [ -n "${strategy:-}" ]; then
   user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
   model=(--user-dir "$user_dir" --arch shared_transformer --layer-sharing "$strategy"
-    --encoder-unique-layers "$unique" --decoder-unique-layers "$unique")
+    --encoder-unique-layers "$unique" --decoder-unique-layers "$unique" "${halting[@]}")
 fi
 
 fairseq-train "$data/bin" --task translation --source-lang en --target-lang de \
@@ -35,6 +41,6 @@ fairseq-train "$data/bin" --task translation --source-lang en --target-lang de \
   --encoder-normalize-before --decoder-normalize-before --share-all-embeddings --dropout 0.3 --max-tokens 2048 --max-update 2000 \
   --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
   --lr 0.003 --lr-scheduler polynomial_decay --warmup-updates 400 --total-num-update 2000 \
-  --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
+  "${loss[@]}" \
   --keep-last-epochs 2 --no-save-optimizer-state --seed 1 --log-format simple --log-interval 100 \
   --save-dir "$save_dir" "$@"

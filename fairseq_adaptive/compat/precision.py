@@ -4,6 +4,7 @@ import importlib.util
 import logging
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairseq_adaptive.errors import UsageError
 
@@ -17,7 +18,8 @@ class _Autocast:
         self.criterion = criterion
 
     def __call__(self, model, sample, *args, **kwargs):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        # torch 2.13's fused attention takes twice as long as its plain one for the backward pass in bfloat16 on a CPU
+        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             return self.criterion(model, sample, *args, **kwargs)
 
     def __getattr__(self, name):

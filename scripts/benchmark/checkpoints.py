@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Trained models of one task side by side: what they log on a split, FLOPs, and sentences/s measured in turn.
+
+Every model is evaluated by the criterion that it was trained with; the time is that of model and criterion.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from common import describe
+from fairseq import checkpoint_utils, utils
+from fairseq.logging import metrics
+from torch.utils.flop_counter import FlopCounterMode
+
+import fairseq_adaptive  # noqa: F401  registers tasks, models and criterions
+
+
+def load(path, args):
+    """Return model, criterion and the batches of the split, what is logged of it, and the FLOPs of a sentence."""
+    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": args.data})
+    task.load_dataset(args.gen_subset)
+    batches = task.get_batch_iterator(
+        task.dataset(args.gen_subset), max_sentences=args.batch_size, max_tokens=args.max_tokens, seed=1,
+        max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
+        ignore_invalid_inputs=True,
+    ).next_epoch_itr(shuffle=False)
+    model, criterion, batches = model.eval(), task.build_criterion(cfg.criterion).eval(), list(batches)
+    with FlopCounterMode(display=False) as counter, metrics.aggregate(new_root=True) as values:
+        task.reduce_metrics([criterion(model, batch)[2] for batch in batches], criterion)
+    model.make_generation_fast_()  # as fairseq-generate and predict do; its kernels are not counted, so not before
+    size = sum(int(batch["nsentences"]) for batch in batches)
+    return model, criterion, batches, values.get_smoothed_values(), counter.get_total_flops() / size
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("data", help="the folder that the models were trained on")
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="the first is the one to compare with")
+    parser.add_argument("--gen-subset", default="test", metavar="SPLIT")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--rounds", type=int, default=5, help="how often all are measured in turn")
+    parser.add_argument("--log", nargs="*", default=["accuracy"], metavar="NAME", help="of the values that are logged")
+    args = parser.parse_args()
+    describe(args)
+
+    runs = [load(path, args) for path in args.checkpoints]
+    seconds = [[] for _ in runs]
+    for _ in range(args.rounds):
+        for (model, criterion, batches, *_), times in zip(runs, seconds):
+            start = time.perf_counter()
+            for batch in batches:
+                criterion(model, batch)
+            times.append(time.perf_counter() - start)
+    for path, (*_, batches, values, flops), times in zip(args.checkpoints, runs, seconds):
+        size = sum(int(batch["nsentences"]) for batch in batches)
+        ratios = sorted(first / own for first, own in zip(seconds[0], times))
+        print(f"{path}: {' '.join(f'{name} {values[name]}' for name in args.log if name in values)}, "
+              f"{flops / 1e6:.2f} MFLOPs a sentence ({runs[0][-1] / flops:.2f} times fewer), "
+              f"{size / statistics.median(times):.1f} sentences/s, {statistics.median(ratios):.2f} times as fast "
+              f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()
