@@ -31,11 +31,12 @@ def main():
     arguments.add_argument("--max-tokens", default="2048")
     arguments.add_argument("--updates", type=int, default=10, help="updates a round, on the same batches for both")
     arguments.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
+    arguments.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"), help="of ours")
     args = arguments.parse_args()
     describe(args)
     clock = time.process_time if args.processor_time else time.perf_counter
-    for precision, flags in (("fp32", ()), ("bf16", ("--bf16",))):
-        trainers, batches = build_trainers(args, *flags)
+    for precision in args.precision:
+        trainers, batches = build_trainers(args, *(["--bf16"] if precision == "bf16" else []))
         losses = [[], []]
 
         def measure(which):

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fairseq_adaptive.ops import label_smoothed_cross_entropy
 from fairseq_adaptive.ops.cross_entropy import naive
 from fairseq_adaptive.ops.cross_entropy.chunked import CHUNK
+from fairseq_adaptive.ops.matmul import LEAST, linear
 
 
 SIZES = [(1, 2, 1), (63, 97, 5), (CHUNK, 33, 8), (CHUNK + 1, 211, 16), (1000, 50, 7), (5, 5003, 3)]
@@ -155,3 +156,13 @@ def test_no_more_logits_than_those_of_a_chunk(smoothing):
     with LargestTensor() as largest:
         results(fused, hidden, weight, target, None, smoothing)
     assert largest.elements == CHUNK * 500
+
+
+def test_large_products_take_onednn_and_are_counted():
+    hidden, weight = torch.randn(CHUNK, 64), torch.randn(LEAST // CHUNK // 64, 64)
+    bias, strided = torch.randn(len(weight)), torch.randn(64, CHUNK).t()
+    for x, offset in ((hidden, bias), (hidden, None), (strided, bias)):
+        with FlopCounterMode(display=False) as counter:
+            ours = linear(x, weight, offset)
+        torch.testing.assert_close(ours, torch.nn.functional.linear(x, weight, offset), rtol=1e-4, atol=1e-4)
+        assert counter.get_total_flops() == 2 * LEAST

@@ -6,7 +6,8 @@ hidden's and weight's.
 """
 
 import torch
-import torch.nn.functional as F
+
+from fairseq_adaptive.ops.matmul import linear
 
 CHUNK = 256  # rows whose logits exist at the same time
 
@@ -33,20 +34,17 @@ def sum_up(hidden, weight, bias, target, label_smoothing, rows, dtype, grads, co
     for start in range(0, len(target), CHUNK):
         chunk = slice(start, start + CHUNK)
         states, words = hidden[chunk].to(dtype), target[chunk]
-        logits = F.linear(states, table, offset)  # [n, V]
+        logits = linear(states, table, offset)  # [n, V]
         if count:
             right += logits.argmax(-1).eq(words).sum()
         row_loss, row_nll, logits = rows(logits, words, label_smoothing, wanted)
         loss += row_loss.sum()
         nll += row_nll.sum()
         if hidden_grad is not None:
-            hidden_grad[chunk] = logits @ table
+            hidden_grad[chunk] = linear(logits, table.t())
         old = 1 if start else 0
-        if weight_grad is not None and dtype == exact:
-            # torch's FLOP counter misses addmm_
-            torch.addmm(weight_grad, logits.t(), states, beta=old, out=weight_grad)
-        elif weight_grad is not None:  # the product is rounded, but not the sum over chunks
-            _add(weight_grad, logits.t() @ states, old)
+        if weight_grad is not None:  # in half precision the product is rounded, but not the sum over chunks
+            _add(weight_grad, linear(states.t(), logits.t()).t(), old)
         if bias_grad is not None:
             _add(bias_grad, logits.sum(0, dtype=exact), old)
     return loss, nll, right
