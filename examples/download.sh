@@ -1,6 +1,24 @@
 # What the prepare scripts share: downloads that resume and are checked, and files that are whole or not there.
-# Sourced; uses of the script: die MESSAGE, and for fetch $raw (folder of the archives), $sums ("CHECKSUM  NAME" lines,
+# Sourced; uses of the script: die MESSAGE, usage, and for fetch $raw (folder of the archives), $sums ("CHECKSUM  NAME" lines,
 # SHA-256 or MD5), $checksums (the file they were read from, or empty) and $mirror (a URL, or empty).
+
+download_options() { # [--mirror URL] [--checksums FILE]: sets $mirror, $checksums and $sums, which are $published without
+  mirror='' checksums='' sums=$published
+  while [ $# -gt 0 ]; do
+    [ $# -ge 2 ] || usage
+    case $1 in
+      --mirror) mirror=${2%/} ;;
+      --checksums) checksums=$2 ;;
+      *) usage ;;
+    esac
+    shift 2
+  done
+  if [ -n "$checksums" ]; then
+    [ -r "$checksums" ] || die "cannot read the checksums in $checksums"
+    sums=$(< "$checksums")
+  fi
+  command -v curl > /dev/null || die "the command curl is missing; install it first"
+}
 
 matches() { # FILE CHECKSUM
   local tool=sha256sum

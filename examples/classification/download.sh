@@ -35,23 +35,8 @@ die() { echo "download: $*" >&2; exit 1; }
 . "$(dirname "${BASH_SOURCE[0]}")/../download.sh"
 
 [ $# -ge 2 ] || usage
-task=$1 raw=$2 mirror='' checksums=''
-shift 2
-while [ $# -gt 0 ]; do
-  [ $# -ge 2 ] || usage
-  case $1 in
-    --mirror) mirror=${2%/} ;;
-    --checksums) checksums=$2 ;;
-    *) usage ;;
-  esac
-  shift 2
-done
-sums=$published
-if [ -n "$checksums" ]; then
-  [ -r "$checksums" ] || die "cannot read the checksums in $checksums"
-  sums=$(< "$checksums")
-fi
-command -v curl > /dev/null || die "the command curl is missing; install it first"
+task=$1 raw=$2
+download_options "${@:3}"
 
 unpack() { # ARCHIVE FOLDER [MEMBER...]: FOLDER of the archive has its name only once it is whole
   local archive=$1 folder=$2 part

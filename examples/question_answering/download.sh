@@ -20,26 +20,11 @@ die() { echo "download: $*" >&2; exit 1; }
 . "$(dirname "${BASH_SOURCE[0]}")/../download.sh"
 
 [ $# -ge 2 ] || usage
-version=$1 raw=$2 mirror='' checksums=''
-shift 2
-while [ $# -gt 0 ]; do
-  [ $# -ge 2 ] || usage
-  case $1 in
-    --mirror) mirror=${2%/} ;;
-    --checksums) checksums=$2 ;;
-    *) usage ;;
-  esac
-  shift 2
-done
+version=$1 raw=$2
+download_options "${@:3}"
 case $version in
   1.1 | 2.0) ;;
   *) die "VERSION is 1.1 or 2.0, not '$version'" ;;
 esac
-sums=$published
-if [ -n "$checksums" ]; then
-  [ -r "$checksums" ] || die "cannot read the checksums in $checksums"
-  sums=$(< "$checksums")
-fi
-command -v curl > /dev/null || die "the command curl is missing; install it first"
 mkdir -p "$raw"
 for split in train dev; do fetch "$split-v$version.json" "$home/$split-v$version.json"; done

@@ -95,9 +95,10 @@ def test_answers(data, trained, tmp_path):
 def test_workers_share_the_windows_of_a_question(data, trained):
     folder, em, f1 = trained
     validate = Path(sys.executable).parent / "fairseq-validate"
-    done = run("torchrun", "--nproc-per-node", "2", validate, data, "--user-dir", USER_DIR, "--task", "question_answering", "--path", folder / "checkpoint_last.pt", "--valid-subset",
-               "valid", "--batch-size", "1", "--required-batch-size-multiple", "1", "--cpu", "--num-workers", "0",
-               "--log-format", "simple", "--distributed-backend", "gloo")
+    done = run("torchrun", "--nproc-per-node", "2", validate, data, "--user-dir", USER_DIR, "--task",
+               "question_answering", "--path", folder / "checkpoint_last.pt", "--valid-subset", "valid", "--batch-size",
+               "1", "--required-batch-size-multiple", "1", "--cpu", "--num-workers", "0", "--log-format", "simple",
+               "--distributed-backend", "gloo")
     assert figures_of(done) == (em, f1)
 
 
