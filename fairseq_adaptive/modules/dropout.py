@@ -10,7 +10,8 @@ CHOICES = 2**16  # of a 16-bit random number
 class FastDropout(FairseqDropout):
     """:class:`fairseq.modules.FairseqDropout` in a fifth of its time on a CPU, where it draws 16 bits for an element.
 
-    The probability is rounded to a multiple of 1 / 65,536 and the expectation kept exactly. Random numbers are others
+    The probability is rounded to a multiple of 1 / 65,536 and the expectation kept, up to
+    the rounding of the scale. Random numbers are others
     than fairseq's for the same seed.
     """
 
