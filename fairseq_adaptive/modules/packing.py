@@ -6,6 +6,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from fairseq_adaptive.ops.skim_attention import Sequences
+
 
 def token_mask(x: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
     """B x T, true at tokens; x is T x B x C and padding_mask B x T, true at padding, or None."""
@@ -36,11 +38,9 @@ class Rows:
             rows = x.index_copy(0, self.places, rows)
         return rows.unflatten(0, self.tokens.shape)
 
-    def groups(self) -> "Groups":
+    def sequences(self) -> Sequences:
         """These rows by the sequence that they belong to."""
-        batch, length = self.tokens.shape
-        sequence = torch.arange(batch, device=self.tokens.device)[:, None].expand(batch, length)
-        return Groups(self.take(sequence), batch)
+        return Sequences(self.tokens.sum(1))
 
 
 class Groups:

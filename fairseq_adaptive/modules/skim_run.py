@@ -9,12 +9,12 @@ import functools
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_adaptive.modules.packing import Groups, Rows, token_mask
-from fairseq_adaptive.modules.skimming import masked_attention, split_heads
+from fairseq_adaptive.modules.packing import Rows, token_mask
+from fairseq_adaptive.modules.skimming import attend
 from fairseq_adaptive.modules.trace import Step, Trace
+from fairseq_adaptive.ops.skim_attention import Sequences
 
 
 def skim_dense(
@@ -33,7 +33,7 @@ def skim_dense(
         T x B x C, of every token the output of the last layer that kept it
     """
     rows = Rows(token_mask(x, padding_mask))
-    groups, trace = rows.groups(), Trace(rows.tokens, len(stack))
+    sequences, trace = rows.sequences(), Trace(rows.tokens, len(stack))
     state, protected = rows.take(x.transpose(0, 1)), None if protected is None else rows.take(protected)
     kept = state.new_ones(state.size(0))
     where = {}
@@ -45,8 +45,8 @@ def skim_dense(
         decision, probability = stack.router.decide(depth, state, protected)
         kept = kept.to(decision) * decision
         layer = stack[depth]
-        attend = functools.partial(masked_attention, layer.self_attn, groups, kept)
-        after = layer(state, depth=depth, residual=stack.residual, self_attention=attend, **where)
+        attention = functools.partial(attend, layer.self_attn, sequences, kept=kept)
+        after = layer(state, depth=depth, residual=stack.residual, self_attention=attention, **where)
         gate = kept.unsqueeze(-1).to(state)
         state = after * gate + state * (1 - gate)
         step = Step(stack.schedule[depth], rows.put(kept > 0), kept=rows.put(kept), probability=rows.put(probability))
@@ -64,7 +64,7 @@ def skim_packed(
     tokens = token_mask(x, padding_mask)
     batch, length = tokens.shape
     trace = Trace(tokens, len(stack))
-    rows, groups = tokens.flatten().nonzero().squeeze(1), None
+    rows, sequences = tokens.flatten().nonzero().squeeze(1), None
     result = x.transpose(0, 1).clone(memory_format=torch.contiguous_format).flatten(0, 1)
     state = result.index_select(0, rows)
     protected = None if protected is None else protected.flatten().index_select(0, rows)
@@ -82,15 +82,15 @@ def skim_packed(
         staying = decision.nonzero().squeeze(1)
         if staying.numel() < rows.numel():
             result.index_copy_(0, rows, state)
-            rows, state, groups = rows.index_select(0, staying), state.index_select(0, staying), None
+            rows, state, sequences = rows.index_select(0, staying), state.index_select(0, staying), None
             protected = None if protected is None else protected.index_select(0, staying)
             if not rows.numel():
                 break
-        groups = groups or Groups(rows.div(length, rounding_mode="floor"), batch)
+        sequences = sequences or Sequences(rows.div(length, rounding_mode="floor").bincount(minlength=batch))
         layer = stack[depth]
-        attend = functools.partial(_attend, layer.self_attn, groups)
+        attention = functools.partial(attend, layer.self_attn, sequences)
         where = {"tape": rows % length >= length - tape_len} if tape_len else {}
-        state = layer(state, depth=depth, residual=stack.residual, self_attention=attend, **where)
+        state = layer(state, depth=depth, residual=stack.residual, self_attention=attention, **where)
     result.index_copy_(0, rows, state)
     stack.record(trace, tape_len)
     return result.view(batch, length, -1).transpose(0, 1)
@@ -108,21 +108,8 @@ def keep_all(stack, x: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
         T x B x C
     """
     rows = Rows(token_mask(x, padding_mask))
-    groups, state = rows.groups(), rows.take(x.transpose(0, 1))
+    sequences, state = rows.sequences(), rows.take(x.transpose(0, 1))
     for layer in stack:
-        state = layer(state, self_attention=functools.partial(_attend, layer.func.self_attn, groups))
+        state = layer(state, self_attention=functools.partial(attend, layer.func.self_attn, sequences))
     return rows.put(state, x.transpose(0, 1)).transpose(0, 1)
 
-
-def _attend(attention, groups: Groups, x: Tensor) -> Tensor:
-    """R x C -> R x C, each row over the rows of its sequence."""
-    queries, keys, values = split_heads(attention, groups, x)
-    mask = groups.mask
-    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu":  # the fused one is five times slower there
-        scores = queries @ keys.transpose(2, 3) * attention.scaling
-        weights = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
-        out = attention.dropout_module(weights).to(values) @ values
-    else:
-        dropout = attention.dropout_module.p if attention.training else 0.0
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
-    return attention.out_proj(groups.unpad(out.transpose(1, 2).flatten(2)))

@@ -4,16 +4,15 @@ Before each layer a predictor keeps or skims each token. A skimmed token stays s
 it had. Attention leaves skimmed tokens out, as if they were not there.
 """
 
-from typing import Iterator, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_adaptive.modules.packing import Groups
+from fairseq_adaptive.ops.skim_attention import Sequences, skim_attention
 
 KEEP = 1  # the column of the predictor's output that means keep; 0 means skim
-STEEPEST = 10.0  # a skimmed key may promise the mask's gradient at most e^10 times what the strongest kept key has
 
 
 class SkimPredictor(nn.Sequential):
@@ -84,48 +83,19 @@ class SkimRouter(nn.ModuleList):
         return kept, probability
 
 
-def masked_softmax(scores: Tensor, kept: Tensor) -> Tensor:
-    """Softmax over the kept keys, differentiable in ``kept``.
-
-    Equal to leaving skimmed keys out where ``kept`` is 0 or 1, but a skimmed key still tells the mask what it would
-    have contributed. A skimmed query sees itself, so that no row is empty. The form is that of Rao et al., *DynamicViT*
-    (NeurIPS 2021), equation 11, without its epsilon: the maximum is taken over the keys that are seen, which keeps
-    the sum at 1 or above and the result exact.
-
-    Args:
-        scores: B x H x T x T
-        kept: B x T, from 0 to 1, 0 at padding
-
-    Returns:
-        B x H x T x T in at least single precision
-    """
-    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    keys = kept[:, None, None].to(scores)
-    keys = keys + (1 - keys) * torch.eye(scores.size(-1), dtype=scores.dtype, device=scores.device)
-    highest = scores.detach().masked_fill(keys == 0, float("-inf")).amax(-1, keepdim=True)
-    exponentials = (scores - highest).clamp(max=STEEPEST).exp() * keys
-    return exponentials / exponentials.sum(-1, keepdim=True)
-
-
-def masked_attention(attention, groups: Groups, kept: Tensor, x: Tensor) -> Tensor:
-    """Self-attention that leaves skimmed tokens out, differentiable in ``kept``.
+def attend(attention, sequences: Sequences, x: Tensor, kept: Optional[Tensor] = None) -> Tensor:
+    """Self-attention of packed rows that leaves skimmed tokens out, differentiable in ``kept``.
 
     Args:
         attention: fairseq's multi-head attention
-        groups: which rows are a sequence
-        kept: R, see :func:`masked_softmax`
+        sequences: which rows are a sequence
         x: R x C
+        kept: R, 1 where a token is kept and 0 where it is skimmed; None: all are kept
 
     Returns:
         R x C
     """
-    queries, keys, values = split_heads(attention, groups, x)
-    weights = masked_softmax(queries @ keys.transpose(2, 3) * attention.scaling, groups.pad(kept))
-    out = attention.dropout_module(weights).to(values) @ values
-    return attention.out_proj(groups.unpad(out.transpose(1, 2).flatten(2)))
-
-
-def split_heads(attention, groups: Groups, x: Tensor) -> Iterator[Tensor]:
-    """R x C to queries, keys and values, each G x H x Q x D."""
-    for project in (attention.q_proj, attention.k_proj, attention.v_proj):
-        yield groups.pad(project(x)).unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+    heads = (attention.num_heads, attention.head_dim)
+    parts = (project(x).unflatten(-1, heads) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
+    dropout = attention.dropout_module.p if attention.training else 0.0
+    return attention.out_proj(skim_attention(*parts, sequences, kept, dropout).flatten(1))

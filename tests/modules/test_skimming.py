@@ -10,7 +10,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.halting_rules import build_halting
 from fairseq_adaptive.modules.skim_run import keep_all, skim_dense, skim_packed
-from fairseq_adaptive.modules.skimming import SkimPredictor, SkimRouter, masked_softmax
+from fairseq_adaptive.modules.skimming import SkimPredictor, SkimRouter
 
 DIM, DEPTHS, LENGTHS = 8, 4, (9, 1, 6, 4)
 
@@ -137,37 +137,6 @@ def test_without_router_all_tokens_run_and_padding_is_left_out(sequences, dtype)
         torch.testing.assert_close(out[: len(sequence), row], alone[:, 0], rtol=0,
                                    atol=1e-5 if dtype == torch.float32 else 0.1)
     assert torch.equal(out[padding.t()], x[padding.t()])
-
-
-def test_masked_softmax_is_exact_for_hard_masks():
-    torch.manual_seed(1)
-    scores = 3 * torch.randn(2, 3, 7, 7, dtype=torch.float64)
-    scores[..., 2] += 1000.0  # a skimmed key, by far the strongest
-    kept = torch.tensor([[1, 1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 1, 1, 1]], dtype=torch.float64)
-    weights = masked_softmax(scores, kept)
-    for row in range(2):
-        seen = kept[row].bool().expand(7, 7) | torch.eye(7, dtype=torch.bool)
-        expected = scores[row].masked_fill(~seen, float("-inf")).softmax(-1)
-        assert torch.equal(weights[row] == 0, expected == 0)
-        torch.testing.assert_close(weights[row], expected, rtol=0, atol=1e-15)
-    assert masked_softmax(scores.bfloat16(), kept).dtype == torch.float32
-
-
-def test_masked_softmax_gradients():
-    torch.manual_seed(2)
-    scores = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
-    kept = torch.rand(2, 5, dtype=torch.float64).add(0.1).requires_grad_()
-    assert torch.autograd.gradcheck(masked_softmax, (scores, kept))
-
-    # what a skimmed key would have contributed to a query that stays: e^(a_j - logsumexp of the kept) (v_j - out)
-    kept = torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0]], dtype=torch.float64, requires_grad=True)
-    values = torch.randn(5, dtype=torch.float64)
-    out = masked_softmax(scores[:1, :1], kept)[0, 0, 0] @ values
-    gradient = torch.autograd.grad(out, kept)[0][0]
-    row = scores[0, 0, 0].detach()
-    expected = (row - row[[0, 2, 4]].logsumexp(0)).exp() * (values - out.detach())
-    torch.testing.assert_close(gradient[1:], expected[1:])
-    assert gradient[0] == 0  # the query itself is always seen
 
 
 def test_training_draws_with_the_gradient_of_the_soft_sample(stack):

@@ -1,0 +1,214 @@
+"""Attention with skimmed tokens in one pass over the keys (Dao et al., 2022, FlashAttention), sequences packed.
+
+The formulas are those of ``pieced.py``. Three kernels: the output, the gradient of queries, and the gradients of keys,
+values and of who is kept. A program has a block of rows of one head of one sequence, and goes over the sequence's other
+side block by block. What is multiplied has the precision of the inputs, everything else is float32.
+"""
+
+from typing import Optional, Tuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fairseq_adaptive.ops.skim_attention.naive import STEEPEST
+from fairseq_adaptive.ops.skim_attention.pieces import Sequences
+
+ROWS = 64  # of a block
+
+
+@triton.jit
+def _dot(a, b, upcast: tl.constexpr):
+    """Matrix product in the precision of ``a``, summed in float32; Triton's interpreter cannot multiply bfloat16."""
+    b = b.to(a.dtype)
+    if upcast:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _load(x, rows, inside, dims, stride, dim: tl.constexpr):
+    """Rows of one head, ``[ROWS, DIMS]``, zeros outside."""
+    at = x + rows.to(tl.int64)[:, None] * stride + dims[None, :]
+    return tl.load(at, mask=inside[:, None] & (dims < dim)[None, :], other=0.0)
+
+
+@triton.jit
+def _store(x, value, rows, inside, dims, stride, dim: tl.constexpr):
+    at = x + rows.to(tl.int64)[:, None] * stride + dims[None, :]
+    tl.store(at, value.to(x.dtype.element_ty), mask=inside[:, None] & (dims < dim)[None, :])
+
+
+@triton.jit
+def _kept(kept, rows, inside, skims: tl.constexpr):
+    if skims:
+        return tl.load(kept + rows, mask=inside, other=0.0).to(tl.float32)
+    else:
+        return tl.where(inside, 1.0, 0.0)
+
+
+@triton.jit
+def _mask(seed, rows, columns, head, heads, total, dropout):
+    """What dropout multiplies a weight by; the same for a row, a column and a head in every kernel."""
+    number = (rows.to(tl.int64)[:, None] * heads + head) * total + columns[None, :]
+    return tl.where(tl.rand(seed, number) >= dropout, 1.0 / (1.0 - dropout), 0.0)
+
+
+@triton.jit
+def _forward(q, k, v, kept, out, highest, total, offsets, stride, out_stride, scale, heads, rows_in_all, dropout, seed,
+             skims: tl.constexpr, drops: tl.constexpr, upcast: tl.constexpr, dim: tl.constexpr, dim_block: tl.constexpr,
+             size: tl.constexpr):
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    first, end = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
+    rows, dims = first + tl.program_id(0) * size + tl.arange(0, size), tl.arange(0, dim_block)
+    inside = rows < end
+    if first + tl.program_id(0) * size < end:
+        queries = _load(q + head * dim, rows, inside, dims, stride, dim)
+        peak, sums = tl.full((size,), -float("inf"), tl.float32), tl.zeros((size,), tl.float32)
+        result = tl.zeros((size, dim_block), tl.float32)
+        for start in range(first, end, size):
+            columns = start + tl.arange(0, size)
+            there = columns < end
+            keys = _load(k + head * dim, columns, there, dims, stride, dim)
+            scores = _dot(queries, tl.trans(keys), upcast) * scale
+            own = rows[:, None] == columns[None, :]
+            seen = tl.where(own, 1.0, _kept(kept, columns, there, skims)[None, :])
+            scores = tl.where(there[None, :] & (seen > 0), scores + tl.log(tl.maximum(seen, 1e-30)), -float("inf"))
+            higher = tl.maximum(peak, tl.max(scores, 1))
+            # a block of keys that nobody sees leaves the peak at -inf
+            shift = tl.where(higher == -float("inf"), 0.0, higher)
+            weights, shrink = tl.exp(scores - shift[:, None]), tl.exp(peak - shift)
+            sums = sums * shrink + tl.sum(weights, 1)
+            if drops:
+                weights *= _mask(seed, rows, columns, head, heads, rows_in_all, dropout)
+            values = _load(v + head * dim, columns, there, dims, stride, dim)
+            product = _dot(weights.to(values.dtype), values, upcast)
+            result, peak = result * shrink[:, None] + product, higher
+        sums = tl.where(inside, sums, 1.0)
+        _store(out + head * dim, result / sums[:, None], rows, inside, dims, out_stride, dim)
+        tl.store(highest + rows * heads + head, peak, mask=inside)
+        tl.store(total + rows * heads + head, peak + tl.log(sums), mask=inside)
+
+
+@triton.jit
+def _slopes(queries, keys, values, grads, peak, sums, inner, rows, columns, visible, head, heads, rows_in_all, scale,
+            dropout, seed, steepest, drops: tl.constexpr, upcast: tl.constexpr):
+    """W M and A of ``pieced.py``, both ``[rows, columns]`` and 0 outside the sequence."""
+    scores = _dot(queries, tl.trans(keys), upcast) * scale - sums[:, None]
+    weights = tl.exp(tl.minimum(scores, steepest + (peak - sums)[:, None]))
+    weights = tl.where(visible, weights, 0.0)
+    products, dropped = _dot(grads, tl.trans(values), upcast), weights
+    if drops:
+        mask = _mask(seed, rows, columns, head, heads, rows_in_all, dropout)
+        products, dropped = products * mask, weights * mask
+    return dropped, weights * (products - inner[:, None])
+
+
+@triton.jit
+def _backward_query(q, k, v, kept, grad, highest, total, inner, q_grad, offsets, stride, out_stride, scale, heads,
+                    rows_in_all, dropout, seed, steepest, skims: tl.constexpr, drops: tl.constexpr,
+                    upcast: tl.constexpr, dim: tl.constexpr, dim_block: tl.constexpr, size: tl.constexpr):
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    first, end = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
+    rows, dims = first + tl.program_id(0) * size + tl.arange(0, size), tl.arange(0, dim_block)
+    inside = rows < end
+    if first + tl.program_id(0) * size < end:
+        queries, grads = (_load(q + head * dim, rows, inside, dims, stride, dim),
+                          _load(grad + head * dim, rows, inside, dims, out_stride, dim))
+        peak, sums, inners = (tl.load(highest + rows * heads + head, mask=inside, other=0.0),
+                              tl.load(total + rows * heads + head, mask=inside, other=0.0),
+                              tl.load(inner + rows * heads + head, mask=inside, other=0.0))
+        result = tl.zeros((size, dim_block), tl.float32)
+        for start in range(first, end, size):
+            columns = start + tl.arange(0, size)
+            there = columns < end
+            keys, values = (_load(k + head * dim, columns, there, dims, stride, dim),
+                            _load(v + head * dim, columns, there, dims, stride, dim))
+            visible = inside[:, None] & there[None, :]
+            _, slopes = _slopes(queries, keys, values, grads, peak, sums, inners, rows, columns, visible, head, heads,
+                                rows_in_all, scale, dropout, seed, steepest, drops, upcast)
+            own = rows[:, None] == columns[None, :]
+            slopes *= tl.where(own, 1.0, _kept(kept, columns, there, skims)[None, :])
+            result += _dot(slopes.to(keys.dtype), keys, upcast)
+        _store(q_grad + head * dim, result * scale, rows, inside, dims, out_stride, dim)
+
+
+@triton.jit
+def _backward_key(q, k, v, kept, grad, highest, total, inner, k_grad, v_grad, kept_grad, offsets, stride, out_stride,
+                  scale, heads, rows_in_all, dropout, seed, steepest, skims: tl.constexpr, drops: tl.constexpr,
+                  upcast: tl.constexpr, dim: tl.constexpr, dim_block: tl.constexpr, size: tl.constexpr):
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    first, end = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
+    columns, dims = first + tl.program_id(0) * size + tl.arange(0, size), tl.arange(0, dim_block)
+    there = columns < end
+    if first + tl.program_id(0) * size < end:
+        keys, values = (_load(k + head * dim, columns, there, dims, stride, dim),
+                        _load(v + head * dim, columns, there, dims, stride, dim))
+        seen = _kept(kept, columns, there, skims)
+        key_sum, value_sum = tl.zeros((size, dim_block), tl.float32), tl.zeros((size, dim_block), tl.float32)
+        mask_sum = tl.zeros((size,), tl.float32)
+        for start in range(first, end, size):
+            rows = start + tl.arange(0, size)
+            inside = rows < end
+            queries, grads = (_load(q + head * dim, rows, inside, dims, stride, dim),
+                              _load(grad + head * dim, rows, inside, dims, out_stride, dim))
+            peak, sums, inners = (tl.load(highest + rows * heads + head, mask=inside, other=0.0),
+                                  tl.load(total + rows * heads + head, mask=inside, other=0.0),
+                                  tl.load(inner + rows * heads + head, mask=inside, other=0.0))
+            visible = inside[:, None] & there[None, :]
+            dropped, slopes = _slopes(queries, keys, values, grads, peak, sums, inners, rows, columns, visible, head,
+                                      heads, rows_in_all, scale, dropout, seed, steepest, drops, upcast)
+            own = rows[:, None] == columns[None, :]
+            mask_sum += tl.sum(tl.where(own, 0.0, slopes), 0)
+            by_key = tl.where(own, 1.0, seen[None, :])
+            value_sum += _dot(tl.trans((dropped * by_key).to(grads.dtype)), grads, upcast)
+            key_sum += _dot(tl.trans((slopes * by_key).to(queries.dtype)), queries, upcast)
+        _store(k_grad + head * dim, key_sum * scale, columns, there, dims, out_stride, dim)
+        _store(v_grad + head * dim, value_sum, columns, there, dims, out_stride, dim)
+        if skims:
+            tl.store(kept_grad + columns * heads + head, mask_sum, mask=there)
+
+
+def _launch(query, sequences, dropout, seed):
+    """The grid, and the arguments that all kernels share, before and after their own."""
+    heads, dim = query.shape[1:]
+    size = max(16, min(ROWS, triton.next_power_of_2(max(sequences.longest, 1))))
+    grid = (triton.cdiv(sequences.longest, size), heads, len(sequences.lengths))
+    names = {"scale": dim**-0.5, "heads": heads, "rows_in_all": len(query), "dropout": dropout, "seed": seed,
+             "drops": dropout > 0, "upcast": query.device.type == "cpu", "dim": dim, "dim_block": max(16, triton.next_power_of_2(dim)), "size": size}
+    return grid, sequences.offsets.to(query.device), names
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor], dropout: float, seed: int
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """As :func:`fairseq_adaptive.ops.skim_attention.pieced.forward`."""
+    query, key, value = (each.contiguous() for each in (query, key, value))
+    out = torch.empty_like(value)
+    highest, total = (torch.empty(query.shape[:2], dtype=torch.float32, device=query.device) for _ in range(2))
+    grid, offsets, names = _launch(query, sequences, dropout, seed)
+    if all(grid):
+        _forward[grid](query, key, value, query if kept is None else kept.contiguous(), out, highest, total, offsets,
+                       query.stride(0), out.stride(0), skims=kept is not None, **names)
+    return out, highest, total
+
+
+def backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor],
+    dropout: float, seed: int, out: Tensor, highest: Tensor, total: Tensor,
+) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+    """As :func:`fairseq_adaptive.ops.skim_attention.pieced.backward`."""
+    query, key, value, grad = (each.contiguous() for each in (query, key, value, grad))
+    inner = (grad * out).sum(-1, dtype=torch.float32)  # R x H
+    query_grad, key_grad, value_grad = (torch.empty_like(each) for each in (query, key, value))
+    mask = query if kept is None else kept.contiguous()
+    kept_grad = None if kept is None else torch.empty_like(total)
+    grid, offsets, names = _launch(query, sequences, dropout, seed)
+    if all(grid):
+        inputs, names = (query, key, value, mask, grad, highest, total, inner), {**names, "steepest": STEEPEST}
+        strides, skims = (offsets, query.stride(0), grad.stride(0)), kept is not None
+        _backward_query[grid](*inputs, query_grad, *strides, skims=skims, **names)
+        _backward_key[grid](*inputs, key_grad, value_grad, inner if kept is None else kept_grad, *strides, skims=skims,
+                            **names)
+    return query_grad, key_grad, value_grad, None if kept is None else kept_grad.sum(-1).to(kept.dtype)
