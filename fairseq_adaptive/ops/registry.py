@@ -51,7 +51,8 @@ class Op:
 
     Args:
         name: of its folder
-        backends: name of a backend, the preferred one first, to ``module:function``, which is imported at first use
+        backends: name of a backend, the preferred one first, to ``module:function``, or to a module that has a function
+            for each pass, which is imported at first use
         dtypes: what its kernels compute in; torch computes in anything
     """
 
@@ -92,7 +93,7 @@ class Op:
         return chosen, "; ".join(f"{name}: {why}" for name, why in obstacles.items() if why) or "the first choice"
 
     def implementation(self, tensor: torch.Tensor, dtype: torch.dtype) -> Callable:
-        """Return the function that computes on the device of ``tensor`` in ``dtype``; raises as :meth:`choose`."""
+        """Return the function or module that computes on the device of ``tensor`` in ``dtype``; raises as :meth:`choose`."""
         return _load(self.name, *self.choose(tensor.device.type, dtype))
 
 

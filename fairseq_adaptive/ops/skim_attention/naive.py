@@ -33,7 +33,12 @@ def masked_softmax(scores: Tensor, kept: Tensor) -> Tensor:
 
 
 def skim_attention(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], kept: Optional[Tensor] = None, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    kept: Optional[Tensor] = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Return ``[R, H, D]``: each row attends to the kept rows of its sequence and to itself.
 

@@ -176,7 +176,8 @@ def _launch(query, sequences, dropout, seed):
     size = max(16, min(ROWS, triton.next_power_of_2(max(sequences.longest, 1))))
     grid = (triton.cdiv(sequences.longest, size), heads, len(sequences.lengths))
     names = {"scale": dim**-0.5, "heads": heads, "rows_in_all": len(query), "dropout": dropout, "seed": seed,
-             "drops": dropout > 0, "upcast": query.device.type == "cpu", "dim": dim, "dim_block": max(16, triton.next_power_of_2(dim)), "size": size}
+             "drops": dropout > 0, "upcast": query.device.type == "cpu",
+             "dim": dim, "dim_block": max(16, triton.next_power_of_2(dim)), "size": size}
     return grid, sequences.offsets.to(query.device), names
 
 
