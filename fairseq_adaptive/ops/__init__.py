@@ -2,6 +2,6 @@
 
 from fairseq_adaptive.ops.cross_entropy import adaptive_cross_entropy, label_smoothed_cross_entropy
 from fairseq_adaptive.ops.registry import OPS, Op
-from fairseq_adaptive.ops.skim_attention import skim_attention
+from fairseq_adaptive.ops.skim_attention import Sequences  # the function has the name of its folder, and stays in it
 
-__all__ = ["OPS", "Op", "adaptive_cross_entropy", "label_smoothed_cross_entropy", "skim_attention"]
+__all__ = ["OPS", "Op", "Sequences", "adaptive_cross_entropy", "label_smoothed_cross_entropy"]

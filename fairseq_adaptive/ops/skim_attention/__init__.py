@@ -28,14 +28,15 @@ def skim_attention(
     """
     seed = int(torch.randint(2**31, ())) if dropout else 0
     with torch.autocast(query.device.type, enabled=False):
-        return _SkimAttention.apply(query, key, value, kept, sequences, dropout, seed)
+        return _SkimAttention.apply(query, key, value, kept, sequences, dropout, seed, torch.is_grad_enabled())
 
 
 class _SkimAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, kept, sequences, dropout, seed):
+    def forward(ctx, query, key, value, kept, sequences, dropout, seed, gradient):
         ctx.backend, ctx.settings = OP.implementation(query, query.dtype), (sequences, dropout, seed)
-        out, highest, total = ctx.backend.forward(query, key, value, sequences, kept, dropout, seed)
+        gradient &= any(ctx.needs_input_grad)
+        out, highest, total = ctx.backend.forward(query, key, value, sequences, kept, dropout, seed, gradient)
         ctx.save_for_backward(query, key, value, kept, out, highest, total)
         return out
 
@@ -46,4 +47,4 @@ class _SkimAttention(torch.autograd.Function):
         sequences, dropout, seed = ctx.settings
         with torch.autocast(query.device.type, enabled=False):
             grads = ctx.backend.backward(grad, query, key, value, sequences, kept, dropout, seed, *saved)
-        return *grads, None, None, None
+        return *grads, None, None, None, None

@@ -16,8 +16,9 @@ from fairseq_adaptive.ops.skim_attention.pieces import LARGEST, Piece, Sequences
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor], dropout: float, seed: int
-) -> Tuple[Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor], dropout: float, seed: int,
+    gradient: bool = True,
+) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Return the output and, of every row and head, the highest score and the logarithm of the sum.
 
     With k_j = 1 at a kept key and 0 at a skimmed one, and S the scores::
@@ -28,13 +29,14 @@ def forward(
         query, key, value, kept, dropout: as for the definition in ``naive.py``
         sequences: which rows are a sequence
         seed: of the dropout
+        gradient: whether there will be a backward pass
 
     Returns:
-        ``[R, H, D]``, ``[R, H]`` and ``[R, H]``, the last two in at least float32
+        ``[R, H, D]``, ``[R, H]`` and ``[R, H]``, the last two in at least float32, or None without a gradient
     """
     heads, exact = query.size(1), torch.promote_types(query.dtype, torch.float32)
     out = torch.empty_like(value, memory_format=torch.contiguous_format)
-    highest, total = (query.new_empty(query.shape[:2], dtype=exact) for _ in range(2))
+    highest, total = (query.new_empty(query.shape[:2], dtype=exact) if gradient else None for _ in range(2))
     for piece, some, masks in _parts(sequences, heads, dropout, seed):
         q, k, v = (_split(piece, each[:, some]) for each in (query, key, value))  # g x T x D, g = G heads
         bias = _bias(piece, kept, exact, q.size(0))
@@ -42,11 +44,12 @@ def forward(
         if bias is not None:
             own = scores.diagonal(dim1=1, dim2=2).clone()  # a row sees its own key whatever is said of it
             scores.add_(bias).diagonal(dim1=1, dim2=2).copy_(own)
-        peak = scores.amax(-1)
+        peak = scores.amax(-1) if gradient else None
         weights = torch.softmax(scores, -1, out=scores)
-        # the highest weight is at least 1 / T
-        _put(piece, peak - weights.amax(-1).log(), total, some)
-        _put(piece, peak, highest, some)
+        if gradient:
+            # the highest weight is at least 1 / T
+            _put(piece, peak - weights.amax(-1).log(), total, some)
+            _put(piece, peak, highest, some)
         if dropout:
             weights.mul_(masks(weights))
         _put(piece, batched(weights.to(value.dtype), v), out, some)

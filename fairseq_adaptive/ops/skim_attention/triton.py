@@ -182,9 +182,10 @@ def _launch(query, sequences, dropout, seed):
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor], dropout: float, seed: int
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor], dropout: float, seed: int,
+    gradient: bool = True,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """As :func:`fairseq_adaptive.ops.skim_attention.pieced.forward`."""
+    """As :func:`fairseq_adaptive.ops.skim_attention.pieced.forward`; the two numbers of a row cost nothing here."""
     query, key, value = (each.contiguous() for each in (query, key, value))
     out = torch.empty_like(value)
     highest, total = (torch.empty(query.shape[:2], dtype=torch.float32, device=query.device) for _ in range(2))
