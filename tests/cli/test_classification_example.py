@@ -3,6 +3,7 @@
 import csv
 import importlib
 import io
+import json
 import random
 import re
 import sys
@@ -193,6 +194,15 @@ def test_trains_scores_and_writes_submissions(prepared, build, tmp_path):
     assert label in "01" and 0.5 <= float(probability) <= 1
     assert [each.rpartition("/")[0] for each in text.split()] == "<s> ▁a ▁good ▁film </s> ▁it ▁works </s>".split()
     assert "skimmed before layer" in (tmp_path / "page.html").read_text()
+
+
+    done = bash("-c", f"cd {tmp_path}; python3 {ROOT}/scripts/benchmark/classification.py {prepared}/out/bin "
+                "one=checkpoint_last.pt two=checkpoint_best.pt,checkpoint_last.pt --rounds 1 --batch-sizes 4 "
+                f"--output a.json; python3 {EXAMPLE}/plot_tradeoff.py MRPC=a.json --batch-size 4 --output a.png")
+    one, two = json.loads((tmp_path / "a.json").read_text())["models"]
+    assert one["accuracy"] == pytest.approx(accuracy, abs=0.01) == two["accuracies"][1]
+    assert one["flops_speedup"] == pytest.approx(1 / logged["flops"], rel=1e-3) and two["speed"]["4"]
+    assert done.stdout.count("\n| ") == 3 and (tmp_path / "a.png").stat().st_size > 5000
 
 
 def recipe(tmp_path, *arguments):
