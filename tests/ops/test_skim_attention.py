@@ -20,10 +20,8 @@ def inputs(lengths, heads, dim, dtype=torch.float32, mask="hard"):
     exact = torch.promote_types(dtype, torch.float32)
     if mask == "hard":
         kept = (torch.rand(rows) < 0.5).to(exact)
-    elif mask == "none":  # nobody is kept
-        kept = torch.zeros(rows, dtype=exact)
     else:
-        kept = torch.rand(rows, dtype=exact).add(0.1) if mask == "soft" else None
+        kept = torch.zeros(rows, dtype=exact) if mask == "none" else None
     return query, key, value, kept
 
 
@@ -52,9 +50,7 @@ def test_equals_its_definition(shape, mask, backend):
     args = (*inputs(lengths, *shape[1:], mask=mask), lengths)
     found, expected = results(ours, *args), results(definition, *args)
     for name in expected:
-        # what all skimmed keys promise is a sum of large terms
-        limit = 2e-5 * max(1.0, expected[name].abs().max().item())
-        close = {"rtol": 0, "atol": limit, "msg": lambda text: f"{name}: {text}"}
+        close = {"rtol": 2e-5, "atol": 2e-5, "msg": lambda text: f"{name}: {text}"}
         torch.testing.assert_close(found[name], expected[name], **close)
 
 
@@ -69,14 +65,12 @@ def test_no_rows(backend):
     assert {name: each.shape for name, each in found.items()} == {**dict.fromkeys(NAMES, (0, 2, 4)), "kept": (0,)}
 
 
-@pytest.mark.parametrize("mask", ("hard", "soft"))
-def test_double_precision(mask):
+def test_double_precision():
     lengths = [7, 3, 7, 0, 1, 6]
-    args = (*inputs(lengths, 3, 5, torch.float64, mask), lengths)
+    args = (*inputs(lengths, 3, 5, torch.float64), lengths)
     torch.testing.assert_close(results(ours, *args), results(definition, *args))
-    query, key, value, kept = (each.requires_grad_() for each in args[:4])
-    if mask == "soft":
-        assert torch.autograd.gradcheck(lambda *args: ours(*args[:3], lengths, args[3]), (query, key, value, kept))
+    *parts, kept = (each.requires_grad_() for each in args[:4])
+    assert torch.autograd.gradcheck(lambda *parts: ours(*parts, lengths, kept.detach()), parts)
 
 
 @pytest.mark.parametrize("limit", ("LARGEST", "WASTED"))
@@ -193,18 +187,20 @@ def test_masked_softmax_gradients():
     kept = torch.rand(2, 1, 5, dtype=torch.float64).add(0.1).requires_grad_()
     assert torch.autograd.gradcheck(masked_softmax, (scores, kept))
 
-    # what a skimmed key would have contributed to a query that stays: e^(a_j - logsumexp of the kept) (v_j - out)
+    # what a skimmed key would have contributed to a query that stays: e^(a_j - logsumexp of the kept) (v_j - out), with
+    # a_j at most that of the strongest kept key
     kept = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
     values = torch.randn(5, dtype=torch.float64)
     out = masked_softmax(scores[:1, :1], kept)[0, 0, 0] @ values
     gradient = torch.autograd.grad(out, kept)[0]
     row = scores[0, 0, 0].detach()
-    expected = (row - row[[0, 2, 4]].logsumexp(0)).exp() * (values - out.detach())
+    capped = row.clamp(max=row[[0, 2, 4]].max())
+    expected = (capped - row[[0, 2, 4]].logsumexp(0)).exp() * (values - out.detach())
     torch.testing.assert_close(gradient[1:], expected[1:])
     assert gradient[0] == 0  # the query itself is always seen
 
 
-def test_a_skimmed_key_promises_no_more_than_the_limit(backend):
+def test_a_skimmed_key_promises_no_more_than_the_strongest_kept_one(backend):
     """One that is 1000 stronger than all others does not drown the gradient, nor what is kept."""
     query, key, value, _ = inputs([6], 1, 4)
     key[2] *= 1000
@@ -212,7 +208,7 @@ def test_a_skimmed_key_promises_no_more_than_the_limit(backend):
     found, expected = (results(each, query, key, value, kept, [6]) for each in (ours, definition))
     for name in NAMES:
         assert found[name].isfinite().all()
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_products_are_counted():

@@ -23,7 +23,7 @@ def skim_attention(
     Args:
         query, key, value: ``[R, H, D]``, all of one dtype
         sequences: which rows are a sequence
-        kept: ``[R]``, from 0 to 1; None: all are kept
+        kept: ``[R]``, 1 where a row is kept and 0 where it is skimmed; None: all are kept
         dropout: probability of leaving out a weight
     """
     seed = int(torch.randint(2**31, ())) if dropout else 0

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STEEPEST = 10.0  # a skimmed key may promise the mask's gradient at most e^10 times what the strongest kept key has
-
 
 def masked_softmax(scores: Tensor, kept: Tensor) -> Tensor:
     """Softmax over the kept keys, differentiable in ``kept``.
@@ -15,7 +13,8 @@ def masked_softmax(scores: Tensor, kept: Tensor) -> Tensor:
     Equal to leaving skimmed keys out where ``kept`` is 0 or 1, but a skimmed key still tells the mask what it would
     have contributed. A skimmed query sees itself, so that no row is empty. The form is that of Rao et al., *DynamicViT*
     (NeurIPS 2021), equation 11, without its epsilon: the maximum is taken over the keys that are seen, which keeps
-    the sum at 1 or above and the result exact.
+    the sum at 1 or above and the result exact. And a skimmed key promises at most the weight of the strongest kept one:
+    the exact derivative, which knows no bound, makes the norm of a model's gradient some hundred times as large.
 
     Args:
         scores: ``[..., T, T]``
@@ -28,7 +27,7 @@ def masked_softmax(scores: Tensor, kept: Tensor) -> Tensor:
     keys = kept.to(scores).unsqueeze(-2)
     keys = keys + (1 - keys) * torch.eye(scores.size(-1), dtype=scores.dtype, device=scores.device)  # ... x T x T
     highest = scores.detach().masked_fill(keys == 0, float("-inf")).amax(-1, keepdim=True)
-    exponentials = (scores - highest).clamp(max=STEEPEST).exp() * keys
+    exponentials = (scores - highest).clamp(max=0).exp() * keys
     return exponentials / exponentials.sum(-1, keepdim=True)
 
 
@@ -45,7 +44,7 @@ def skim_attention(
     Args:
         query, key, value: ``[R, H, D]``, the rows of one sequence after those of another
         lengths: how many rows each sequence has, R in all
-        kept: ``[R]``, from 0 to 1; None: all are kept
+        kept: ``[R]``, 1 where a row is kept and 0 where it is skimmed; None: all are kept
         dropout: probability of leaving out a weight
     """
     kept = torch.ones(len(query), device=query.device) if kept is None else kept

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fairseq_adaptive.ops.dropout_mask import dropout_mask, keeps_some
 from fairseq_adaptive.ops.matmul import batched
-from fairseq_adaptive.ops.skim_attention.naive import STEEPEST
 from fairseq_adaptive.ops.skim_attention.pieces import LARGEST, Piece, Sequences
 
 
@@ -62,7 +61,8 @@ def backward(
 ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
     """Return the gradients of query, key, value and kept.
 
-    With W_ij = exp(S_ij - L_i), which a skimmed key has too, M the dropout's mask and G the gradient of the output::
+    With W_ij = exp(S_ij - L_i), which a skimmed key has too, though no more than the strongest kept one, M the dropout's
+    mask and G the gradient of the output::
 
         A_ij = W_ij (M_ij G_i . v_j - G_i . out_i)     is the gradient of k_j in row i, but for i = j
         A_ij k_j                                       that of S_ij
@@ -78,10 +78,8 @@ def backward(
         shift, ours, peak = (_split(piece, each[:, some, None]) for each in (total, inner, highest))
         weights = _scores(q, k, exact).sub_(shift)
         padding = piece.padding()
-        if kept is not None:
-            weights.clamp_(max=STEEPEST + peak - shift)
-        elif padding is not None:
-            weights.clamp_(max=0.0)
+        if kept is not None or padding is not None:
+            weights.clamp_(max=peak - shift)  # no more than the strongest key that is seen
         weights.exp_()  # W
         if padding is not None:
             padding = padding.repeat_interleave(q.size(0) // piece.count, 0).unsqueeze(-1)

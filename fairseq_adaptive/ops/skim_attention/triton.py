@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fairseq_adaptive.ops.skim_attention.naive import STEEPEST
 from fairseq_adaptive.ops.skim_attention.pieces import Sequences
 
 ROWS = 64  # of a block
@@ -93,10 +92,10 @@ def _forward(q, k, v, kept, out, highest, total, offsets, stride, out_stride, sc
 
 @triton.jit
 def _slopes(queries, keys, values, grads, peak, sums, inner, rows, columns, visible, head, heads, rows_in_all, scale,
-            dropout, seed, steepest, drops: tl.constexpr, upcast: tl.constexpr):
+            dropout, seed, drops: tl.constexpr, upcast: tl.constexpr):
     """W M and A of ``pieced.py``, both ``[rows, columns]`` and 0 outside the sequence."""
     scores = _dot(queries, tl.trans(keys), upcast) * scale - sums[:, None]
-    weights = tl.exp(tl.minimum(scores, steepest + (peak - sums)[:, None]))
+    weights = tl.exp(tl.minimum(scores, (peak - sums)[:, None]))
     weights = tl.where(visible, weights, 0.0)
     products, dropped = _dot(grads, tl.trans(values), upcast), weights
     if drops:
@@ -107,7 +106,7 @@ def _slopes(queries, keys, values, grads, peak, sums, inner, rows, columns, visi
 
 @triton.jit
 def _backward_query(q, k, v, kept, grad, highest, total, inner, q_grad, offsets, stride, out_stride, scale, heads,
-                    rows_in_all, dropout, seed, steepest, skims: tl.constexpr, drops: tl.constexpr,
+                    rows_in_all, dropout, seed, skims: tl.constexpr, drops: tl.constexpr,
                     upcast: tl.constexpr, dim: tl.constexpr, dim_block: tl.constexpr, size: tl.constexpr):
     head, sequence = tl.program_id(1), tl.program_id(2)
     first, end = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
@@ -127,7 +126,7 @@ def _backward_query(q, k, v, kept, grad, highest, total, inner, q_grad, offsets,
                             _load(v + head * dim, columns, there, dims, stride, dim))
             visible = inside[:, None] & there[None, :]
             _, slopes = _slopes(queries, keys, values, grads, peak, sums, inners, rows, columns, visible, head, heads,
-                                rows_in_all, scale, dropout, seed, steepest, drops, upcast)
+                                rows_in_all, scale, dropout, seed, drops, upcast)
             own = rows[:, None] == columns[None, :]
             slopes *= tl.where(own, 1.0, _kept(kept, columns, there, skims)[None, :])
             result += _dot(slopes.to(keys.dtype), keys, upcast)
@@ -136,7 +135,7 @@ def _backward_query(q, k, v, kept, grad, highest, total, inner, q_grad, offsets,
 
 @triton.jit
 def _backward_key(q, k, v, kept, grad, highest, total, inner, k_grad, v_grad, kept_grad, offsets, stride, out_stride,
-                  scale, heads, rows_in_all, dropout, seed, steepest, skims: tl.constexpr, drops: tl.constexpr,
+                  scale, heads, rows_in_all, dropout, seed, skims: tl.constexpr, drops: tl.constexpr,
                   upcast: tl.constexpr, dim: tl.constexpr, dim_block: tl.constexpr, size: tl.constexpr):
     head, sequence = tl.program_id(1), tl.program_id(2)
     first, end = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
@@ -158,7 +157,7 @@ def _backward_key(q, k, v, kept, grad, highest, total, inner, k_grad, v_grad, ke
                                   tl.load(inner + rows * heads + head, mask=inside, other=0.0))
             visible = inside[:, None] & there[None, :]
             dropped, slopes = _slopes(queries, keys, values, grads, peak, sums, inners, rows, columns, visible, head,
-                                      heads, rows_in_all, scale, dropout, seed, steepest, drops, upcast)
+                                      heads, rows_in_all, scale, dropout, seed, drops, upcast)
             own = rows[:, None] == columns[None, :]
             mask_sum += tl.sum(tl.where(own, 0.0, slopes), 0)
             by_key = tl.where(own, 1.0, seen[None, :])
@@ -208,7 +207,7 @@ def backward(
     kept_grad = None if kept is None else torch.empty_like(total)
     grid, offsets, names = _launch(query, sequences, dropout, seed)
     if all(grid):
-        inputs, names = (query, key, value, mask, grad, highest, total, inner), {**names, "steepest": STEEPEST}
+        inputs = (query, key, value, mask, grad, highest, total, inner)
         strides, skims = (offsets, query.stride(0), grad.stride(0)), kept is not None
         _backward_query[grid](*inputs, query_grad, *strides, skims=skims, **names)
         _backward_key[grid](*inputs, key_grad, value_grad, inner if kept is None else kept_grad, *strides, skims=skims,
