@@ -18,7 +18,7 @@ shift 5
 [ $# -gt 0 ] || set -- 1
 # epochs of the dense model and of every stage, and what the stages steer to
 case $task in
-  SST-2) epochs=3 stage_epochs=4 batch=64 targets=(0.6 0.45 0.35) ;;
+  SST-2) epochs=3 stage_epochs=3 batch=64 targets=(0.6 0.45 0.33) ;;
   20news) epochs=3 stage_epochs=1 batch=32 targets=(0.35 0.22 0.15) ;;
   *) usage ;;
 esac
@@ -46,11 +46,12 @@ dense=() names=()
 for seed in "$@"; do
   fine_tune "dense-$seed" "$model" "$epochs" dense --seed "$seed"
   dense+=("$out/dense-$seed/checkpoint_best.pt")
-  from=$out/dense-$seed/checkpoint_best.pt
+  from=$out/dense-$seed/checkpoint_best.pt warmup=$((updates * stage_epochs / 2))
   for target in "${targets[@]}"; do
     fine_tune "flops-$target-$seed" "$from" "$stage_epochs" skim --seed "$seed" --distill-from "${dense[-1]}" \
-      --target-flops "$target" --target-flops-gain 2 --target-flops-rate 0.03 --skim-bias 1.5
-    from=$out/flops-$target-$seed/checkpoint_last.pt
+      --target-flops "$target" --target-flops-gain 2 --target-flops-rate 0.03 --skim-warmup-updates "$warmup" \
+      --skim-bias 1.5 --skim-noise 0
+    from=$out/flops-$target-$seed/checkpoint_last.pt warmup=0
   done
 done
 for target in "${targets[@]}"; do

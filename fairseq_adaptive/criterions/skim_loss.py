@@ -34,7 +34,9 @@ class SkimLossConfig(FairseqDataclass):
     skim_factor: float = field(
         default=0.5, metadata={"help": "price of keeping all tokens in all layers (lambda of Guan et al., 2022)"}
     )
-    skim_warmup_updates: int = field(default=0, metadata={"help": "updates in which that price rises from 0"})
+    skim_warmup_updates: int = field(
+        default=0, metadata={"help": "updates in which that price rises from 0, or the target falls from 1"}
+    )
     target_flops: Optional[float] = field(
         default=None,
         metadata={"help": "share of the dense model's FLOPs to steer to, predictors included, above 0 and at most 1; "
@@ -85,8 +87,9 @@ class SkimLoss(FairseqCriterion):
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
         self.cfg, self.task_criterion = cfg, task_criterion
-        excess = None if cfg.target_flops is None else lambda share: share - cfg.target_flops
+        excess = None if cfg.target_flops is None else lambda share: share - self._target()
         self.controller = Controller(task, "skimming", ("spent", "dense"), excess, cfg.target_flops_rate)
+        self._update = 0
         self._teacher = Teacher(cfg.distill_from, task) if cfg.distill_from else None  # no module: it is not trained
 
     @classmethod
@@ -112,10 +115,11 @@ class SkimLoss(FairseqCriterion):
         macs = skim_macs(trace, layer.embed_dim, layer.fc1.out_features, alive)
         tokens = trace.tokens.sum().clamp_min(1)
         kept = torch.stack([step.kept.sum() for step in trace.steps])  # N
+        self._update = stack.num_updates
         if training:
-            self.controller.advance(stack.num_updates)
+            self.controller.advance(self._update)
             self.controller.count(*macs)
-        factor = self._factor(stack.num_updates)
+        factor = self._factor()
         price = factor * kept.mean() / tokens
         if self._teacher is not None:
             distance = self._teacher.loss(watched, self.cfg.distill_temperature)
@@ -130,9 +134,12 @@ class SkimLoss(FairseqCriterion):
             logging_output[f"skim_kept_{depth}"] = count
         return loss, sample_size, logging_output
 
-    def _factor(self, update):
+    def _target(self):
+        return 1 - (1 - self.cfg.target_flops) * warmed_up(self._update, self.cfg.skim_warmup_updates)
+
+    def _factor(self):
         if self.cfg.target_flops is None:
-            return self.cfg.skim_factor * warmed_up(update, self.cfg.skim_warmup_updates)
+            return self.cfg.skim_factor * warmed_up(self._update, self.cfg.skim_warmup_updates)
         state = self.controller.state
         return self.cfg.target_flops_gain * state["excess"] + state["sum"]
 

@@ -41,7 +41,8 @@ class SkimmingTransformer(SharedTransformerEncoder):
         self.separator, self.protect_separators = dictionary.eos(), args.protect_separators
         self.embed_segments = nn.Embedding(args.token_types, embed_tokens.embedding_dim) if args.token_types else None
         if not args.no_skimming:
-            self.layers.router = SkimRouter(embed_tokens.embedding_dim, len(self.layers), args.skim_bias)
+            self.layers.router = SkimRouter(
+                embed_tokens.embedding_dim, len(self.layers), args.skim_bias, args.skim_noise)
 
     def segments(self, src_tokens):
         """0 up to and with the first separator, then 1; B x T to B x T."""
@@ -92,6 +93,8 @@ class TranskimmerEncoder(RobertaEncoder):
         if getattr(args, "halting", "none") not in (None, "none"):
             raise UsageError(f"--arch transkimmer skims tokens: leave out --halting {args.halting}, or take an "
                              "architecture whose tokens halt, such as albert_act_base or shared_transformer")
+        if not 0 <= args.skim_noise <= 1:
+            raise UsageError(f"--skim-noise {args.skim_noise} is impossible: it is a share from 0 to 1")
         if args.encoder_embed_dim % args.encoder_attention_heads:
             raise UsageError(
                 f"--encoder-embed-dim {args.encoder_embed_dim} cannot be divided among {args.encoder_attention_heads} "
@@ -163,6 +166,10 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
         parser.add_argument("--skim-bias", type=float, metavar="B",
                             help="how sure the predictors are at first that a token is kept (default: 5, as published; "
                             "less where there are only some hundred updates)")
+        parser.add_argument("--skim-noise", type=float, metavar="S",
+                            help="share of the Gumbel noise in decisions of training, from 0 to 1 (default: 1, as "
+                            "published). With noise a model sees fewer tokens in training than in evaluation, where most "
+                            "of those that are likely to be kept are")
         parser.add_argument("--no-skimming", action="store_true", help="no predictors: the dense model to compare with")
 
     @classmethod
@@ -221,7 +228,7 @@ def transkimmer_base(args):
     """RoBERTa-base."""
     base_architecture(args)
     _defaults(args, layer_sharing="cycle", encoder_unique_layers=args.encoder_layers, token_types=0,
-              layer_norm_eps=1e-5, protect_separators=False, no_skimming=False, skim_bias=5.0,
+              layer_norm_eps=1e-5, protect_separators=False, no_skimming=False, skim_bias=5.0, skim_noise=1.0,
               load_checkpoint_heads=False, init="default", halting="none")
 
 

@@ -7,7 +7,6 @@ it had. Attention leaves skimmed tokens out, as if they were not there.
 from typing import Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.ops.skim_attention import Sequences, skim_attention
@@ -44,10 +43,12 @@ class SkimRouter(nn.ModuleList):
         dim: C, width of the states
         depths: N
         bias: as of :class:`SkimPredictor`
+        noise: how much of the Gumbel noise decides in training, from 0 to 1; 0: training decides as evaluation does
     """
 
-    def __init__(self, dim: int, depths: int, bias: float = 5.0):
+    def __init__(self, dim: int, depths: int, bias: float = 5.0, noise: float = 1.0):
         super().__init__(SkimPredictor(dim, bias) for _ in range(depths))
+        self.noise = noise
 
     def reset_parameters(self):
         for predictor in self:
@@ -59,7 +60,7 @@ class SkimRouter(nn.ModuleList):
         """Say which tokens go on.
 
         In training a decision is drawn, a hard Gumbel-softmax of temperature 1 with the gradient of the soft one
-        (section 3.3). In evaluation it is that of the greater score.
+        (section 3.3); less noise than all of it is our own. In evaluation it is that of the greater score.
 
         Args:
             depth: before which depth
@@ -73,7 +74,9 @@ class SkimRouter(nn.ModuleList):
         scores = self[depth](x)
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         if self.training:
-            kept = F.gumbel_softmax(scores, tau=1.0, hard=True)[..., KEEP]
+            noise = -self.noise * torch.empty_like(scores).exponential_().log()
+            soft = (scores + noise).softmax(-1)[..., KEEP]
+            kept = (soft >= 0.5).to(soft) - soft.detach() + soft
         else:
             kept = (scores[..., KEEP] >= scores[..., 1 - KEEP]).to(scores)
         probability = scores.softmax(-1)[..., KEEP] if need_probability else None

@@ -99,6 +99,20 @@ def test_factor_warms_up(build, dictionary, sample):
         assert criterion(model, sample)[2]["skim_factor"] == pytest.approx(4 * expected)
 
 
+def test_target_falls(build, dictionary, sample):
+    """What is above the target of an update raises the price of the next one: 1 at first, 0.4 after ten updates."""
+    model, excesses = transkimmer(build), []
+    criterion = criterion_of(dictionary, target_flops=0.4, skim_warmup_updates=10)
+    for update in range(13):
+        model.set_num_updates(update)
+        torch.manual_seed(1)
+        log = criterion(model, sample)[2]
+        share = float(log["skim_spent"] / log["skim_dense"])
+        excesses.append(criterion.controller.state["excess"] - share)
+    targets = [1 - 0.6 * min(update, 10) / 10 for update in range(13)]
+    assert excesses[1:] == pytest.approx([-target for target in targets[1:]], abs=1e-6)
+
+
 @pytest.mark.parametrize("target", (0.4, 0.7))
 def test_controller_reaches_the_share_of_flops_that_is_asked_for(build, dictionary, target):
     """Of a model that learns to tell which of two words is there, in which all else may go."""

@@ -158,6 +158,18 @@ def test_training_draws_with_the_gradient_of_the_soft_sample(stack):
     torch.testing.assert_close(found, expected)
 
 
+def test_without_noise_training_decides_as_evaluation_does(stack):
+    x = torch.randn(300, DIM, dtype=torch.float64)
+    expected, probability = stack.eval().router.decide(1, x)
+    stack.train().router.noise = 0.0
+    kept, _ = stack.router.decide(1, x)
+    assert torch.equal(kept, expected) and 0.1 < kept.mean() < 0.9
+    weight = stack.router[1][4].weight
+    soft = stack.router[1](x).softmax(-1)[:, 1]
+    found, expected = (torch.autograd.grad(each.sum(), weight)[0] for each in (kept, soft))
+    torch.testing.assert_close(found, expected)
+
+
 def test_evaluation_is_deterministic_and_every_predictor_learns(stack, sequences):
     x, padding, protected = padded(sequences)
     assert torch.equal(skim_dense(stack, x, padding, protected), skim_dense(stack, x, padding, protected))
