@@ -119,11 +119,11 @@ def _forward(before, after, output, weight, bias, halting, remainders, running, 
     going_on = torch.empty_like(running)
     rows, width = running.numel(), before.size(-1)
     if rows:
-        block_rows, block_width = block(width)
-        _forward_kernel[(triton.cdiv(rows, block_rows),)](
+        blocks = block(width)
+        _forward_kernel[(triton.cdiv(rows, blocks["block_rows"]),)](
             before, after, output, weight.contiguous(), bias, halting, remainders, running.view(torch.uint8), threshold,
             state, new_output, new_halting, rest, going_on.view(torch.uint8), p, share,
-            rows, width, universal=output is not None, block_rows=block_rows, block_width=block_width,
+            rows, width, universal=output is not None, **blocks,
         )  # fmt: skip
     return state, new_output, new_halting, rest, going_on, p, share
 
@@ -138,13 +138,13 @@ def _backward(before, after, output, weight, running, going_on, p, share, *grads
         d_output = torch.empty_like(output)
     d_halting, d_rest = torch.empty_like(p), torch.empty_like(p)
     rows, width = running.numel(), before.size(-1)
-    block_rows, block_width = block(width)
-    count = programs(before, triton.cdiv(rows, block_rows))
+    blocks = block(width)
+    count = programs(before, triton.cdiv(rows, blocks["block_rows"]))
     d_weight, d_bias = p.new_empty(count, width), p.new_empty(count, 1)
     if rows:
         _backward_kernel[(count,)](
             before, after, output, weight.contiguous(), running.view(torch.uint8), going_on.view(torch.uint8), p, share,
             *grads, d_before, d_after, d_output, d_weight, d_bias, d_halting, d_rest,
-            rows, width, universal=output is not None, block_rows=block_rows, block_width=block_width,
+            rows, width, universal=output is not None, **blocks,
         )  # fmt: skip
     return d_before, d_after, d_output, d_weight.sum(0), d_bias.sum(0), d_halting, d_rest

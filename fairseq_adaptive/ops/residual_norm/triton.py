@@ -100,10 +100,10 @@ class ResidualNorm(torch.autograd.Function):
         normalized = torch.empty_like(total, dtype=torch.float32 if precise else total.dtype)
         means, scales = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
         if rows:
-            block_rows, block_width = block(width)
-            _forward_kernel[(triton.cdiv(rows, block_rows),)](
+            blocks = block(width)
+            _forward_kernel[(triton.cdiv(rows, blocks["block_rows"]),)](
                 x, branch, weight, bias, total, normalized, means, scales, seed, dropout, _enlarged(dropout), eps,
-                rows, width, drops=dropout > 0, block_rows=block_rows, block_width=block_width,
+                rows, width, drops=dropout > 0, **blocks,
             )  # fmt: skip
         ctx.save_for_backward(total, weight, means, scales)
         ctx.settings = x.dtype, branch.dtype, dropout, seed
@@ -120,13 +120,13 @@ class ResidualNorm(torch.autograd.Function):
         d_x = torch.empty_like(total, dtype=x_dtype)
         same = dropout == 0 and x_dtype == branch_dtype
         d_branch = None if same else torch.empty_like(total, dtype=branch_dtype)
-        block_rows, block_width = block(width)
-        count = programs(total, triton.cdiv(rows, block_rows))
+        blocks = block(width)
+        count = programs(total, triton.cdiv(rows, blocks["block_rows"]))
         d_weight, d_bias = (means.new_empty(count, width) for _ in range(2))
         if rows:
             _backward_kernel[(count,)](
                 total, weight, means, scales, d_total, d_normalized, d_x, d_branch, d_weight, d_bias, seed, dropout,
-                _enlarged(dropout), rows, width, drops=dropout > 0, block_rows=block_rows, block_width=block_width,
+                _enlarged(dropout), rows, width, drops=dropout > 0, **blocks,
             )  # fmt: skip
         return d_x, d_x if same else d_branch, d_weight.sum(0), d_bias.sum(0), None, None, None
 

@@ -1,0 +1,84 @@
+"""What kernels.py measures: for every operation its inputs, its definition, and the least that it must read and write.
+
+A new operation adds a function and a line in ``CASES``.
+"""
+
+import functools
+from dataclasses import dataclass, field
+from typing import Callable, Dict, Tuple
+
+import torch
+from torch import Tensor
+
+from fairseq_adaptive import ops
+from fairseq_adaptive.ops.cross_entropy import naive as cross_entropy
+from fairseq_adaptive.ops.halting_update import naive as halting
+from fairseq_adaptive.ops.residual_norm import naive as residual
+
+
+@dataclass
+class Case:
+    """One operation at one size.
+
+    Attributes:
+        shape: in words
+        naive, fused: take ``leaves`` and ``others`` by name and return tensors, some of which may have a gradient
+        leaves: inputs that get a gradient
+        others: the other arguments
+        forward, both: bytes that must be moved, or arithmetic operations, in a forward pass and with the backward pass
+        arithmetic: whether these are operations
+    """
+
+    shape: str
+    naive: Callable
+    fused: Callable
+    leaves: Dict[str, Tensor]
+    forward: int
+    both: int
+    others: Dict = field(default_factory=dict)
+    arithmetic: bool = False
+
+
+def label_smoothed_cross_entropy(dtype, rows, words, width):
+    leaves = {"hidden": torch.randn(rows, width, dtype=dtype), "weight": torch.randn(words, width).mul(0.02).to(dtype)}
+    others = {"target": torch.randint(words, (rows,)), "label_smoothing": 0.1}
+    product = 2 * rows * words * width  # that of the logits; a backward pass has two more
+    ours = functools.partial(ops.label_smoothed_cross_entropy, count=True)
+    return Case(f"{rows} x {width}, {words} words", cross_entropy.label_smoothed_cross_entropy, ours, leaves, product,
+                3 * product, others, arithmetic=True)
+
+
+def halting_update(dtype, rows, width, universal):
+    """With an output of its own, in float32, as in the Universal Transformer, or without."""
+    leaves = {"before": torch.randn(rows, width, dtype=dtype), "after": torch.randn(rows, width, dtype=dtype),
+              "weight": torch.randn(width).mul(0.02).to(dtype), "bias": torch.zeros(1, dtype=dtype),
+              "halting": torch.rand(rows).mul(0.8), "remainders": torch.zeros(rows)}
+    if universal:
+        leaves["output"] = torch.randn(rows, width)
+    others = {"running": torch.rand(rows) < 0.8, "threshold": 0.99}
+    state, output = rows * width * dtype.itemsize, 4 * rows * width * universal
+    # two states in, one out; then a gradient and the states in, two gradients out
+    return Case(f"{rows} x {width}{', UT' if universal else ''}", halting.halting_update, ops.halting_update, leaves,
+                3 * state + 2 * output, 8 * state + 5 * output, others)
+
+
+def residual_norm(dtype, rows, width, dropout=0.1):
+    leaves = {name: torch.randn(rows, width, dtype=dtype) for name in ("x", "branch")}
+    leaves.update(weight=torch.ones(width, dtype=dtype), bias=torch.zeros(width, dtype=dtype))
+    states = rows * width * dtype.itemsize
+    # two in and two out; then two gradients and the sum in, two gradients out
+    return Case(f"{rows} x {width}, dropout {dropout}", residual.residual_norm, ops.residual_norm, leaves,
+                4 * states, 9 * states, {"dropout": dropout})
+
+
+# name of the operation: function, sizes on a GPU, on a CPU, and to try the script
+CASES: Dict[str, Tuple] = {
+    "label_smoothed_cross_entropy": (
+        label_smoothed_cross_entropy, [(8192, 32768, 512), (8192, 50304, 1024)], [(1024, 9720, 128)], [(9, 20, 8)]
+    ),
+    "halting_update": (
+        halting_update, [(8192, 768, False), (65536, 1024, False), (65536, 1024, True)],
+        [(4096, 512, False), (4096, 512, True)], [(9, 8, False), (9, 8, True)],
+    ),
+    "residual_norm": (residual_norm, [(8192, 512), (65536, 1024)], [(4096, 512)], [(9, 8)]),
+}
