@@ -5,13 +5,15 @@ A new operation adds a function and a line in ``CASES``.
 
 import functools
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_adaptive import ops
 from fairseq_adaptive.ops.cross_entropy import naive as cross_entropy
+from fairseq_adaptive.ops.cross_entropy.chunked import CHUNK
 from fairseq_adaptive.ops.halting_update import naive as halting
 from fairseq_adaptive.ops.residual_norm import naive as residual
 
@@ -27,6 +29,7 @@ class Case:
         others: the other arguments
         forward, both: bytes that must be moved, or arithmetic operations, in a forward pass and with the backward pass
         arithmetic: whether these are operations
+        library: what torch has for the same, or nearly
     """
 
     shape: str
@@ -37,15 +40,22 @@ class Case:
     both: int
     others: Dict = field(default_factory=dict)
     arithmetic: bool = False
+    library: Optional[Callable] = None
 
 
-def label_smoothed_cross_entropy(dtype, rows, words, width):
+def label_smoothed_cross_entropy(dtype, rows, words, width, smoothing):
     leaves = {"hidden": torch.randn(rows, width, dtype=dtype), "weight": torch.randn(words, width).mul(0.02).to(dtype)}
-    others = {"target": torch.randint(words, (rows,)), "label_smoothing": 0.1}
+    others = {"target": torch.randint(words, (rows,)), "label_smoothing": smoothing}
     product = 2 * rows * words * width  # that of the logits; a backward pass has two more
-    ours = functools.partial(ops.label_smoothed_cross_entropy, count=True)
-    return Case(f"{rows} x {width}, {words} words", cross_entropy.label_smoothed_cross_entropy, ours, leaves, product,
-                3 * product, others, arithmetic=True)
+
+    def library(hidden, weight, target, label_smoothing):
+        """The loss alone. With smoothed labels torch 2.13 has no chunks."""
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
+        return [F.linear_cross_entropy(hidden, weight, target, reduction="sum", options=options)]
+
+    return Case(f"{rows} x {width}, {words} words, smoothing {smoothing}", cross_entropy.label_smoothed_cross_entropy,
+                functools.partial(ops.label_smoothed_cross_entropy, count=True), leaves, product, 3 * product, others,
+                arithmetic=True, library=None if smoothing or not hasattr(F, "linear_cross_entropy") else library)
 
 
 def halting_update(dtype, rows, width, universal):
@@ -74,7 +84,8 @@ def residual_norm(dtype, rows, width, dropout=0.1):
 # name of the operation: function, sizes on a GPU, on a CPU, and to try the script
 CASES: Dict[str, Tuple] = {
     "label_smoothed_cross_entropy": (
-        label_smoothed_cross_entropy, [(8192, 32768, 512), (8192, 50304, 1024)], [(1024, 9720, 128)], [(9, 20, 8)]
+        label_smoothed_cross_entropy, [(8192, 32768, 512, 0.1), (8192, 32768, 512, 0.0)],
+        [(1024, 9720, 128, 0.1), (1024, 9720, 128, 0.0)], [(9, 20, 8, 0.0)],
     ),
     "halting_update": (
         halting_update, [(8192, 768, False), (65536, 1024, False), (65536, 1024, True)],

@@ -94,12 +94,16 @@ def difference(ours, theirs):
 
 
 def measure(name, case, args, clock, backward):
-    """Return figures for each way to compute a case: naive, compiled, ours."""
+    """Return figures for each way to compute a case: naive, compiled, ours, and that of a library."""
     calls, gradients, figures = {}, {}, {}
-    for way, function in (("naive", case.naive), ("compiled", case.naive), ("ours", case.fused)):
-        if way == "compiled" and args.no_compile:
+    ways = {"naive": case.naive, "compiled": case.naive, "ours": case.fused, "library": case.library}
+    for way, function in ways.items():
+        if function is None or way == "compiled" and args.no_compile:
             continue
-        call = passes(torch.compile(function, dynamic=False) if way == "compiled" else function, case, backward)
+        if way == "compiled":
+            torch.compiler.reset()  # after 8 types and sizes of a function it would run uncompiled
+            function = torch.compile(function, dynamic=False)
+        call = passes(function, case, backward)
         torch.manual_seed(1)
         try:
             result = call()
@@ -153,22 +157,22 @@ def processor():
 
 def table(found):
     """Print what a run has found as Markdown."""
-    print("| operation | type | pass | naive, ms | compiled | ours | speed of ours | of the ceiling | peak MiB |")
-    print("|---" * 9 + "|")
+    columns = "operation, type, pass, naive in ms, compiled, torch's, ours, speed of ours, of the ceiling, peak MiB"
+    print("| " + columns.replace(", ", " | ") + " |\n" + "|---" * 10 + "|")
     for row in found["rows"]:
         ways, ours = row["ways"], row["ways"]["ours"]
         times = [f"{each['seconds'] * 1e3:.3g} ({each['naive_over_it']:.2f} x)" if each else "-"
-                 for each in (ways.get("compiled"), ours)]
+                 for each in (ways.get("compiled"), ways.get("library"), ours)]
         rate = row["least"] / ours["seconds"]
         prefix, factor = ("T", 1e12) if rate > 1e12 else ("G", 1e9)
-        memory = " / ".join(f"{each['peak_mib']:.0f}" for each in ways.values())
+        memory = ", ".join(f"{name} {each['peak_mib']:.0f}" for name, each in ways.items())
         print(f"| `{row['operation']}`, {row['shape']} | {row['type']} | {row['pass']} | "
               f"{ways['naive']['seconds'] * 1e3:.3g} | {' | '.join(times)} | "
               f"{rate / factor:.3g} {prefix}{row['unit']}, {row['backend']} | {rate / row['ceiling']:.0%} | {memory} |")
     differences = [way["gradient_difference"] for row in found["rows"] if row["type"] == "fp32"
                    for way in row["ways"].values() if "gradient_difference" in way]
     print(f"\n{found['device']}, time {found['clock']}, torch {found['versions']['torch']}, {found['date']}, medians "
-          f"of {found['rounds']} rounds; peak memory of naive, compiled (where it was run) and ours.")
+          f"of {found['rounds']} rounds.")
     if differences:
         print(f"In fp32 gradients differ from those of the definition by at most {max(differences):.0e} of their norm.")
     for kind, (copied, multiplied) in found["ceilings"].items():

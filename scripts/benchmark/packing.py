@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What it costs on a CPU to drop tokens and to put them back: its share of a packed run of Transkimmer, and its speed.
 
-The run is that of skimming.py. What moves tokens is ``index_select``, ``index_copy_``, ``index`` and ``nonzero``, whose
-share is that of the profile. Their speed is that of half of the rows, taken from and put to random places, beside a
-copy of as many.
+The run is that of skimming.py. What moves tokens is ``index_select``, ``index_copy_``, ``index`` and ``nonzero``: all
+calls of them in a run are made once more, on their own. Their speed is that of half of the rows, taken from and put to
+random places, beside a copy of as many.
 """
 
 import argparse
@@ -13,26 +13,48 @@ import time
 import torch
 from common import describe
 from skimming import build, plan
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MOVES = ("index_select", "index_copy_", "index", "nonzero")
 
 
+class Moves(TorchDispatchMode):
+    """The calls that move tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in MOVES:
+            self.calls.append((function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def timed(function):
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+@torch.no_grad()
 def shares(args):
     """Print the share of the moves in the time of a packed run, for each share of tokens that stays."""
     ours, model = build(args)
     tokens = torch.randint(4, 1000, (args.batch, args.lengths[-1]))
     for kept in args.kept:
         plan(model.encoder.sentence_encoder.layers.router, kept, *tokens.shape)
-        with torch.no_grad():
+        ours(tokens)
+        with Moves() as moves:
             ours(tokens)
-            with profile(activities=[ProfilerActivity.CPU]) as profiled:
-                for _ in range(args.rounds):
-                    ours(tokens)
-        spent = {each.key.removeprefix("aten::"): each.self_cpu_time_total for each in profiled.key_averages()}
-        moves = {name: spent.get(name, 0) / sum(spent.values()) for name in MOVES}
-        print(f"{kept:.1f} of the tokens kept: {sum(moves.values()):.2%} of the time, "
-              + ", ".join(f"{name} {share:.2%}" for name, share in moves.items()))
+
+        def move():
+            for function, operands, settings in moves.calls:
+                function(*operands, **settings)
+
+        rounds = [timed(move) / timed(lambda: ours(tokens)) for _ in range(args.rounds)]
+        print(f"{kept:.1f} of the tokens kept: {statistics.median(rounds):.2%} of the time in {len(moves.calls)} moves "
+              f"(rounds {min(rounds):.2%} to {max(rounds):.2%})")
 
 
 def speed(args, rows=16384, width=384, calls=10):
@@ -46,10 +68,7 @@ def speed(args, rows=16384, width=384, calls=10):
     }
 
     def measure(way):
-        start = time.process_time()
-        for _ in range(calls):
-            way()
-        return time.process_time() - start
+        return timed(lambda: [way() for _ in range(calls)])
 
     rounds = [{name: measure(way) for name, way in ways.items()} for _ in range(args.rounds + 1)][1:]
     for name in ways:
