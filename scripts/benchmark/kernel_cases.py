@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_adaptive import ops
-from fairseq_adaptive.ops.cross_entropy import naive as cross_entropy
+from fairseq_adaptive.ops import cross_entropy as loss
+from fairseq_adaptive.ops import halting_update as halting
+from fairseq_adaptive.ops import residual_norm as residual
+from fairseq_adaptive.ops import skim_attention as skimming
+from fairseq_adaptive.ops.cross_entropy import naive as naive_loss
 from fairseq_adaptive.ops.cross_entropy.chunked import CHUNK
-from fairseq_adaptive.ops.halting_update import naive as halting
-from fairseq_adaptive.ops.residual_norm import naive as residual
+from fairseq_adaptive.ops.halting_update import naive as naive_halting
+from fairseq_adaptive.ops.residual_norm import naive as naive_residual
+from fairseq_adaptive.ops.skim_attention import naive as naive_skimming
 
 
 @dataclass
@@ -53,8 +57,8 @@ def label_smoothed_cross_entropy(dtype, rows, words, width, smoothing):
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
         return [F.linear_cross_entropy(hidden, weight, target, reduction="sum", options=options)]
 
-    return Case(f"{rows} x {width}, {words} words, smoothing {smoothing}", cross_entropy.label_smoothed_cross_entropy,
-                functools.partial(ops.label_smoothed_cross_entropy, count=True), leaves, product, 3 * product, others,
+    return Case(f"{rows} x {width}, {words} words, smoothing {smoothing}", naive_loss.label_smoothed_cross_entropy,
+                functools.partial(loss.label_smoothed_cross_entropy, count=True), leaves, product, 3 * product, others,
                 arithmetic=True, library=None if smoothing or not hasattr(F, "linear_cross_entropy") else library)
 
 
@@ -68,8 +72,8 @@ def halting_update(dtype, rows, width, universal):
     others = {"running": torch.rand(rows) < 0.8, "threshold": 0.99}
     state, output = rows * width * dtype.itemsize, 4 * rows * width * universal
     # two states in, one out; then a gradient and the states in, two gradients out
-    return Case(f"{rows} x {width}{', UT' if universal else ''}", halting.halting_update, ops.halting_update, leaves,
-                3 * state + 2 * output, 8 * state + 5 * output, others)
+    return Case(f"{rows} x {width}{', UT' if universal else ''}", naive_halting.halting_update, halting.halting_update,
+                leaves, 3 * state + 2 * output, 8 * state + 5 * output, others)
 
 
 def residual_norm(dtype, rows, width, dropout=0.1):
@@ -77,8 +81,26 @@ def residual_norm(dtype, rows, width, dropout=0.1):
     leaves.update(weight=torch.ones(width, dtype=dtype), bias=torch.zeros(width, dtype=dtype))
     states = rows * width * dtype.itemsize
     # two in and two out; then two gradients and the sum in, two gradients out
-    return Case(f"{rows} x {width}, dropout {dropout}", residual.residual_norm, ops.residual_norm, leaves,
+    return Case(f"{rows} x {width}, dropout {dropout}", naive_residual.residual_norm, residual.residual_norm, leaves,
                 4 * states, 9 * states, {"dropout": dropout})
+
+
+def skim_attention(dtype, sequences, length, heads, width):
+    """All sequences are equally long, and two thirds of the tokens are kept."""
+    rows = sequences * length
+    leaves = {name: torch.randn(rows, heads, width, dtype=dtype) for name in ("query", "key", "value")}
+    leaves["kept"] = (torch.rand(rows) < 2 / 3).float()
+    lengths = torch.full((sequences,), length)
+
+    def naive(**inputs):
+        return [naive_skimming.skim_attention(**inputs, lengths=[length] * sequences)]
+
+    def fused(**inputs):
+        return [skimming.skim_attention(**inputs, sequences=skimming.Sequences(lengths))]
+
+    product = 2 * sequences * heads * length**2 * width  # two of them, then one for each of four gradients
+    return Case(f"{sequences} x {length}, {heads} heads of {width}", naive, fused, leaves, 2 * product, 6 * product,
+                arithmetic=True)
 
 
 # name of the operation: function, sizes on a GPU, on a CPU, and to try the script
@@ -92,4 +114,7 @@ CASES: Dict[str, Tuple] = {
         [(4096, 512, False), (4096, 512, True)], [(9, 8, False), (9, 8, True)],
     ),
     "residual_norm": (residual_norm, [(8192, 512), (65536, 1024)], [(4096, 512)], [(9, 8)]),
+    "skim_attention": (
+        skim_attention, [(64, 128, 12, 64), (16, 512, 12, 64)], [(16, 128, 12, 32)], [(2, 5, 2, 4)]
+    ),
 }

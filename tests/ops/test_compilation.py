@@ -19,9 +19,5 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     env.pop("TRITON_INTERPRET", None)
     done = subprocess.run([sys.executable, HERE / "compile_kernels.py"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    compiled = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
-    assert {op for op, _ in compiled} <= set(OPS)
-    rows = {"halting_update", "residual_norm"}
-    assert compiled >= {("label_smoothed_cross_entropy", "_kernel")} | {
-        (op, kernel) for op in rows for kernel in ("_forward_kernel", "_backward_kernel")
-    }
+    compiled = {line.split()[0] for line in done.stdout.splitlines()}
+    assert {"label_smoothed_cross_entropy", "halting_update", "residual_norm", "skim_attention"} <= compiled <= set(OPS)

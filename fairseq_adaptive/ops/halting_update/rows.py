@@ -3,13 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-from fairseq_adaptive.ops.halting_update.function import HaltingUpdate
-
-
-def halting_update(*inputs):
-    """Takes running, threshold, and the inputs of :class:`HaltingUpdate`; returns the fields of an ``Update``."""
-    return HaltingUpdate.apply(_forward, _backward, *inputs)
-
 
 def _computed(running, after, before):
     """``after``, and ``before`` where nothing ran; a copy only where there is such a token, or where asking waits."""
@@ -18,7 +11,11 @@ def _computed(running, after, before):
     return torch.where(running.unsqueeze(-1), after, before)
 
 
-def _forward(before, after, output, weight, bias, halting, remainders, running, threshold):
+def forward(before, after, output, weight, bias, halting, remainders, running, threshold):
+    """Return the fields of an ``Update``, and the share of each token's new state in the result, ...
+
+    Arguments are those of the definition in ``naive.py``.
+    """
     exact = halting.dtype
     after = _computed(running, after, before)
     seen = (after if output is None else before).to(exact)
@@ -32,7 +29,14 @@ def _forward(before, after, output, weight, bias, halting, remainders, running, 
     return state, output, halting + share, remainders, running & ~stops, p, share
 
 
-def _backward(before, after, output, weight, running, going_on, p, share, d_state, d_output, d_halting, d_rest, d_p):
+def backward(before, after, output, weight, running, going_on, p, share, d_state, d_output, d_halting, d_rest, d_p):
+    """Return the gradients of before, after, output, weight, bias, halting and remainders.
+
+    Args:
+        before, after, output, weight, running: of the forward pass
+        going_on, p, share: what it has returned
+        d_state, d_output, d_halting, d_rest, d_p: gradients of its results, of remainders the last but one
+    """
     exact, after = p.dtype, _computed(running, after, before)
     old, d_blended = (before, d_state) if output is None else (output, d_output)
     d_blended = d_blended.to(exact)

@@ -4,7 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-from fairseq_adaptive.ops.halting_update.function import HaltingUpdate
 from fairseq_adaptive.ops.launch import block, programs
 
 
@@ -102,12 +101,8 @@ def _backward_kernel(
     tl.store(d_bias + tl.program_id(0), tl.sum(bias_sum, 0))
 
 
-def halting_update(*inputs):
-    """As :func:`fairseq_adaptive.ops.halting_update.rows.halting_update`, for states of at most 32 bits."""
-    return HaltingUpdate.apply(_forward, _backward, *inputs)
-
-
-def _forward(before, after, output, weight, bias, halting, remainders, running, threshold):
+def forward(before, after, output, weight, bias, halting, remainders, running, threshold):
+    """As :func:`fairseq_adaptive.ops.halting_update.rows.forward`, for states of at most 32 bits."""
     before, after, halting, remainders, running = (
         each.contiguous() for each in (before, after, halting, remainders, running)
     )
@@ -128,7 +123,8 @@ def _forward(before, after, output, weight, bias, halting, remainders, running, 
     return state, new_output, new_halting, rest, going_on, p, share
 
 
-def _backward(before, after, output, weight, running, going_on, p, share, *grads):
+def backward(before, after, output, weight, running, going_on, p, share, *grads):
+    """As :func:`fairseq_adaptive.ops.halting_update.rows.backward`."""
     before, after, running = (each.contiguous() for each in (before, after, running))
     grads = [None if grad is None else grad.contiguous() for grad in grads]
     d_before, d_after = torch.empty_like(before), torch.empty_like(after)
