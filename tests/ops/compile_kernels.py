@@ -1,4 +1,4 @@
-"""Compile every Triton kernel for GPUs that need not be here, with the arguments that the launchers give.
+"""Compile every Triton kernel for a GPU that need not be here, with the arguments that the launchers give.
 
 Run without TRITON_INTERPRET. The launchers run on the CPU; a call of a kernel compiles it, and computes nothing. Prints
 a line for each kernel and each set of types.
@@ -14,7 +14,7 @@ from triton.compiler import ASTSource
 
 from fairseq_adaptive.ops import registry
 
-CAPABILITIES = {torch.float32: 80, torch.bfloat16: 90}
+CAPABILITY, DTYPE = 90, torch.bfloat16
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
 OPTIONS = ("num_warps", "num_stages")
 compiled = set()
@@ -24,7 +24,7 @@ def signature_of(value):
     return TYPES[value.dtype] if torch.is_tensor(value) else "fp32" if isinstance(value, float) else "i32"
 
 
-def compile_kernel(op, capability, kernel, *args, **kwargs):
+def compile_kernel(op, kernel, *args, **kwargs):
     options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
     names = kernel.arg_names
     given = {**dict(zip(names, args)), **kwargs}
@@ -34,7 +34,7 @@ def compile_kernel(op, capability, kernel, *args, **kwargs):
     line = f"{op} {kernel.__name__} {list(signature.values())} {list(constants.values())}"
     if line not in compiled:
         source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-        assert triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
+        assert triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options).asm["cubin"]
         print(line, flush=True)
         compiled.add(line)
 
@@ -42,16 +42,13 @@ def compile_kernel(op, capability, kernel, *args, **kwargs):
 def main():
     registry.Op.choose = lambda op, device, dtype: ("triton", "here launchers run on any device")
     for name, (make, _, on_cpu, _) in CASES.items():
-        for dtype, capability in CAPABILITIES.items():
-            triton.JITFunction.__getitem__ = lambda kernel, grid: functools.partial(
-                compile_kernel, name, capability, kernel  # noqa: B023  called within the loop
-            )
-            for rows, *shape in on_cpu:
-                case = make(dtype, min(rows, 8), *shape)
-                leaves = {key: leaf.requires_grad_() for key, leaf in case.leaves.items()}
-                outputs = case.fused(**leaves, **case.others)
-                outputs = [each for each in outputs if each is not None and each.requires_grad]
-                torch.autograd.grad(outputs, list(leaves.values()), [torch.ones_like(each) for each in outputs])
+        triton.JITFunction.__getitem__ = lambda kernel, grid, op=name: functools.partial(compile_kernel, op, kernel)
+        for rows, *shape in on_cpu:
+            case = make(DTYPE, min(rows, 8), *shape)
+            leaves = {key: leaf.requires_grad_() for key, leaf in case.leaves.items()}
+            outputs = case.fused(**leaves, **case.others)
+            outputs = [each for each in outputs if each is not None and each.requires_grad]
+            torch.autograd.grad(outputs, list(leaves.values()), [torch.ones_like(each) for each in outputs])
 
 
 if __name__ == "__main__":

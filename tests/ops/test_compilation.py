@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 SCRIPTS = HERE.parents[1] / "scripts" / "benchmark"
 
 
-def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
+def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
     """To machine code, which the interpreter of the other tests does not; in a process in which it is off."""
     pytest.importorskip("triton")
     path = os.pathsep.join([str(SCRIPTS), *sys.path])
