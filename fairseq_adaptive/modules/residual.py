@@ -15,8 +15,8 @@ def add_and_norm(
 ) -> Tuple[Tensor, Tensor]:
     """Return ``x + dropout(branch)`` and its norm, or the sum twice where there is no norm; all are ... x C.
 
-    One kernel where there is one that can run. Elsewhere the modules do it: on a CPU a fused one would win nothing, and
-    dropout has its own random numbers there (:mod:`fairseq_adaptive.modules.dropout`).
+    One kernel where there is one that can run. Elsewhere the modules do it, whose dropout has random numbers of its own
+    on a CPU (:mod:`fairseq_adaptive.modules.dropout`).
     """
     if type(norm) in FUSABLE and OP.choose(x.device.type, x.dtype)[0] != "torch":
         active = dropout.training or dropout.apply_during_inference

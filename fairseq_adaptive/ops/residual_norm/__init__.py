@@ -11,7 +11,7 @@ OP = Op(
     {
         "triton": f"{__name__}.triton:residual_norm",
         "apex": f"{__name__}.apex:residual_norm",
-        # in chunks that fit the cache, or with one gradient for x and branch, it is no faster on a CPU
+        # the one variant in chunks that was tried on a CPU was slower at most sizes: docs/performance.md
         "torch": f"{__name__}.naive:residual_norm",
     },
 )
