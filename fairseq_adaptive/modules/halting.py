@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ops.halting_update import halting_update
 
 Carry = Dict[str, Tensor]
 
@@ -25,7 +26,7 @@ class Verdict(NamedTuple):
         state: ... x C, what the next depth reads; that of halted tokens does not change
         carry: what the rule wants back after the next depth; every tensor starts with the shape of the tokens
         running: ..., true where the token goes on
-        probability: ..., halting probability
+        probability: ..., halting probability; ACT's is 0 where the token was not running
     """
 
     state: Tensor
@@ -113,7 +114,7 @@ class ACT(LearnedHalting):
 
     The halting unit reads the transformed state y. With p its output and h the sum so far, a token halts when h + p
     exceeds the threshold; its weight u is then the remainder r = 1 - h, and p before. The state becomes
-    u y + (1 - u) x.
+    u y + (1 - u) x. The arithmetic is in ``ops/halting_update/naive.py``.
 
     Args:
         dim: C, width of the states
@@ -133,22 +134,10 @@ class ACT(LearnedHalting):
         return {"halting": zeros, "remainders": zeros}
 
     def step(self, before, after, carry, running, last):
-        p = self.probability(self._observed(before, after))
-        halting = carry["halting"]
-        stops = running & (halting + p > self.threshold)
-        going_on = running & ~stops
-        halting = halting + p * going_on
-        remainders = torch.where(stops, 1 - halting, carry["remainders"])
-        weight = torch.where(stops, remainders, p * going_on).unsqueeze(-1)
-        carry = {**carry, "halting": halting + remainders * stops, "remainders": remainders}
-        state, carry = self._update(before, after, weight, carry, running)
-        return Verdict(state, carry, going_on, p)
-
-    def _observed(self, before, after):
-        return after
-
-    def _update(self, before, after, weight, carry, running):
-        return where_token(running, after * weight + before * (1 - weight), before), carry
+        weight, bias = self.unit.weight.squeeze(0), self.unit.bias
+        update = halting_update(before, after, weight, bias, running=running, threshold=self.threshold, **carry)
+        carry = {name: getattr(update, name) for name in carry}
+        return Verdict(update.state, carry, update.running, update.probability)
 
     def extra_repr(self):
         return f"threshold={self.threshold}"
@@ -169,14 +158,6 @@ class UniversalACT(ACT):
 
     def start(self, x):
         return {**super().start(x), "output": torch.zeros_like(x, dtype=upcast(x[..., :0]).dtype)}
-
-    def _observed(self, before, after):
-        return before
-
-    def _update(self, before, after, weight, carry, running):
-        output = after * weight + carry["output"] * (1 - weight)
-        carry = {**carry, "output": where_token(running, output, carry["output"])}
-        return where_token(running, after, before), carry
 
     def output(self, state, carry):
         # what never ran, padding, keeps the state with which it came

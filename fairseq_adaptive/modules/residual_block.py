@@ -12,6 +12,7 @@ from fairseq.modules import FairseqDropout, LayerNorm
 from torch import nn
 
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
+from fairseq_adaptive.modules.residual import add_and_norm
 
 
 class ResidualBlock(nn.Module):
@@ -27,8 +28,7 @@ class ResidualBlock(nn.Module):
         return self.layer_norm(x) if self.normalize_before else x
 
     def after(self, x, branch):
-        x = x + self.dropout_module(branch)
-        return x if self.normalize_before else self.layer_norm(x)
+        return add_and_norm(x, branch, self.dropout_module, None if self.normalize_before else self.layer_norm)[1]
 
 
 class AttentionBlock(ResidualBlock):

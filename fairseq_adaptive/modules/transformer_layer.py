@@ -12,19 +12,9 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor
 
 from fairseq_adaptive.modules.cached_attention import CachedAttention
+from fairseq_adaptive.modules.residual import run_sublayers
 from fairseq_adaptive.modules.short_attention import ShortAttention
 from fairseq_adaptive.modules.tape import GatedMLP
-
-
-def _sublayer(layer, x, index, norm, function, depth, residual, padding_mask, skip_weight=None):
-    """Post-LN ``norm(x + f(x))`` or pre-LN ``x + f(norm(x))``, with dropout on the branch."""
-    branch = layer.dropout_module(function(norm(x) if layer.normalize_before else x))
-    skip = x if skip_weight is None else skip_weight * x
-    if residual is None:
-        x = skip + branch
-    else:
-        x = residual(branch, skip, depth, index, padding_mask)
-    return x if layer.normalize_before else norm(x)
 
 
 class EncoderLayer(TransformerEncoderLayerBase):
@@ -95,9 +85,8 @@ class EncoderLayer(TransformerEncoderLayerBase):
                 return x.index_select(0, order.argsort())
             return self._feed_forward(x)
 
-        where = (depth, residual, encoder_padding_mask)
-        x = _sublayer(self, x, 0, self.self_attn_layer_norm, self_attention or attend, *where)
-        return _sublayer(self, x, 1, self.final_layer_norm, feed_forward, *where)
+        sublayers = [(self.self_attn_layer_norm, self_attention or attend), (self.final_layer_norm, feed_forward)]
+        return run_sublayers(self, x, sublayers, depth, residual, encoder_padding_mask)
 
     def _feed_forward(self, x):
         return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
@@ -203,13 +192,11 @@ class DecoderLayer(TransformerDecoderLayerBase):
                 x = self.ffn_layernorm(x)
             return self.fc2(x)
 
-        where = (depth, residual, self_attn_padding_mask)
         sublayers = [(self.self_attn_layer_norm, attend)]
         if self.encoder_attn is not None and (encoder_out is not None or cross_attention is not None):
             sublayers.append((self.encoder_attn_layer_norm, cross_attention or attend_encoder))
-        for index, (norm, function) in enumerate(sublayers):
-            x = _sublayer(self, x, index, norm, function, *where)
-        x = _sublayer(self, x, len(sublayers), self.final_layer_norm, feed_forward, *where, skip_weight=self.w_resid)
+        sublayers.append((self.final_layer_norm, feed_forward))
+        x = run_sublayers(self, x, sublayers, depth, residual, self_attn_padding_mask, skip_weight=self.w_resid)
         return x, weights, None
 
     def _self_attention(self, x, encoder_out, encoder_padding_mask, incremental_state, mask, padding_mask, depth):

@@ -1,7 +1,9 @@
 """Fused operations: one folder each, where ``naive.py`` is the definition; modules and criterions import them here."""
 
+import fairseq_adaptive.ops.residual_norm  # noqa: F401  registers it
 from fairseq_adaptive.ops.cross_entropy import adaptive_cross_entropy, label_smoothed_cross_entropy
+from fairseq_adaptive.ops.halting_update import Update
 from fairseq_adaptive.ops.registry import OPS, Op
-from fairseq_adaptive.ops.skim_attention import Sequences  # the function has the name of its folder, and stays in it
+from fairseq_adaptive.ops.skim_attention import Sequences  # functions that have the name of their folder stay in it
 
-__all__ = ["OPS", "Op", "Sequences", "adaptive_cross_entropy", "label_smoothed_cross_entropy"]
+__all__ = ["OPS", "Op", "Sequences", "Update", "adaptive_cross_entropy", "label_smoothed_cross_entropy"]

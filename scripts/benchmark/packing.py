@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""What it costs on a CPU to drop tokens and to put them back: its share of a packed run of Transkimmer, and its speed.
+
+The run is that of skimming.py. What moves tokens is ``index_select``, ``index_copy_``, ``index`` and ``nonzero``: all
+calls of them in a run are made once more, on their own. Their speed is that of half of the rows, taken from and put to
+random places, beside a copy of as many.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from common import describe
+from skimming import build, plan
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MOVES = ("index_select", "index_copy_", "index", "nonzero")
+
+
+class Moves(TorchDispatchMode):
+    """The calls that move tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in MOVES:
+            self.calls.append((function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def timed(function):
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+@torch.no_grad()
+def shares(args):
+    """Print the share of the moves in the time of a packed run, for each share of tokens that stays."""
+    ours, model = build(args)
+    tokens = torch.randint(4, 1000, (args.batch, args.lengths[-1]))
+    for kept in args.kept:
+        plan(model.encoder.sentence_encoder.layers.router, kept, *tokens.shape)
+        ours(tokens)
+        with Moves() as moves:
+            ours(tokens)
+
+        def move():
+            for function, operands, settings in moves.calls:
+                function(*operands, **settings)
+
+        rounds = [timed(move) / timed(lambda: ours(tokens)) for _ in range(args.rounds)]
+        print(f"{kept:.1f} of the tokens kept: {statistics.median(rounds):.2%} of the time in {len(moves.calls)} moves "
+              f"(rounds {min(rounds):.2%} to {max(rounds):.2%})")
+
+
+def speed(args, rows=16384, width=384, calls=10):
+    """Print how fast half of the rows are taken and put back, beside a copy of as many."""
+    x, half = torch.randn(rows, width), torch.randperm(rows)[: rows // 2].sort().values
+    into, taken, source = x.clone(), x.index_select(0, half), torch.randn(len(half), width)
+    ways = {
+        "copy": lambda: taken.copy_(source),
+        "index_select": lambda: torch.index_select(x, 0, half, out=taken),
+        "index_copy_": lambda: into.index_copy_(0, half, source),
+    }
+
+    def measure(way):
+        return timed(lambda: [way() for _ in range(calls)])
+
+    rounds = [{name: measure(way) for name, way in ways.items()} for _ in range(args.rounds + 1)][1:]
+    for name in ways:
+        seconds = statistics.median(each[name] for each in rounds) / calls
+        of_copy = statistics.median(each["copy"] / each[name] for each in rounds)
+        moved = 2 * source.nbytes / seconds / 1e9
+        print(f"{len(half)} rows of {width}: {name} {moved:.1f} GB/s, {of_copy:.2f} of a copy's")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--arch", default="transkimmer_minilm_l6")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lengths", type=int, nargs=1, default=[128], help="of every text")
+    parser.add_argument("--kept", type=float, nargs="+", default=[0.2, 0.5], help="mean shares of tokens that stay")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    describe(args)
+    shares(args)
+    speed(args)
+
+
+if __name__ == "__main__":
+    main()
