@@ -29,7 +29,8 @@ _TRANSLATION = ("--task translation -s src -t tgt --share-all-embeddings --batch
 _DECODER = "--decoder-embed-dim 32 --decoder-ffn-embed-dim 64 --decoder-attention-heads 2"
 _ENCODER = "--encoder-embed-dim 32 --encoder-ffn-embed-dim 64 --encoder-attention-heads 2"
 _SEGMENTS = ("--task segmented_language_modeling --tokens-per-sample 12 --batch-size 12 --memory-length 12 "
-             f"--adaptive-softmax-cutoff 10,20 --share-decoder-input-output-embed --decoder-normalize-before {_DECODER}")
+             "--adaptive-softmax-cutoff 10,20 --share-decoder-input-output-embed --decoder-normalize-before "
+             f"{_DECODER}")
 
 FAMILIES = {
     "shared_transformer": Family("pairs", f"{_TRANSLATION} --arch shared_transformer {_both(unique_layers=2)} "
@@ -53,8 +54,8 @@ FAMILIES = {
     "albert_act": Family("text", f"--task masked_lm --arch albert_act_tiny {_ENCODER} --encoder-input-dim 16 "
                          "--encoder-layers 4 --criterion ponder_loss --task-criterion masked_lm --tokens-per-sample 24 "
                          "--sample-break-mode eos --batch-size 24"),
-    "adatape_parity": Family("", f"--task parity --sequence-length 8 --train-examples 640 --arch adatape_parity {_ENCODER} "
-                             "--tape-mlp-dim 32 --tape-ffn-embed-dim 32 --tape-tokens 4 --tape-threshold 2 "
+    "adatape_parity": Family("", f"--task parity --sequence-length 8 --train-examples 640 --arch adatape_parity "
+                             f"{_ENCODER} --tape-mlp-dim 32 --tape-ffn-embed-dim 32 --tape-tokens 4 --tape-threshold 2 "
                              "--criterion tape_ponder_loss --batch-size 32"),
     "adatape_vit": Family("images", f"--task image_classification --arch adatape_vit {_ENCODER} --encoder-layers 3 "
                           "--patch-size 4 --tape-bank-patch-size 2 --tape-tokens 4 --tape-threshold 2 "

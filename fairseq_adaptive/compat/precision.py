@@ -50,11 +50,11 @@ def fit_to_cpu(common):
 def mix_precision():
     """``--bf16`` needs no TPU; on a CPU, ``--bf16`` and ``--amp`` are bfloat16 autocast, and ``--fp16`` is refused.
 
-    fairseq takes ``--bf16`` for a request of a TPU and dies without one, with or without a GPU. On a CPU its ``--amp`` is
-    fp32 (the autocast that it opens is CUDA's). Autocast keeps weights, their gradients and the optimiser's state in
-    fp32, so that checkpoints are those of fp32 training. Nothing overflows in bfloat16 that does not in fp32, so that the
-    loss is not scaled, and gradients that are not finite are what they are in fp32: an error (fairseq looks for a smaller
-    scale and dies of there being none).
+    fairseq takes ``--bf16`` for a request of a TPU and dies without one, with or without a GPU. On a CPU its ``--amp``
+    is fp32 (the autocast that it opens is CUDA's). Autocast keeps weights, their gradients and the optimiser's state in
+    fp32, so that checkpoints are those of fp32 training. Nothing overflows in bfloat16 that does not in fp32, so that
+    the loss is not scaled, and gradients that are not finite are what they are in fp32: an error (fairseq looks for a
+    smaller scale and dies of there being none).
 
     fairseq's adaptive input writes what autocast made half precision into a tensor of single precision, and dies of it,
     on a GPU, too: it is computed without autocast.
