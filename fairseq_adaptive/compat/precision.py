@@ -26,33 +26,53 @@ class _Autocast:
         return getattr(self.criterion, name)
 
 
+def fit_to_cpu(common):
+    """Change the flags of a training without a GPU, in place, to what trains there.
+
+    Weights in half precision are refused in both of fairseq's forms: ``--fp16`` dies where it asks for the current GPU,
+    and ``--memory-efficient-fp16``, six times slower than fp32, at the first gradient that overflows.
+
+    Args:
+        common: fairseq's group of flags of that name
+
+    Raises:
+        UsageError: for ``--fp16``
+    """
+    if common.fp16:
+        raise UsageError("--fp16 and --memory-efficient-fp16 need a GPU; on a CPU train with --bf16")
+    if common.bf16:
+        common.bf16 = common.memory_efficient_bf16 = False
+        common.amp = True
+    if common.amp:
+        logger.info("no GPU: bfloat16 autocast, with weights and the optimizer's state in fp32")
+
+
 def mix_precision():
     """``--bf16`` needs no TPU; on a CPU, ``--bf16`` and ``--amp`` are bfloat16 autocast, and ``--fp16`` is refused.
 
-    fairseq takes ``--bf16`` for a request of a TPU and dies without one, with or without a GPU. On a CPU its ``--amp`` is
-    fp32 (the autocast that it opens is CUDA's), and ``--fp16`` dies where it asks for the current GPU. Autocast keeps
-    weights, their gradients and the optimiser's state in fp32, so that checkpoints are those of fp32 training. Nothing
-    overflows in bfloat16 that does not in fp32, so that the loss is not scaled, and gradients that are not finite are
-    what they are in fp32: an error (fairseq looks for a smaller scale and dies of there being none).
+    fairseq takes ``--bf16`` for a request of a TPU and dies without one, with or without a GPU. On a CPU its ``--amp``
+    is fp32 (the autocast that it opens is CUDA's). Autocast keeps weights, their gradients and the optimiser's state in
+    fp32, so that checkpoints are those of fp32 training. Nothing overflows in bfloat16 that does not in fp32, so that
+    the loss is not scaled, and gradients that are not finite are what they are in fp32: an error (fairseq looks for a
+    smaller scale and dies of there being none).
+
+    fairseq's adaptive input writes what autocast made half precision into a tensor of single precision, and dies of it,
+    on a GPU, too: it is computed without autocast.
     """
+    from fairseq.modules import AdaptiveInput
     from fairseq.optim import AMPOptimizer
     from fairseq.tasks import FairseqTask
     from fairseq.trainer import Trainer
 
     stock_init, stock_step, stock_clip = Trainer.__init__, FairseqTask.train_step, AMPOptimizer.clip_grad_norm
+    stock_embed = AdaptiveInput.forward
 
     def __init__(self, cfg, *args, **kwargs):
         common = cfg.common
         if common.tpu and importlib.util.find_spec("torch_xla") is None:
             common.tpu = False
         if not common.tpu and (common.cpu or not torch.cuda.is_available()):
-            if common.fp16 and not common.memory_efficient_fp16:
-                raise UsageError("--fp16 needs a GPU; on a CPU train with --bf16")
-            if common.bf16:
-                common.bf16 = common.memory_efficient_bf16 = False
-                common.amp = True
-            if common.amp:
-                logger.info("no GPU: bfloat16 autocast, with weights and the optimizer's state in fp32")
+            fit_to_cpu(common)
         stock_init(self, cfg, *args, **kwargs)
 
     def train_step(self, sample, model, criterion, optimizer, *args, **kwargs):
@@ -67,4 +87,9 @@ def mix_precision():
             raise FloatingPointError("gradients are Nan/Inf")
         return norm
 
+    def embed(self, input):
+        with torch.autocast(input.device.type, enabled=False):
+            return stock_embed(self, input)
+
     Trainer.__init__, FairseqTask.train_step, AMPOptimizer.clip_grad_norm = __init__, train_step, clip_grad_norm
+    AdaptiveInput.forward = embed

@@ -92,7 +92,7 @@ class ArchitectureEntropyLoss(AdaptiveCrossEntropy):
         logging_output["updates"] = 1
         logging_output["entropy"] = entropy.detach() / math.log(2)
         logging_output["compute"] = compute.detach()
-        logging_output["temperature"] = decoder.temperature.detach().clone()
+        logging_output["temperature"] = decoder.temperature.detach().clone().float()
         for index, row in enumerate(probabilities.detach()):
             for kind, probability in zip(KINDS, row, strict=True):
                 logging_output[f"block_{index}_{kind}"] = probability

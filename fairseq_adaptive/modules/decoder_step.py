@@ -78,12 +78,13 @@ class DecoderStep:
         self._layers: Dict[int, _Layer] = {}
         self._source: Dict[int, Tuple[Tensor, Tensor]] = {}  # G x D x S, G x S x D; G = B H
         self._cache = self._seen = self._source_mask = None  # 2 N x B x H x S x D; B x Q x S; G x 1 x S
+        self._alive: Optional[Tensor] = None  # R, hypotheses that have not halted, in a step; None: all
 
     @staticmethod
     def fits(stack) -> bool:
-        """Whether the layers are plain enough."""
+        """Whether the layers are plain enough, and nobody wants to know where tokens halt."""
         plain = all(_plain(stack[stack.schedule.index(number)]) for number in set(stack.schedule))
-        return plain and stack.halting is None and not stack.training
+        return plain and stack.recorder is None and not stack.training
 
     def _start(self, x: Tensor, encoder_out: Optional[Tensor], padding_mask: Optional[Tensor]):
         attention, depths, sentences = self._stack[0].self_attn, len(self._stack), x.size(0)
@@ -143,30 +144,91 @@ class DecoderStep:
         """
         if self._cache is None:
             self._start(x, encoder_out, padding_mask)
-        mask, written, all_keys, all_values = self._advance(padding)
-        add = self._stack.residual
-        for depth, number in enumerate(self._stack.schedule):
-            layer, sublayer = self._layers[number], 0
-            for kind, norm in enumerate(layer.norms):
-                if kind == 1 and number not in self._source:
-                    continue
-                y = torch.layer_norm(x, *norm) if layer.pre_norm else x
-                if kind == 0:
-                    new = layer.project(y).to(x.dtype)  # autocast may have changed it
-                    new = new.view(-1, self._rows, 3, *self._size)
-                    new = new.permute(2, 0, 3, 1, 4)  # 3 x B x H x Q x D
-                    # a weight of zero does not hide a NaN: a hypothesis that broke down must not reach its siblings
-                    torch.nan_to_num(new[1:], 0.0, 0.0, 0.0, out=written[depth])
-                    y = layer.out(self._attend(new[0], all_keys[depth], all_values[depth], mask))
-                elif kind == 1:
-                    queries = layer.query_source(y).view(-1, self._rows, *self._size).transpose(1, 2)
-                    y = layer.out_source(self._attend(queries, *self._source[number], self._source_mask))
-                else:
-                    y = layer.fc2(layer.activation(layer.fc1(y)))
-                x = x + y if add is None else add(y, x, depth, sublayer, None)
-                if not layer.pre_norm:
-                    x = torch.layer_norm(x, *norm)
-                sublayer += 1
+        mask, *cache = self._advance(padding)
+        if self._stack.halting is not None:
+            return self._run_halting(x, mask, *cache)
+        for depth, where in enumerate(zip(*cache)):
+            x = self._layer(x, depth, mask, *where)
+        return x
+
+    def _run_halting(self, x, mask, written, keys, values):
+        """Compute a hypothesis' token until it halts: as :func:`~fairseq_adaptive.modules.adaptive_run.run_packed`."""
+        rule, last = self._stack.halting, len(self._stack) - 1
+        carry, alive = rule.start(x), torch.arange(len(x), device=x.device)
+        state, result, ran = torch.empty_like(x), torch.empty_like(x), torch.empty_like(alive)
+        for depth, where in enumerate(zip(written, keys, values)):
+            self._alive = None if len(alive) == len(state) else alive
+            after = self._layer(x, depth, mask, *where)
+            x, carry, running, _ = rule.step(x, after, carry, torch.ones_like(alive, dtype=torch.bool), depth == last)
+            running = running if depth < last else torch.zeros_like(running)
+            going_on, done = running.nonzero().squeeze(1), (~running).nonzero().squeeze(1)
+            if not len(done):
+                continue
+            place, stopped = alive[done], {name: each[done] for name, each in carry.items()}
+            state[place], ran[place] = x[done], depth + 1
+            result[place] = rule.output(x[done], stopped)
+            if not len(going_on):
+                break
+            alive, x, carry = alive[going_on], x[going_on], {name: each[going_on] for name, each in carry.items()}
+        self._alive = None
+        self._fill(state, ran, written)
+        return result
+
+    def _fill(self, state, ran, written):
+        """Keep keys and values of depths that a token has not reached, for later tokens that may: they are those of its
+        last state, computed once for every layer.
+
+        Args:
+            state: (B Q) x C
+            ran: (B Q), how many depths each token reached
+            written: as of :meth:`_advance`
+        """
+        made = {}
+        for depth in range(int(ran.min()), len(self._stack)):
+            number = self._stack.schedule[depth]
+            layer = self._layers[number]
+            if number not in made:
+                y = torch.layer_norm(state, *layer.norms[0]) if layer.pre_norm else state
+                made[number] = torch.nan_to_num(self._heads(layer.project(y), 3)[1:], 0.0, 0.0, 0.0).to(state.dtype)
+            reached = (ran > depth).view(-1, 1, self._rows, 1)
+            written[depth].copy_(torch.where(reached, written[depth], made[number]))
+
+    def _heads(self, x, parts):
+        """(B Q) x (parts C) -> parts x B x H x Q x D"""
+        return x.view(-1, self._rows, parts, *self._size).permute(2, 0, 3, 1, 4)
+
+    def _spread(self, x):
+        """R x C, of what has not halted -> (B Q) x C, zeros elsewhere"""
+        if self._alive is None:
+            return x
+        return x.new_zeros(self._seen.size(0) * self._rows, x.size(1)).index_copy_(0, self._alive, x)
+
+    def _gather(self, x):
+        """(B Q) x C -> R x C"""
+        return x if self._alive is None else x.index_select(0, self._alive)
+
+    def _layer(self, x, depth, mask, written, keys, values):
+        """R x C -> R x C, of what has not halted."""
+        number, add, sublayer = self._stack.schedule[depth], self._stack.residual, 0
+        layer = self._layers[number]
+        for kind, norm in enumerate(layer.norms):
+            if kind == 1 and number not in self._source:
+                continue
+            y = torch.layer_norm(x, *norm) if layer.pre_norm else x
+            if kind == 0:
+                new = self._heads(self._spread(layer.project(y).to(x.dtype)), 3)  # autocast may have changed it
+                # a weight of zero does not hide a NaN: a hypothesis that broke down must not reach its siblings
+                torch.nan_to_num(new[1:], 0.0, 0.0, 0.0, out=written)
+                y = layer.out(self._gather(self._attend(new[0], keys, values, mask)))
+            elif kind == 1:
+                queries = self._heads(self._spread(layer.query_source(y)), 1)[0]
+                y = layer.out_source(self._gather(self._attend(queries, *self._source[number], self._source_mask)))
+            else:
+                y = layer.fc2(layer.activation(layer.fc1(y)))
+            x = x + y if add is None else add(y, x, depth, sublayer, None)
+            if not layer.pre_norm:
+                x = torch.layer_norm(x, *norm)
+            sublayer += 1
         return x
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.halting import upcast
 
 COSTS = ("entropy", "max")
 QUERIES = ("mean", "first")
@@ -179,7 +180,7 @@ class TapeReader(nn.Module):
         Raises:
             UsageError: when a bank can be read to the end and that is not allowed
         """
-        batch, size, each = query.size(0), bank.size(-2), min(self.entries_per_token, bank.size(-2))
+        batch, size = query.size(0), bank.size(-2)
         used = torch.zeros(batch, size, dtype=torch.bool, device=bank.device)
         if bank_padding_mask is None:
             self.check_bank(size)
@@ -193,16 +194,26 @@ class TapeReader(nn.Module):
         if self.training and self.bank_dropout:
             used = used | (torch.rand(batch, size, device=bank.device) < self.bank_dropout)
         bank = self.norm(bank)
-        query, keys = self.norm(query)[:, : self.key_dim], bank[..., : self.key_dim]
+        with torch.autocast(bank.device.type, enabled=False):
+            steps, cost = self._read(*(upcast(x[..., : self.key_dim]) for x in (self.norm(query), bank)), used)
+        live, entries, weights = (torch.stack(parts, 1) for parts in zip(*steps))
+        tokens = _mix(bank, entries, weights).masked_fill(~live.unsqueeze(-1), 0)
+        read = live.unsqueeze(-1) & (weights > 0)
+        return Reading(tokens, live, cost, entries.masked_fill(~read, -1), weights * read)
 
-        precise = torch.promote_types(bank.dtype, torch.float32)
-        total = query.new_zeros(batch, dtype=precise)
-        cost = torch.zeros_like(total)
+    def _read(self, query, keys, used):
+        """Return (running, entries, weights) of each step, and the ponder cost.
+
+        Which entries are nearest, and when to stop, is decided in at least single precision: a rounded score reads
+        another entry.
+        """
+        each = min(self.entries_per_token, keys.size(-2))
+        total = cost = query.new_zeros(len(query))
         steps = []
         running = ~used.all(-1)
         while len(steps) < self.num_tokens and (not steps or running.any()):
-            scores = (keys @ query.unsqueeze(-1)).squeeze(-1) if bank.dim() == 3 else query @ keys.T
-            scores, entries = scores.to(precise).masked_fill(used, -torch.inf).topk(each)  # B x K
+            scores = (keys @ query.unsqueeze(-1)).squeeze(-1) if keys.dim() == 3 else query @ keys.T
+            scores, entries = scores.masked_fill(used, -torch.inf).topk(each)  # B x K
             weights = (scores.masked_fill(~running.unsqueeze(-1), 0) * self.key_dim**-0.5).softmax(-1)
             steps.append((running, entries, weights))
             step_cost = 1 - (weights**2).sum(-1) if self.cost == "entropy" else 1 - weights[:, 0]
@@ -212,10 +223,7 @@ class TapeReader(nn.Module):
             total = total + weights[:, 0].detach().masked_fill(~running, 0)
             used = used.scatter(1, entries, True)
             running = running & (total < self.threshold) & ~used.all(-1)
-        live, entries, weights = (torch.stack(parts, 1) for parts in zip(*steps))
-        tokens = _mix(bank, entries, weights).masked_fill(~live.unsqueeze(-1), 0)
-        read = live.unsqueeze(-1) & (weights > 0)
-        return Reading(tokens, live, cost, entries.masked_fill(~read, -1), weights * read)
+        return steps, cost
 
 
 def _mix(bank, entries, weights):
@@ -276,4 +284,4 @@ class Tape(nn.Module):
 def masked_mean(x: Tensor, padding_mask: Tensor) -> Tensor:
     """The mean of the states of each row, T x B x C -> B x C, without those where padding_mask, B x T, is true."""
     kept = ~padding_mask.T.unsqueeze(-1)  # T x B x 1
-    return x.masked_fill(~kept, 0).sum(0) / kept.sum(0)
+    return (upcast(x.masked_fill(~kept, 0)).sum(0) / kept.sum(0)).to(x.dtype)

@@ -59,8 +59,9 @@ class Trace:
     def updates(self) -> Tensor:
         """B x T, at how many depths each token was computed; 0 at padding."""
         if self.distribution is not None:  # every depth was computed, to be weighted
-            depths = torch.arange(1, self.limit + 1, device=self.tokens.device, dtype=self.distribution.dtype)
-            return torch.einsum("nbt,n->bt", self.distribution.detach(), depths) * self.tokens
+            depths = torch.arange(1, self.limit + 1, device=self.tokens.device)
+            # no matrix product: autocast would round it
+            return (self.distribution.detach() * depths[:, None, None]).sum(0) * self.tokens
         return sum((step.alive.long() for step in self.steps), torch.zeros_like(self.tokens, dtype=torch.long))
 
     def at_limit(self) -> Tensor:

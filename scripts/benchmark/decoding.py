@@ -2,7 +2,8 @@
 """Sentences per second of beam search, side by side: stock fairseq's Transformer and search, ours, and CTranslate2.
 
 All three have the weights of one checkpoint of a model with shared layers; stock fairseq's and ours must find the same
-hypotheses with the same scores. CTranslate2 is left out where it is not installed.
+hypotheses with the same scores. CTranslate2 is left out where it is not installed. A model in which tokens halt has no
+plain twin: stock is then fairseq's search with the model itself.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_adaptive.interop import convert_to_ctranslate2, load_checkpoint, save_checkpoint, unroll_checkpoint
+from fairseq_adaptive.modules.halting import HaltingRule
 
 
 def fairseq_search(args, path, generator_class=None):
-    """Return ``decode(samples)`` as ``fairseq-generate`` does it."""
+    """Return the model, its task, and ``decode(samples)`` as ``fairseq-generate`` does it."""
     command = [args.data, "--path", path, "--beam", str(args.beam), "--cpu"]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_generation_parser(), command))
     (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": args.data})
@@ -31,7 +33,7 @@ def fairseq_search(args, path, generator_class=None):
     def decode(samples):
         return [found for sample in samples for found in task.inference_step(generator, [model], sample)]
 
-    return task, decode
+    return model, task, decode
 
 
 def ctranslate2_search(args, folder, state, words):
@@ -71,12 +73,16 @@ def main():
     describe(args)
     clock = time.process_time if args.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
-        plain = os.path.join(folder, "plain.pt")
-        state = unroll_checkpoint(load_checkpoint(args.checkpoint))
-        save_checkpoint(state, plain)
-        task, stock = fairseq_search(args, plain, SequenceGenerator)
-        runs = {"stock": stock, "ours": fairseq_search(args, args.checkpoint)[1]}
-        export = ctranslate2_search(args, os.path.join(folder, "ct2"), state, task.source_dictionary)
+        plain, export = os.path.join(folder, "plain.pt"), None
+        model, task, ours = fairseq_search(args, args.checkpoint)
+        if any(isinstance(module, HaltingRule) for module in model.modules()):
+            stock = fairseq_search(args, args.checkpoint, SequenceGenerator)[2]
+        else:
+            state = unroll_checkpoint(load_checkpoint(args.checkpoint))
+            save_checkpoint(state, plain)
+            stock = fairseq_search(args, plain, SequenceGenerator)[2]
+            export = ctranslate2_search(args, os.path.join(folder, "ct2"), state, task.source_dictionary)
+        runs = {"stock": stock, "ours": ours}
     if export:
         runs["CTranslate2"] = export
     task.load_dataset("test")

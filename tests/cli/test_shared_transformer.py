@@ -183,13 +183,3 @@ def test_admin_profiles_in_the_training_command(data, tmp_path):
     assert "Admin initialisation" not in again.stderr + again.stdout
     for ours, theirs in zip(weights(tmp_path / "again/checkpoint_last.pt"), weights(tmp_path / "checkpoint_last.pt")):
         assert_equal(ours, theirs)
-
-
-def test_trains_in_half_precision(data, tmp_path):
-    """The one half-precision path that stock fairseq has on a CPU; weights, Admin's profile and optimizer in fp16."""
-    log = train(data, tmp_path, 8, "--init", "admin", "--fp16", "--memory-efficient-fp16", "--fp16-init-scale", "4")
-    history = losses(log.stderr + log.stdout)
-    model, _ = weights(tmp_path / "checkpoint_last.pt")
-    start = model["decoder.layers.residual.start"]
-    assert torch.equal(start, start.half().float()) and (start.flatten()[1:] > 1).all()
-    assert history[8] < history[1]

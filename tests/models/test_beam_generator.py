@@ -9,6 +9,9 @@ from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithA
 from fairseq.tasks import FairseqTask
 
 from fairseq_adaptive.models.beam_generator import BeamGenerator, best_candidates
+from fairseq_adaptive.modules import recording
+from fairseq_adaptive.modules.decoder_step import DecoderStep
+from fairseq_adaptive.modules.halting import LearnedHalting
 
 TINY = {
     f"{side}_{name}": value
@@ -46,7 +49,7 @@ def search(models, dictionary, batch, generator_class=None, prefix_tokens=None, 
             model.make_generation_fast_(need_attn=bool(options.get("print_alignment")))
     generator = Task(dictionary).build_generator(models, args, generator_class)
     torch.manual_seed(3)
-    sample = {"id": torch.arange(3), "target": batch["prev_output_tokens"]}
+    sample = {"id": torch.arange(len(batch["src_tokens"])), "target": batch["prev_output_tokens"]}
     sample["net_input"] = {name: value for name, value in batch.items() if name != "prev_output_tokens"}
     return generator.generate(models, sample, prefix_tokens=prefix_tokens)
 
@@ -121,7 +124,46 @@ def test_prefix(build, batch, dictionary):
     assert ours[0][0]["tokens"][:2].tolist() == [9, 12]
 
 
-NOT_PLAIN = [{"halting": "act"}, {"scale_attn": True}, {"no_cross_attention": True, "cross_self_attention": True}]
+PRE_LN = {"decoder_normalize_before": True, "decoder_unique_layers": 1}
+
+
+def halting(build, rule, **flags):
+    """A model whose tokens halt at different depths."""
+    thresholds = {"act": 0.9, "ut_act": 0.9, "pondernet": 0.5, "saturation": 0.8, "margin": 0.3}
+    name = "decoder_halting" if rule == "margin" else "halting"
+    model = shared(build, **{name: rule}, halting_threshold=thresholds[rule], **flags)
+    for module in model.modules():
+        if isinstance(module, LearnedHalting):
+            torch.nn.init.normal_(module.unit.weight, std=0.4)
+            torch.nn.init.constant_(module.unit.bias, -1.0)
+    return model
+
+
+@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation", "margin"))
+@pytest.mark.parametrize("rows, flags", [(1, {}), (3, PRE_LN), (64, {})], ids=str)
+def test_halting_equals_fairseq(build, batch, dictionary, rule, rows, flags, monkeypatch):
+    model = halting(build, rule, **flags)
+    batch = {name: value.repeat(22, *[1] * (value.dim() - 1))[-rows:] for name, value in batch.items()}
+    batch["src_tokens"][::4, -3] = 11  # not the same sentences again and again
+    options = {"max_len_b": 8 if rows > 3 else 24, "beam": 5}
+    theirs = search([model], dictionary, batch, SequenceGenerator, **options)
+    ran, fill = [], DecoderStep._fill
+    monkeypatch.setattr(DecoderStep, "_fill", lambda self, state, depths, written: (
+        ran.append(depths), fill(self, state, depths, written)))
+    assert_same(search([model], dictionary, batch, fast=True, **options), theirs)
+    depths = torch.cat(ran).unique().tolist()
+    assert len(depths) > 1
+
+
+def test_halting_that_is_recorded(build, batch, dictionary):
+    """Whoever wants the traces gets fairseq's search, which makes them."""
+    model = halting(build, "act")
+    with recording(model) as traces:
+        search([model], dictionary, batch)
+    assert len(traces["decoder.layers"]) > 1 and model.decoder.begin_search(3)
+
+
+NOT_PLAIN = [{"scale_attn": True}, {"no_cross_attention": True, "cross_self_attention": True}]
 
 
 @pytest.mark.parametrize("flags", NOT_PLAIN, ids=str)
