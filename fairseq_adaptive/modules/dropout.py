@@ -4,7 +4,7 @@ import torch
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-CHOICES = 2**16  # of a 16-bit random number
+from fairseq_adaptive.ops.random import kept_of, survivors
 
 
 class FastDropout(FairseqDropout):
@@ -17,13 +17,11 @@ class FastDropout(FairseqDropout):
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         """Any shape to the same shape; ``inplace`` is allowed, not done."""
-        kept = round((1 - self.p) * CHOICES)
+        kept = kept_of(self.p)
         active = self.training or self.apply_during_inference
-        if x.device.type != "cpu" or not active or not 0 < kept < CHOICES or torch.jit.is_scripting():
+        if x.device.type != "cpu" or not active or not 0 < kept < 1 or torch.jit.is_scripting():
             return super().forward(x, inplace)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        mask = words.view(torch.int16)[: x.numel()].view(x.shape) < kept - CHOICES // 2
-        return x * mask.to(x.dtype).mul_(CHOICES / kept)
+        return x * survivors(x.shape, kept, x.device).to(x.dtype).mul_(1 / kept)
 
 
 def quicken_dropout(model: nn.Module) -> None:
