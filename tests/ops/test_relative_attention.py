@@ -70,11 +70,10 @@ def test_definition_is_the_formula():
             torch.testing.assert_close(weights[head, 0, i], expected)
 
 
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
 @pytest.mark.parametrize("window", (None, 40))
 def test_large_products_in_double_and_single_precision(window, backend, monkeypatch):
-    """oneDNN's path, with real blocks and pieces; float64 takes torch's products."""
-    if backend == "triton":
-        pytest.skip("the interpreter takes minutes, and there is no kernel for float64")
+    """oneDNN's path, with real blocks and pieces; float64 takes torch's products, and has no kernel."""
     monkeypatch.undo()
     tensors = inputs(2, 3, 300, 430, 40, torch.float64)
     assert 128 * 430 * 40 > LEAST
@@ -180,6 +179,7 @@ class LargestTensor(TorchDispatchMode):
         return output
 
 
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
 def test_scores_are_never_all_in_memory(backend):
     tensors = inputs(4, 5, 8, 16, 2)
     with LargestTensor() as largest:
