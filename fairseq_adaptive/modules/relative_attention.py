@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.packed_linear import PackedLinear
 from fairseq_adaptive.ops import matmul, relative_attention
+from fairseq_adaptive.ops.relative_attention import step
 
 
 class RelativePositions(nn.Module):
@@ -206,9 +207,11 @@ class RelativeAttention(nn.Module):
 
         needed = keys.size(2) + 1
         distances = project(needed) if cache is None else cache.positions(needed, project)  # H x (K + 1) x D
-        dropout = self.dropout if self.training else 0.0
-        biases = self.content_bias, self.position_bias
-        out = relative_attention(queries, keys, values, distances, *biases, window, dropout)
+        operands = queries, keys, values, distances, self.content_bias, self.position_bias
+        if x.size(1) == 1 and not (self.training or torch.is_grad_enabled()):
+            out = step.attend(*operands)
+        else:
+            out = relative_attention(*operands, window, self.dropout if self.training else 0.0)
         return self.out_proj(out.permute(1, 2, 0, 3).reshape(*x.shape[:2], inner))
 
     def _heads(self, x: Tensor) -> Tensor:

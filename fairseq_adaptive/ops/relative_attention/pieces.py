@@ -19,10 +19,6 @@ def attend(queries, keys, values, distances, content_bias, position_bias, window
     """As ``naive.py`` defines it, with the dtype of ``queries`` for all but the biases."""
     inputs = queries, keys, values, distances, content_bias, position_bias
     gradient = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
-    if not (gradient or dropout) and queries.size(2) == 1:  # position by position, calls are most of the time
-        biases = (_scaled(bias, queries) for bias in inputs[4:])
-        weights = _weights(queries, keys, distances, *biases, window)[0].to(values.dtype)
-        return torch.bmm(weights, values.flatten(0, 1)).view(queries.shape)
     seed = int(torch.randint(2**62, ())) if dropout else None  # of torch's generator, so that seeds and checkpoints hold
     if gradient:
         return PiecewiseAttention.apply(*inputs, window, dropout, seed)

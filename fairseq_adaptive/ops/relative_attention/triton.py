@@ -17,6 +17,11 @@ def _settings(queries, keys, window, kept, seed):
     return *sizes, kept < 1, BLOCK, max(16, triton.next_power_of_2(dim))
 
 
+def _stages(queries):
+    """How many blocks are loaded ahead: in float32 one fills as much shared memory as there may be."""
+    return {"num_stages": 1 if queries.dtype == torch.float32 else 3}
+
+
 @torch.library.custom_op("fairseq_adaptive::relative_attention", mutates_args=())
 def _run_forward(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, distances: torch.Tensor, content_bias: torch.Tensor,
@@ -28,7 +33,7 @@ def _run_forward(
     if queries.numel():
         inputs = queries, keys, values, distances, content_bias, position_bias
         grid = triton.cdiv(queried, BLOCK), heads * batch
-        kernels.forward[grid](*inputs, out, normalisers, *_settings(queries, keys, window, kept, seed))
+        kernels.forward[grid](*inputs, out, normalisers, *_settings(queries, keys, window, kept, seed), **_stages(queries))
     return out, normalisers
 
 
@@ -45,10 +50,13 @@ def _run_backward(
     if queries.numel():
         deltas = (grad.float() * out.float()).sum(-1)
         inputs = queries, keys, values, distances, content_bias, position_bias, grad, normalisers, deltas
-        settings, length = _settings(queries, keys, window, kept, seed), keys.size(2)
-        kernels.backward_queries[triton.cdiv(queried, BLOCK), heads * batch](*inputs, by_content, by_position, *settings)
-        kernels.backward_keys[triton.cdiv(length, BLOCK), heads * batch](*inputs, *others[:2], *settings)
-        kernels.backward_distances[triton.cdiv(length + 1, BLOCK), heads](*inputs, others[2], *settings)
+        settings, stages = _settings(queries, keys, window, kept, seed), _stages(queries)
+        for kernel, positions, programs, outputs in (
+            (kernels.backward_queries, queried, heads * batch, (by_content, by_position)),
+            (kernels.backward_keys, keys.size(2), heads * batch, others[:2]),
+            (kernels.backward_distances, distances.size(1), heads, others[2:]),
+        ):
+            kernel[triton.cdiv(positions, BLOCK), programs](*inputs, *outputs, *settings, **stages)
     return [by_content, by_position, *others]
 
 
