@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Forward and backward pass of adaptive softmaxes: ours, fairseq's, torch's, Transformer-XL's, and the full softmax.
 
-Targets are drawn from Zipf's law. Memory is what the process (Linux) or the CUDA allocator has at most during a step,
-less what it has before: activations and gradients, but not weights.
+Targets are drawn from Zipf's law. Times are of steps one after the other, as in training. Memory is what the process
+(Linux) or the CUDA allocator has at most during one more step, less what it has before: activations and gradients, but
+not weights.
 """
 
 import argparse
@@ -77,23 +78,29 @@ def main():
     def step(module, loss):
         module.zero_grad()
         hidden.grad = None
-        start_memory(args.device)
         start = clock()
         loss().backward()
         synchronize(args.device)
-        return clock() - start, used_memory(args.device)
+        return clock() - start
 
-    figures = {name: [] for name in losses}
+    times = {name: [] for name in losses}
     for round in range(args.rounds + 1):
         for name, (module, loss) in losses.items():
-            figure = step(module.to(args.device), loss)
+            seconds = step(module.to(args.device), loss)
             if round:  # the first is for warming up
-                figures[name].append(figure)
-    reference = statistics.median(seconds for seconds, _ in figures["full softmax"])
-    for name, steps in figures.items():
-        seconds, memory = (statistics.median(values) for values in zip(*steps))
-        speed = reference / seconds
-        print(f"{name}: {1000 * seconds:.1f} ms, {memory / 2**20:.0f} MiB, {speed:.2f} x the full softmax")
+                times[name].append(seconds)
+    reference = statistics.median(times["full softmax"])
+    for name, (module, loss) in losses.items():
+        module.zero_grad()
+        hidden.grad = None
+        start_memory(args.device)
+        step(module, loss)
+        seconds, memory = statistics.median(times[name]), used_memory(args.device)
+        compared = [f"{reference / seconds:.2f} x the full softmax"]
+        if args.peer:
+            ratio = statistics.median(theirs / mine for theirs, mine in zip(times["public"], times[name]))
+            compared.append(f"{ratio:.2f} x the public code")
+        print(f"{name}: {1000 * seconds:.1f} ms, {memory / 2**20:.0f} MiB, {', '.join(compared)}")
 
 
 @torch.no_grad()
