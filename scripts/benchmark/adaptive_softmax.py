@@ -109,7 +109,8 @@ def build_public(args, ours, cutoffs):
     code = public_transformer_xl.load(args.peer)
     width, factor = args.hidden_dim, int(args.factor)
     public = code.ProjectedAdaptiveLogSoftmax(args.vocab_size, width, width, cutoffs, div_val=factor).to(args.device)
-    for layer, table, bias in zip(public.out_layers, ours.tables, ours.bias.split([len(table) for table in ours.tables])):
+    biases = ours.bias.split([len(table) for table in ours.tables])
+    for layer, table, bias in zip(public.out_layers, ours.tables, biases):
         layer.weight.copy_(table)
         layer.bias.copy_(bias)
     for mine, theirs in zip(ours.projections, public.out_projs):

@@ -51,8 +51,8 @@ class Public(nn.Module):
         cutoffs = [int(cutoff) for cutoff in args.cutoffs.split(",")]
         self.model = public_transformer_xl.load(args.peer).MemTransformerLM(
             args.vocab_size, args.layers, args.heads, args.embed_dim, args.embed_dim // args.heads, args.ffn_embed_dim,
-            args.dropout, 0.0, cutoffs=cutoffs, tie_projs=[False] + [True] * len(cutoffs), tgt_len=args.length, ext_len=0,
-            mem_len=args.memory,
+            args.dropout, 0.0, cutoffs=cutoffs, tie_projs=[False] + [True] * len(cutoffs), tgt_len=args.length,
+            ext_len=0, mem_len=args.memory,
         )
         for layer in self.model.layers:  # torch no longer takes masks of bytes
             layer.dec_attn.register_forward_pre_hook(
@@ -122,7 +122,8 @@ def compare(ours, public, args, words):
             loss = model(tokens, target)
             loss.backward()
             losses.append(loss.item() / tokens.numel())
-    theirs = {name: weight.grad.flip(0) if turned else weight.grad for name, (weight, turned) in public.renamed().items()}
+    renamed = public.renamed().items()
+    theirs = {name: weight.grad.flip(0) if turned else weight.grad for name, (weight, turned) in renamed}
     mine = {name: weight.grad for name, weight in ours.named_parameters() if name in theirs}
     # norms: that one of a million ReLUs is on the other side of 0 shows in single entries
     errors = {name: ((mine[name] - grad).norm() / grad.norm()).item() for name, grad in theirs.items()}
@@ -176,7 +177,8 @@ def main():
         figures = {name: [each[column] for each in values] for name, values in times.items()}
         ratios = sorted(theirs / mine for mine, theirs in zip(figures["ours"], figures["public"]))
         medians = ", ".join(f"{name} {statistics.median(values) * 1e3:.0f}" for name, values in figures.items())
-        print(f"{title}: {medians} ms, {statistics.median(ratios):.2f} times ours (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})")
+        ratio = f"{statistics.median(ratios):.2f} times ours (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"{title}: {medians} ms, {ratio}")
     if args.profile:
         for name, model in models.items():
             with torch.profiler.profile() as profile:

@@ -151,7 +151,8 @@ def backward_queries(
 
 @triton.jit
 def backward_keys(
-    queries, keys, values, distances, content_bias, position_bias, out_grad, normalisers, deltas, keys_grad, values_grad,
+    queries, keys, values, distances, content_bias, position_bias, out_grad, normalisers, deltas,
+    keys_grad, values_grad,
     batch, queried, length, dim, window, scale, kept, seed, dropped: tl.constexpr, block: tl.constexpr,
     width: tl.constexpr,
 ):  # fmt: skip
@@ -190,7 +191,7 @@ def backward_distances(
     batch, queried, length, dim, window, scale, kept, seed, dropped: tl.constexpr, block: tl.constexpr,
     width: tl.constexpr,
 ):  # fmt: skip
-    """One program for a block of distances of one head; here keys are the band, and a row picks further to the right."""
+    """One program for a block of distances of one head; here keys are the band, and rows pick further to the right."""
     head, start = tl.program_id(1).to(tl.int64), tl.program_id(0) * block
     number, columns = start + tl.arange(0, block), tl.arange(0, width)
     own = _load(distances + head * (length + 1) * dim, number, length + 1, dim, columns)

@@ -21,7 +21,7 @@ def attention_weights(
     position_bias: Tensor,
     window: Optional[int] = None,
 ) -> Tensor:
-    """How much each query attends to each key, ``[H, B, T, K]``, in float32 at least; see :func:`relative_attention`."""
+    """How much each query attends to each key, ``[H, B, T, K]``, in float32 at least (:func:`relative_attention`)."""
     queried, length = queries.size(2), keys.size(2)
     by_content = torch.einsum("hbid,hbjd->hbij", queries + content_bias[:, None, None], keys)
     by_distance = torch.einsum("hbid,hnd->hbin", queries + position_bias[:, None, None], distances)

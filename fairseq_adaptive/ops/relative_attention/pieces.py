@@ -11,7 +11,7 @@ from fairseq_adaptive.ops.random import kept_of, survivors
 from fairseq_adaptive.ops.relative_attention.naive import hidden_keys
 
 BLOCK = 128  # queries at a time in segments that are longer than two blocks
-PIECE = 2**18  # scores at a time, or those of one head, row and block
+PIECE = 2**19  # scores at a time, or those of one head, row and block; more are slower, and fewer take more calls
 DEVICE_PIECE = 2**26  # the same where there is no cache to fit
 
 
@@ -19,7 +19,7 @@ def attend(queries, keys, values, distances, content_bias, position_bias, window
     """As ``naive.py`` defines it, with the dtype of ``queries`` for all but the biases."""
     inputs = queries, keys, values, distances, content_bias, position_bias
     gradient = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
-    seed = int(torch.randint(2**62, ())) if dropout else None  # of torch's generator, so that seeds and checkpoints hold
+    seed = int(torch.randint(2**62, ())) if dropout else None  # torch's seed and state decide it
     if gradient:
         return PiecewiseAttention.apply(*inputs, window, dropout, seed)
     return _Run(*inputs, window, dropout, seed).forward()
@@ -41,7 +41,8 @@ def _weights(queries, keys, distances, content_bias, position_bias, window):
         window: as in ``naive.py``
 
     Returns:
-        weights ``[n G, t, k]``, queries by content ``[n G, t, D]`` and by position ``[n, G t, D]``, keys ``[n G, k, D]``
+        weights ``[n G, t, k]``, queries by content ``[n G, t, D]`` and by position ``[n, G t, D]``, and keys
+        ``[n G, k, D]``
     """
     queried, length, scale = queries.size(2), keys.size(2), queries.size(3) ** -0.5
     by_content = torch.add(content_bias, queries, alpha=scale).flatten(0, 1)
@@ -158,11 +159,14 @@ class _Run:
     def backward(self, grad):
         """The gradients of queries, keys, values, distances, content bias and position bias."""
         dtype, exact = self.queries.dtype, torch.promote_types(self.queries.dtype, torch.float32)
-        # D before K: a product is faster with the small matrix first
-        keys_grad, values_grad, distances_grad = (
-            torch.zeros(each.transpose(-1, -2).shape, dtype=exact, device=each.device)
-            for each in (self.keys, self.values, self.distances)
-        )
+        # whether each key is in one piece
+        once = self.window is None and self.queries.size(2) <= 2 * BLOCK and self.queries.numel() > 0
+
+        def new(like, make):  # D before K: a product is faster with the small matrix first
+            return make(like.transpose(-1, -2).shape, dtype=exact, device=like.device)
+
+        keys_grad, values_grad = (new(each, torch.empty if once else torch.zeros) for each in (self.keys, self.values))
+        distances_grad, add = new(self.distances, torch.zeros), Tensor.copy_ if once else Tensor.add_
         queries_grad = torch.empty_like(self.queries, dtype=exact)
         biases_grad = [torch.zeros_like(bias, dtype=exact) for bias in (self.content_bias, self.position_bias)]
         for piece in self.pieces():
@@ -175,7 +179,7 @@ class _Run:
                 of_weights.mul_(survivors)
                 used = weights * survivors
             into = values_grad[piece.heads, piece.rows, :, piece.keys]  # n x G x D x k
-            into += products(of_out.transpose(1, 2), used.to(dtype).transpose(1, 2)).view(into.shape)
+            add(into, products(of_out.transpose(1, 2), used.to(dtype).transpose(1, 2)).view(into.shape))
 
             of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, exact).to(dtype)
             of_rows = of_scores.new_empty(pairs, queried * (length + 1))  # shifted back
@@ -184,7 +188,7 @@ class _Run:
             of_rows = of_rows.view(len(distances), -1, length + 1)  # n x G t x (k + 1)
 
             into = keys_grad[piece.heads, piece.rows, :, piece.keys]
-            into += products(by_content.transpose(1, 2), of_scores.transpose(1, 2)).view(into.shape)
+            add(into, products(by_content.transpose(1, 2), of_scores.transpose(1, 2)).view(into.shape))
             into = distances_grad[piece.heads, :, piece.first :]
             into += products(by_position.transpose(1, 2), of_rows.transpose(1, 2))
             into = piece.of(queries_grad)

@@ -24,8 +24,8 @@ def _stages(queries):
 
 @torch.library.custom_op("fairseq_adaptive::relative_attention", mutates_args=())
 def _run_forward(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, distances: torch.Tensor, content_bias: torch.Tensor,
-    position_bias: torch.Tensor, window: int | None, kept: float, seed: int,
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, distances: torch.Tensor,
+    content_bias: torch.Tensor, position_bias: torch.Tensor, window: int | None, kept: float, seed: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Return the output and the logarithms of the rows' sums, ``[H, B, T]`` in float32; inputs are contiguous."""
     heads, batch, queried, _ = queries.shape
@@ -33,7 +33,8 @@ def _run_forward(
     if queries.numel():
         inputs = queries, keys, values, distances, content_bias, position_bias
         grid = triton.cdiv(queried, BLOCK), heads * batch
-        kernels.forward[grid](*inputs, out, normalisers, *_settings(queries, keys, window, kept, seed), **_stages(queries))
+        settings = _settings(queries, keys, window, kept, seed)
+        kernels.forward[grid](*inputs, out, normalisers, *settings, **_stages(queries))
     return out, normalisers
 
 
