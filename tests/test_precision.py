@@ -15,7 +15,7 @@ from fairseq_adaptive.criterions.expected_output import _expected
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.halting import ACT, UniversalACT
 from fairseq_adaptive.modules.pondernet import PonderNet, prior_divergence, truncated_geometric
-from fairseq_adaptive.modules.skimming import masked_softmax
+from fairseq_adaptive.ops.skim_attention.naive import masked_softmax
 from fairseq_adaptive.modules.tape import TapeReader, masked_mean
 from fairseq_adaptive.modules.trace import Step, Trace
 

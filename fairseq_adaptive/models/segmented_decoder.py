@@ -7,6 +7,7 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
+from fairseq_adaptive.modules.dropout import quicken_dropout
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
 from fairseq_adaptive.modules.residual_block import AttentionBlock, FeedForwardBlock
 
@@ -101,6 +102,7 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         self.reset_parameters(cfg.init_std)
         if cfg.share_decoder_input_output_embed and not cutoffs:
             self.output_projection.weight = self.embed_tokens.tables[0]
+        quicken_dropout(self)
 
     def build_block(self, kind, cfg, content_bias, position_bias):
         """A block of one kind, ``a`` or ``f``; the biases u and v are None where each block has its own."""

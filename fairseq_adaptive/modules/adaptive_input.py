@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ops.matmul import linear
 
 
 def cluster_ends(vocab_size: int, cutoffs: Sequence[int]) -> Tuple[int, ...]:
@@ -107,7 +108,7 @@ class AdaptiveInput(nn.Module):
         if self.factor == 1:
             embedded = F.embedding(tokens, self.tables[0], self.padding_idx)
             if len(self.projections):
-                embedded = F.linear(embedded, self.projections[0])
+                embedded = linear(embedded, self.projections[0])
             return embedded * self.output_dim**0.5
         flat = tokens.reshape(-1)
         padding_cluster, padding_row = (None, None) if self.padding_idx is None else self._place(self.padding_idx)
@@ -116,7 +117,7 @@ class AdaptiveInput(nn.Module):
             place = ((flat >= start) & (flat < end)).nonzero().squeeze(-1)
             padding = padding_row if cluster == padding_cluster else None
             row = F.embedding(flat.index_select(0, place) - start, self.tables[cluster], padding)
-            rows.append(F.linear(row, self.projections[cluster]))
+            rows.append(linear(row, self.projections[cluster]))
             places.append(place)
         places = torch.cat(places)
         if len(places) < len(flat):

@@ -19,6 +19,7 @@ from fairseq_adaptive.modules.adaptive_input import (
     normal_parameter,
 )
 from fairseq_adaptive.ops import adaptive_cross_entropy, label_smoothed_cross_entropy
+from fairseq_adaptive.ops.matmul import linear
 
 
 def cross_entropies(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tuple[Tensor, Tensor]:
@@ -164,7 +165,7 @@ class AdaptiveSoftmax(nn.Module):
             self.cluster_bias = nn.Parameter(torch.zeros(clusters - 1))
 
     def _project(self, cluster, hidden):
-        projected = hidden @ self.projections[cluster] if len(self.projections) else hidden
+        projected = linear(hidden, self.projections[cluster].t()) if len(self.projections) else hidden
         return F.dropout(projected, self.dropout, self.training) if cluster else projected
 
     def _sizes(self):

@@ -4,7 +4,7 @@ import torch
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from fairseq_adaptive.ops.dropout_mask import dropout_mask, keeps_some
+from fairseq_adaptive.ops.random import kept_of, survivors
 
 
 class FastDropout(FairseqDropout):
@@ -17,10 +17,11 @@ class FastDropout(FairseqDropout):
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         """Any shape to the same shape; ``inplace`` is allowed, not done."""
+        kept = kept_of(self.p)
         active = self.training or self.apply_during_inference
-        if x.device.type != "cpu" or not active or not keeps_some(self.p) or torch.jit.is_scripting():
+        if x.device.type != "cpu" or not active or not 0 < kept < 1 or torch.jit.is_scripting():
             return super().forward(x, inplace)
-        return x * dropout_mask(x.shape, self.p, x.dtype)
+        return x * survivors(x.shape, kept, x.device).to(x.dtype).mul_(1 / kept)
 
 
 def quicken_dropout(model: nn.Module) -> None:

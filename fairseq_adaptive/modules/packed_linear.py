@@ -1,4 +1,4 @@
-"""Linear layers for inference on a CPU, with weights laid out once for all products to come."""
+"""Linear layers on a CPU: products of oneDNN, for inference with weights laid out once for all products to come."""
 
 from typing import Optional
 
@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# below this many multiplications a product costs less than the call of oneDNN (measured, one AVX-512 core)
-_LEAST_PRODUCTS = 2**20
+from fairseq_adaptive.ops import matmul
 
 
 class PackedWeights:
@@ -25,7 +24,7 @@ class PackedWeights:
         self.weight, self.bias, self._packed = weight, bias, None
         packable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.enabled
         packable &= torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        self._least = _LEAST_PRODUCTS / weight.size(0) if packable else float("inf")
+        self._least = matmul.LEAST / weight.size(0) if packable else float("inf")
 
     def __call__(self, x: Tensor) -> Tensor:
         """... x I -> ... x O"""
@@ -58,6 +57,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
+            return matmul.linear(x, self.weight, self.bias)
+        if x.numel() * self.out_features < matmul.LEAST:  # as packed weights do, without a look at them
             return F.linear(x, self.weight, self.bias)
         return self.packed()(x)
 

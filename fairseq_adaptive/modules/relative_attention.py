@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-
-BLOCK = 128  # queries at a time in long segments
+from fairseq_adaptive.modules.packed_linear import PackedLinear
+from fairseq_adaptive.ops import matmul
+from fairseq_adaptive.ops.relative_attention import relative_attention, step
 
 
 class RelativePositions(nn.Module):
@@ -155,9 +156,9 @@ class RelativeAttention(nn.Module):
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.head_dim = head_dim or embed_dim // num_heads
         inner = self.num_heads * self.head_dim
-        self.qkv_proj = nn.Linear(embed_dim, 3 * inner, bias=False)
-        self.position_proj = nn.Linear(embed_dim, inner, bias=False)
-        self.out_proj = nn.Linear(inner, embed_dim, bias=False)
+        self.qkv_proj = PackedLinear(embed_dim, 3 * inner, bias=False)
+        self.position_proj = PackedLinear(embed_dim, inner, bias=False)
+        self.out_proj = PackedLinear(inner, embed_dim, bias=False)
         for projection in (self.qkv_proj, self.position_proj, self.out_proj):
             nn.init.normal_(projection.weight, std=0.02)  # the public recipe's, also for the biases
         own = [nn.Parameter(torch.randn(num_heads, self.head_dim) * 0.02) for _ in range(2)]
@@ -193,7 +194,7 @@ class RelativeAttention(nn.Module):
         inner = self.num_heads * self.head_dim
         queries, keys, values = self._heads(self.qkv_proj(x))  # H x B x T x D
         if memory is not None:  # apart from x: no gradient is computed for the memory
-            past = self._heads(F.linear(memory, self.qkv_proj.weight[inner:]))
+            past = self._heads(matmul.linear(memory, self.qkv_proj.weight[inner:]))
             keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)  # H x B x K x D
         if cache is not None:
             keys, values = cache.append(keys, values)
@@ -206,51 +207,13 @@ class RelativeAttention(nn.Module):
 
         needed = keys.size(2) + 1
         distances = project(needed) if cache is None else cache.positions(needed, project)  # H x (K + 1) x D
-        attend = self._attend if x.size(1) <= 2 * BLOCK else self._attend_in_blocks
-        out = attend(queries, keys, values, distances, window)
+        operands = queries, keys, values, distances, self.content_bias, self.position_bias
+        if x.size(1) == 1 and not (self.training or torch.is_grad_enabled()):
+            out = step.attend(*operands)
+        else:
+            out = relative_attention(*operands, window, self.dropout if self.training else 0.0)
         return self.out_proj(out.permute(1, 2, 0, 3).reshape(*x.shape[:2], inner))
 
     def _heads(self, x: Tensor) -> Tensor:
         # heads first: so the rows of all sentences meet the positions of a head in one product
         return x.view(*x.shape[:2], -1, self.num_heads, self.head_dim).permute(2, 3, 0, 1, 4).contiguous()
-
-    def _attend_in_blocks(self, queries, keys, values, distances, window):
-        """As :meth:`_attend`, without most of the keys that a block of queries does not see anyway."""
-        outputs = []
-        end = keys.size(2) - queries.size(2)
-        for block in queries.split(BLOCK, 2):
-            end += block.size(2)
-            start = 0 if window is None else max(0, end - block.size(2) - window + 1)
-            near = distances[:, distances.size(1) - (end - start) - 1 :]
-            outputs.append(self._attend(block, keys[:, :, start:end], values[:, :, start:end], near, window))
-        return torch.cat(outputs, 2)
-
-    def _attend(self, queries, keys, values, distances, window):
-        heads, batch, queried, dim = queries.shape
-        length = keys.size(2)
-        queries = queries * dim**-0.5
-        by_content = (queries + (self.content_bias * dim**-0.5)[:, None, None]).flatten(0, 1)
-        by_position = (queries + (self.position_bias * dim**-0.5)[:, None, None]).flatten(1, 2)
-        scores = torch.bmm(by_position, distances.transpose(1, 2))  # H x B T x (K + 1), distances K to 0
-        # row i needs distance M + i at key 0: one entry further to the left with each row of K + 1, so in rows of K
-        scores = scores.view(heads * batch, -1)[:, queried:].view(-1, queried, length)
-        scores = torch.baddbmm(scores, by_content, keys.flatten(0, 1).transpose(1, 2))  # H B x T x K
-        hidden = _hidden(queried, length, window, keys.device)
-        if hidden is not None:
-            with torch.no_grad():  # the softmax passes no gradient to them
-                scores.masked_fill_(hidden, float("-inf"))
-        weights = F.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).type_as(scores)
-        weights = F.dropout(weights, self.dropout, self.training)
-        return torch.bmm(weights, values.flatten(0, 1)).view(heads, batch, queried, dim)
-
-
-def _hidden(queried: int, length: int, window: Optional[int], device) -> Optional[Tensor]:
-    """True where a query must not see a key, T x K; None when all may be seen."""
-    before = length - queried
-    if queried == 1 and (window is None or window >= length):
-        return None
-    hidden = torch.ones(queried, length, dtype=torch.bool, device=device)
-    hidden = hidden.triu(before + 1)
-    if window is not None:
-        hidden |= torch.ones_like(hidden).tril(before - window)
-    return hidden

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fairseq.modules import FairseqDropout, LayerNorm
 from torch import nn
 
+from fairseq_adaptive.modules.packed_linear import PackedLinear
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
 from fairseq_adaptive.modules.residual import add_and_norm
 
@@ -72,8 +73,8 @@ class FeedForwardBlock(ResidualBlock):
     def __init__(self, embed_dim, ffn_dim, dropout=0.0, activation_dropout=0.0, normalize_before=False):
         super().__init__(embed_dim, dropout, normalize_before)
         self.activation_dropout_module = FairseqDropout(activation_dropout, module_name=self.__class__.__name__)
-        self.fc1 = nn.Linear(embed_dim, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, embed_dim)
+        self.fc1 = PackedLinear(embed_dim, ffn_dim)
+        self.fc2 = PackedLinear(ffn_dim, embed_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[B, T, C]`` to ``[B, T, C]``."""

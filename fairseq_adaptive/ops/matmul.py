@@ -1,4 +1,8 @@
-"""Matrix products without a graph, on the faster of torch's two libraries."""
+"""Matrix products on the faster of torch's two libraries.
+
+On a CPU torch multiplies float32 matrices with MKL, which takes about twice as long as oneDNN on processors not of
+Intel's make. What is neither float32 nor on a CPU, small, or under autocast, goes torch's way.
+"""
 
 from typing import Optional
 
@@ -7,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-LEAST = 2**24  # multiplications; below, a call of oneDNN costs as much as it saves
-LEAST_EACH = 2**21  # of one matrix of a batch
+LEAST = 2**20  # multiplications; below, a call of oneDNN costs as much as it saves
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 if _LINEAR is not None:
@@ -18,42 +21,83 @@ if _LINEAR is not None:
         return 2 * torch.Size(x_shape).numel() * weight_shape[0]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-    """Return ``x weight^T + bias``, ``[N, O]``, without a gradient.
-
-    On a CPU torch multiplies float32 matrices with MKL, which takes about twice as long as oneDNN on processors not of
-    Intel's make.
-
-    Args:
-        x: ``[N, I]``
-        weight: ``[O, I]``
-        bias: ``[O]`` or None
-    """
-    if x.numel() * len(weight) < LEAST or not _onednn(x, weight):
-        return F.linear(x, weight, bias)
-    return _LINEAR(x, weight, bias, "none", [], "")
-
-
-def _onednn(x: Tensor, y: Tensor) -> bool:
+def _for_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
-        and x.dtype == y.dtype == torch.float32
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() * len(weight) >= LEAST
         and _LINEAR is not None
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
-def batched(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a b``, ``[G, N, M]``, without a gradient.
+def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # for rows with gaps between them oneDNN has but a loop, 100 times slower
+    return _LINEAR(x, weight, bias, "none", [], "")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """Return ``x weight^T + bias``, ``[..., O]``, with gradients of the first order.
 
     Args:
-        a: ``[G, N, K]``
-        b: ``[G, K, M]``
+        x: ``[..., I]``
+        weight: ``[O, I]``
+        bias: ``[O]`` or None
     """
-    if a.size(1) * a.size(2) * b.size(2) < LEAST_EACH or not _onednn(a, b):
-        return torch.bmm(a, b)
-    out = a.new_empty(a.size(0), a.size(1), b.size(2))
-    for x, y, result in zip(a, b, out):
-        result.copy_(_LINEAR(x, y.t(), None, "none", [], ""))
-    return out
+    if not _for_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    rows = x if x.dim() == 2 else x.reshape(-1, x.size(-1))
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, weight, bias)):
+        y = _Linear.apply(rows, weight, bias)
+    else:
+        y = _onednn(rows, weight, bias)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], len(weight))
+
+
+class _Linear(torch.autograd.Function):
+    """:func:`linear` of rows ``[N, I]``, whose two products backward are oneDNN's, too."""
+
+    @staticmethod
+    def forward(x, weight, bias):
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        with torch.autocast("cpu", enabled=False):
+            return (
+                linear(grad, weight.t()) if of_x else None,
+                linear(grad.t(), x.t()) if of_weight else None,
+                grad.sum(0) if of_bias else None,
+            )
+
+
+def products(x: Tensor, y: Tensor, added: Optional[Tensor] = None) -> Tensor:
+    """Return ``x_n y_n^T`` for each n, ``[N, I, O]``, plus ``added``, without a gradient.
+
+    Args:
+        x: ``[N, I, D]``
+        y: ``[N, O, D]``
+        added: ``[N, I, O]`` or None
+    """
+    pairs, rows, width = x.shape
+    if pairs and rows * width * y.size(1) >= LEAST and _for_onednn(x[0], y[0]):
+        if pairs == 1:
+            product = _onednn(x[0], y[0])[None]
+            return product if added is None else product.add_(added)
+        results = x.new_empty(pairs, rows, y.size(1))
+        for number, result in enumerate(results):
+            product = _onednn(x[number], y[number])
+            result.copy_(product) if added is None else torch.add(product, added[number], out=result)
+        return results
+    y = y.transpose(1, 2)
+    return torch.bmm(x, y) if added is None else torch.baddbmm(added, x, y)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Forward and backward pass of our adaptive softmax, fairseq's, torch's and the full softmax, measured in turn.
+"""Forward and backward pass of adaptive softmaxes: ours, fairseq's, torch's, Transformer-XL's, and the full softmax.
 
-Targets are drawn from Zipf's law. Memory is what the process (Linux) or the CUDA allocator has at most during a step,
-less what it has before: activations and gradients, but not weights.
+Targets are drawn from Zipf's law. Times are of steps one after the other, as in training. Memory is what the process
+(Linux) or the CUDA allocator has at most during one more step, less what it has before: activations and gradients, but
+not weights.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import ctypes
 import statistics
 import time
 
+import public_transformer_xl
 import torch
 import torch.nn.functional as F
 from common import describe
@@ -27,6 +29,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="for ours and the full softmax")
     parser.add_argument("--rounds", type=int, default=7, help="how often all are measured in turn")
+    parser.add_argument("--peer", metavar="FOLDER", help="a checkout of kimiyoung/transformer-xl to measure beside")
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -49,6 +52,9 @@ def main():
         pairs = zip(*fairseqs(hidden, target))
         return sum(F.cross_entropy(logits, words, reduction="sum") for logits, words in pairs if words is not None)
 
+    def public_loss():
+        return public(hidden, target).sum()
+
     losses = {
         "ours": (ours, lambda: ours.summed(hidden, target, args.label_smoothing)[0]),
         "fairseq": (fairseqs, fairseq_loss),
@@ -59,28 +65,59 @@ def main():
         ),
     }
 
+    if args.peer:
+        public = build_public(args, ours, cutoffs)
+        expected, loss = public_loss().item(), ours.summed(hidden, target)[0].item()
+        print(f"loss of ours and of the public code with the same weights: {loss:.2f}, {expected:.2f}")
+        if abs(loss / expected - 1) > 1e-5:
+            raise SystemExit("they differ")
+        losses["public"] = public, public_loss
+
     clock = time.process_time if args.processor_time else time.perf_counter
 
     def step(module, loss):
         module.zero_grad()
         hidden.grad = None
-        start_memory(args.device)
         start = clock()
         loss().backward()
         synchronize(args.device)
-        return clock() - start, used_memory(args.device)
+        return clock() - start
 
-    figures = {name: [] for name in losses}
+    times = {name: [] for name in losses}
     for round in range(args.rounds + 1):
         for name, (module, loss) in losses.items():
-            figure = step(module.to(args.device), loss)
+            seconds = step(module.to(args.device), loss)
             if round:  # the first is for warming up
-                figures[name].append(figure)
-    reference = statistics.median(seconds for seconds, _ in figures["full softmax"])
-    for name, steps in figures.items():
-        seconds, memory = (statistics.median(values) for values in zip(*steps))
-        speed = reference / seconds
-        print(f"{name}: {1000 * seconds:.1f} ms, {memory / 2**20:.0f} MiB, {speed:.2f} x the full softmax")
+                times[name].append(seconds)
+    reference = statistics.median(times["full softmax"])
+    for name, (module, loss) in losses.items():
+        module.zero_grad()
+        hidden.grad = None
+        start_memory(args.device)
+        step(module, loss)
+        seconds, memory = statistics.median(times[name]), used_memory(args.device)
+        compared = [f"{reference / seconds:.2f} x the full softmax"]
+        if args.peer:
+            ratio = statistics.median(theirs / mine for theirs, mine in zip(times["public"], times[name]))
+            compared.append(f"{ratio:.2f} x the public code")
+        print(f"{name}: {1000 * seconds:.1f} ms, {memory / 2**20:.0f} MiB, {', '.join(compared)}")
+
+
+@torch.no_grad()
+def build_public(args, ours, cutoffs):
+    """``ProjectedAdaptiveLogSoftmax`` with the weights of ours; its clusters stand in the reverse order in the head."""
+    code = public_transformer_xl.load(args.peer)
+    width, factor = args.hidden_dim, int(args.factor)
+    public = code.ProjectedAdaptiveLogSoftmax(args.vocab_size, width, width, cutoffs, div_val=factor).to(args.device)
+    biases = ours.bias.split([len(table) for table in ours.tables])
+    for layer, table, bias in zip(public.out_layers, ours.tables, biases):
+        layer.weight.copy_(table)
+        layer.bias.copy_(bias)
+    for mine, theirs in zip(ours.projections, public.out_projs):
+        theirs.copy_(mine)
+    public.cluster_weight.copy_(ours.cluster_weight.flip(0))
+    public.cluster_bias.copy_(ours.cluster_bias.flip(0))
+    return public
 
 
 def synchronize(device):

@@ -6,19 +6,15 @@ and without the cache. Outputs and gradients are compared first.
 """
 
 import argparse
-import importlib.util
 import statistics
-import sys
 import time
-import types
-from pathlib import Path
 
+import public_transformer_xl
 import torch
 import torch.nn.functional as F
 from common import describe
 from torch import nn
 
-from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
 
 
@@ -35,7 +31,13 @@ class Ours(nn.Module):
 
 
 class Plain(Ours):
-    """The same parameters; scores shifted by padding, projections of the whole context in one go."""
+    """The same parameters; scores shifted by padding, projections of the whole context in one go, torch's products."""
+
+    def __init__(self, args):
+        super().__init__(args)
+        for each in self.attention.modules():
+            if isinstance(each, nn.Linear):
+                each.__class__ = nn.Linear
 
     def forward(self, x, memory=None):
         own = self.attention
@@ -59,18 +61,7 @@ class Public(nn.Module):
 
     def __init__(self, args):
         super().__init__()
-        source = Path(args.peer) / "pytorch" / "mem_transformer.py"
-        if not source.is_file():
-            raise UsageError(f"--peer must be a checkout of kimiyoung/transformer-xl: there is no {source}")
-        # what it imports for other parts does not load without CUDA
-        names = {"proj_adaptive_softmax": "ProjectedAdaptiveLogSoftmax", "log_uniform_sampler": "LogUniformSampler"}
-        for module, name in names.items():
-            sys.modules[module] = types.ModuleType(module)
-            setattr(sys.modules[module], name, None)
-        sys.modules["log_uniform_sampler"].sample_logits = None
-        spec = importlib.util.spec_from_file_location("mem_transformer", source)
-        code = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(code)
+        code = public_transformer_xl.load(args.peer)
         self.attention = code.RelPartialLearnableMultiHeadAttn(args.heads, args.embed_dim, args.head_dim, 0.0)
         self.positions = code.PositionalEmbedding(args.embed_dim)
         self.content_bias = nn.Parameter(torch.zeros(args.heads, args.head_dim))
@@ -173,22 +164,24 @@ def largest_difference(models, args):
 
 
 def time_training(models, args):
+    clock = time.process_time if args.processor_time else time.perf_counter
     runs = {name: training_inputs(args, name) for name in models}
     times = {name: [] for name in models}
     for round_number in range(args.rounds + 1):
         for name, model in models.items():
             weight = torch.ones_like(runs[name][0])
-            start = time.perf_counter()
+            start = clock()
             step(model, *runs[name], weight)
             synchronize(args)
             if round_number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(each) for name, each in times.items()}
 
 
 @torch.no_grad()
 def time_evaluation(models, args, length):
     """Tokens per second of a stream read in segments of ``length`` behind a full memory."""
+    clock = time.process_time if args.processor_time else time.perf_counter
     batch, past = args.eval_batch_size, segment(args, args.eval_batch_size, args.eval_memory, 5)
     tokens = segment(args, batch, max(length, 32), 6)
     names = [*models, "ours, cached"]
@@ -201,7 +194,7 @@ def time_evaluation(models, args, length):
             if cache is not None:
                 model(past, cache=cache)
                 model(tokens[:, :length], cache=cache)
-            start = time.perf_counter()
+            start = clock()
             for part in tokens.split(length, 1):
                 if cache is None:
                     model(part, memory)
@@ -210,7 +203,7 @@ def time_evaluation(models, args, length):
                     model(part, cache=cache)
             synchronize(args)
             if round_number:
-                speeds[name].append(batch * tokens.size(1) / (time.perf_counter() - start))
+                speeds[name].append(batch * tokens.size(1) / (clock() - start))
     return {name: statistics.median(each) for name, each in speeds.items()}
 
 
@@ -234,6 +227,7 @@ def main():
     parser.add_argument("--eval-memory", type=int, default=640)
     parser.add_argument("--eval-batch-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=11, help="how often all are measured in turn")
+    parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

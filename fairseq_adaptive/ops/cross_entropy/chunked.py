@@ -10,6 +10,7 @@ import torch
 from fairseq_adaptive.ops.matmul import linear
 
 CHUNK = 256  # rows whose logits exist at the same time
+WORDS = 1024  # of a CPU's products for a table that is wider than the chunk is long
 
 
 def sum_up(hidden, weight, bias, target, label_smoothing, rows, dtype, grads, count=False):
@@ -44,7 +45,7 @@ def sum_up(hidden, weight, bias, target, label_smoothing, rows, dtype, grads, co
             hidden_grad[chunk] = linear(logits, table.t())
         old = 1 if start else 0
         if weight_grad is not None:  # in half precision the product is rounded, but not the sum over chunks
-            _add(weight_grad, linear(states.t(), logits.t()).t(), old)
+            _add_product(weight_grad, logits, states, old)
         if bias_grad is not None:
             _add(bias_grad, logits.sum(0, dtype=exact), old)
     return loss, nll, right
@@ -54,11 +55,23 @@ def _add(total, term, old):
     return total.add_(term) if old else total.copy_(term)
 
 
+def _add_product(total, logits, states, old):
+    """Add ``logits^T states``, ``[V, C]``; the smaller of states and of what is added to is laid out anew for it."""
+    if states.size(1) < len(states) or logits.device.type != "cpu":
+        _add(total, linear(states.t(), logits.t()).t(), old)
+        return
+    for start in range(0, len(total), WORDS):
+        words = slice(start, start + WORDS)
+        _add(total[words], linear(logits[:, words].t(), states.t()), old)
+
+
 def scaled(ctx, factor):
     """Return the gradients that ``ctx.grads`` has kept, times that of the loss, once."""
     if ctx.grads is None:
         raise RuntimeError("a fused cross-entropy keeps its gradient for one backward pass only")
     grads, ctx.grads = ctx.grads, None  # given away, so that a parameter can take the tensor itself
+    if factor.device.type == "cpu" and factor == 1:
+        return grads  # large tables are not read and written for nothing
     return [None if grad is None else grad.mul_(factor.to(grad.dtype)) for grad in grads]
 
 

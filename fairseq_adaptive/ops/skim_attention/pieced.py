@@ -9,8 +9,8 @@ from typing import Iterator, Optional, Tuple
 import torch
 from torch import Tensor
 
-from fairseq_adaptive.ops.dropout_mask import dropout_mask, keeps_some
-from fairseq_adaptive.ops.matmul import batched
+from fairseq_adaptive.ops.matmul import products
+from fairseq_adaptive.ops.random import CHOICES, kept_of, survivors
 from fairseq_adaptive.ops.skim_attention.pieces import LARGEST, Piece, Sequences
 
 
@@ -51,7 +51,7 @@ def forward(
             _put(piece, peak, highest, some)
         if dropout:
             weights.mul_(masks(weights))
-        _put(piece, batched(weights.to(value.dtype), v), out, some)
+        _put(piece, products(weights.to(value.dtype), v.transpose(1, 2)), out, some)
     return out, highest, total
 
 
@@ -84,7 +84,7 @@ def backward(
         if padding is not None:
             padding = padding.repeat_interleave(q.size(0) // piece.count, 0).unsqueeze(-1)
             g, ours = g.masked_fill(padding, 0), ours.masked_fill(padding, 0)
-        slopes = batched(g, v.transpose(1, 2)).to(exact)
+        slopes = products(g, v).to(exact)
         dropped = weights
         if dropout:
             mask = masks(weights)
@@ -93,8 +93,8 @@ def backward(
         slopes.sub_(ours).mul_(weights)  # A
         dropped, half = dropped.to(q.dtype), slopes.to(q.dtype)
         by_key = None if kept is None and padding is None else _of_keys(piece, kept, q)
-        value_grad, key_grad = batched(dropped.transpose(1, 2), g), batched(half.transpose(1, 2), q)
-        query_grad = batched(half, k if by_key is None else k * by_key)
+        value_grad, key_grad = _by_key(dropped, g), _by_key(half, q)
+        query_grad = products(half, (k if by_key is None else k * by_key).transpose(1, 2))
         if by_key is not None:
             own, own_slope = (each.diagonal(dim1=1, dim2=2).unsqueeze(-1) * (1 - by_key) for each in (dropped, half))
             value_grad = value_grad * by_key + own * g
@@ -116,10 +116,8 @@ def _parts(sequences, heads, dropout, seed) -> Iterator:
         for start in range(0, heads, step):
 
             def masks(weights):
-                if keeps_some(dropout) and weights.device.type == "cpu":
-                    return dropout_mask(weights.shape, dropout, weights.dtype, generator)
-                kept = torch.full(weights.shape, 1 - dropout, dtype=weights.dtype)
-                return torch.bernoulli(kept, generator=generator).div_(max(1 - dropout, 1e-9)).to(weights.device)
+                kept = kept_of(dropout)
+                return survivors(weights.shape, kept, "cpu", generator).to(weights).mul_(1 / max(kept, 1 / CHOICES))
 
             yield piece, slice(start, start + step), masks
 
@@ -135,7 +133,12 @@ def _put(piece: Piece, x: Tensor, whole: Tensor, some: slice):
 
 
 def _scores(q: Tensor, k: Tensor, exact: torch.dtype) -> Tensor:
-    return batched(q * q.size(-1) ** -0.5, k.transpose(1, 2)).to(exact)
+    return products(q * q.size(-1) ** -0.5, k).to(exact)
+
+
+def _by_key(weights: Tensor, x: Tensor) -> Tensor:
+    """``[g, T, T]`` of rows and keys and ``[g, T, D]`` of rows to the sums of keys, ``[g, T, D]``."""
+    return products(weights.transpose(1, 2), x.transpose(1, 2))
 
 
 def _bias(piece: Piece, kept: Optional[Tensor], dtype: torch.dtype, rows: int) -> Optional[Tensor]:
