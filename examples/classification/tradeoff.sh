@@ -18,8 +18,8 @@ shift 5
 [ $# -gt 0 ] || set -- 1
 # epochs of the dense model and of every stage, and what the stages steer to
 case $task in
-  SST-2) epochs=3 stage_epochs=3 batch=64 targets=(0.6 0.45 0.33) ;;
-  20news) epochs=3 stage_epochs=1 batch=32 targets=(0.35 0.22 0.15) ;;
+  SST-2) epochs=3 stage_epochs=3 batch=64 targets=(0.6 0.45 0.33) texts=256 ;;
+  20news) epochs=3 stage_epochs=1 batch=32 targets=(0.35 0.2) texts=64 ;; # texts that are timed
   *) usage ;;
 esac
 here=$(cd "$(dirname "$0")" && pwd)
@@ -60,4 +60,4 @@ for target in "${targets[@]}"; do
 done
 dense=$(IFS=,; echo "${dense[*]}")
 python3 "$here/../../scripts/benchmark/classification.py" "$data/bin" "dense=$dense" "${names[@]}" --subset "$subset" \
-  --batch-sizes 1 8 32 --timed-texts 256 --output "$out/results.json"
+  --batch-sizes 1 8 32 --timed-texts "$texts" --rounds 3 --output "$out/results.json"
