@@ -13,11 +13,13 @@ from torch import Tensor
 
 from fairseq_adaptive.ops import cross_entropy as loss
 from fairseq_adaptive.ops import halting_update as halting
+from fairseq_adaptive.ops import relative_attention as relative
 from fairseq_adaptive.ops import residual_norm as residual
 from fairseq_adaptive.ops import skim_attention as skimming
 from fairseq_adaptive.ops.cross_entropy import naive as naive_loss
 from fairseq_adaptive.ops.cross_entropy.chunked import CHUNK
 from fairseq_adaptive.ops.halting_update import naive as naive_halting
+from fairseq_adaptive.ops.relative_attention import naive as naive_relative
 from fairseq_adaptive.ops.residual_norm import naive as naive_residual
 from fairseq_adaptive.ops.skim_attention import naive as naive_skimming
 
@@ -103,6 +105,23 @@ def skim_attention(dtype, sequences, length, heads, width):
                 arithmetic=True)
 
 
+def relative_attention(dtype, sequences, length, heads, width):
+    """A segment and a memory of the same length."""
+    keys = (heads, sequences, 2 * length, width)
+    shapes = {"queries": (heads, sequences, length, width), "keys": keys, "values": keys,
+              "distances": (heads, 2 * length + 1, width)}
+    leaves = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
+    leaves.update({name: torch.randn(heads, width, dtype=dtype) for name in ("content_bias", "position_bias")})
+
+    def listed(function):
+        return lambda **inputs: [function(**inputs)]
+
+    product = 2 * sequences * heads * length * 2 * length * width  # three of them, then one for each of six gradients
+    return Case(f"{sequences} x {length}, memory {length}, {heads} heads of {width}",
+                listed(naive_relative.relative_attention), listed(relative.relative_attention), leaves,
+                3 * product, 9 * product, arithmetic=True)
+
+
 # name of the operation: function, sizes on a GPU, on a CPU, and to try the script
 CASES: Dict[str, Tuple] = {
     "label_smoothed_cross_entropy": (
@@ -116,5 +135,8 @@ CASES: Dict[str, Tuple] = {
     "residual_norm": (residual_norm, [(8192, 512), (65536, 1024)], [(4096, 512)], [(9, 8)]),
     "skim_attention": (
         skim_attention, [(64, 128, 12, 64), (16, 512, 12, 64)], [(16, 128, 12, 32)], [(2, 5, 2, 4)]
+    ),
+    "relative_attention": (
+        relative_attention, [(60, 150, 10, 41), (22, 512, 8, 64)], [(8, 150, 8, 64)], [(2, 5, 2, 4)]
     ),
 }

@@ -81,7 +81,7 @@ def passes(function, case, backward):
     def both():
         outputs = [each for each in function(**leaves, **case.others) if each is not None and each.requires_grad]
         if not gradients:
-            gradients.extend(torch.randn_like(each) for each in outputs)
+            gradients.extend(torch.randn_like(each, memory_format=torch.contiguous_format) for each in outputs)
         return [each.detach() for each in outputs], torch.autograd.grad(outputs, list(leaves.values()), gradients)
 
     return both

@@ -41,10 +41,10 @@ def compile_kernel(op, kernel, *args, **kwargs):
 
 def main():
     registry.Op.choose = lambda op, device, dtype: ("triton", "here launchers run on any device")
-    for name, (make, _, on_cpu, _) in CASES.items():
+    for name, (make, _, _, smallest) in CASES.items():
         triton.JITFunction.__getitem__ = lambda kernel, grid, op=name: functools.partial(compile_kernel, op, kernel)
-        for rows, *shape in on_cpu:
-            case = make(DTYPE, min(rows, 8), *shape)
+        for shape in smallest:
+            case = make(DTYPE, *shape)
             leaves = {key: leaf.requires_grad_() for key, leaf in case.leaves.items()}
             outputs = case.fused(**leaves, **case.others)
             outputs = [each for each in outputs if each is not None and each.requires_grad]

@@ -26,7 +26,7 @@ def skim_attention(
         kept: ``[R]``, 1 where a row is kept and 0 where it is skimmed; None: all are kept
         dropout: probability of leaving out a weight
     """
-    seed = int(torch.randint(2**31, ())) if dropout else 0
+    seed = int(torch.randint(2**31, (), device="cpu")) if dropout else 0
     with torch.autocast(query.device.type, enabled=False):
         return _SkimAttention.apply(query, key, value, kept, sequences, dropout, seed, torch.is_grad_enabled())
 
