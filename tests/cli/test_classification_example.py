@@ -258,6 +258,8 @@ def test_errors(archives, prepared, tmp_path):
          "dev.txt, line 1: the label 'very good' is not one word"),
         ("train.sh", [out, tmp_path / "absent.pt", *minimal], 1, "there is no checkpoint"),
         ("train.sh", [out, archives / "SUMS", minimal[0], "MRPB", *minimal[2:]], 2, "usage: bash train.sh"),
+        ("tradeoff.sh", ["SST-2", tmp_path / "texts", archives / "SUMS", tmp_path / "out", "valid"], 1,
+         "train.input0 is missing: run prepare.sh"),
         ("train.sh", [out, archives / "SUMS", minimal[0], "3", *minimal[2:], "--cpu"], 1,
          "label/dict.txt has 2 labels (1, 0): set --num-classes 2"),
     ]:
