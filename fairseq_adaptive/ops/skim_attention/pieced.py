@@ -61,8 +61,8 @@ def backward(
 ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
     """Return the gradients of query, key, value and kept.
 
-    With W_ij = exp(S_ij - L_i), which a skimmed key has too, though no more than the strongest kept one, M the dropout's
-    mask and G the gradient of the output::
+    With W_ij = exp(S_ij - L_i), which a skimmed key has too, though no more than the strongest kept one, M the mask of
+    the dropout and G the gradient of the output::
 
         A_ij = W_ij (M_ij G_i . v_j - G_i . out_i)     is the gradient of k_j in row i, but for i = j
         A_ij k_j                                       that of S_ij

@@ -5,12 +5,13 @@ values and of who is kept. A program has a block of rows of one head of one sequ
 side block by block. What is multiplied has the precision of the inputs, everything else is float32.
 """
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from fairseq_adaptive.ops.skim_attention.pieces import Sequences
 
@@ -169,15 +170,61 @@ def _backward_key(q, k, v, kept, grad, highest, total, inner, k_grad, v_grad, ke
             tl.store(kept_grad + columns * heads + head, mask_sum, mask=there)
 
 
-def _launch(query, sequences, dropout, seed):
-    """The grid, and the arguments that all kernels share, before and after their own."""
+def _launch(query, lengths, dropout, seed):
+    """The grid, and the arguments that all kernels share."""
     heads, dim = query.shape[1:]
-    size = max(16, min(ROWS, triton.next_power_of_2(max(sequences.longest, 1))))
-    grid = (triton.cdiv(sequences.longest, size), heads, len(sequences.lengths))
+    longest = max(lengths, default=0)
+    size = max(16, min(ROWS, triton.next_power_of_2(max(longest, 1))))
     names = {"scale": dim**-0.5, "heads": heads, "rows_in_all": len(query), "dropout": dropout, "seed": seed,
              "drops": dropout > 0, "upcast": query.device.type == "cpu",
              "dim": dim, "dim_block": max(16, triton.next_power_of_2(dim)), "size": size}
-    return grid, sequences.offsets.to(query.device), names
+    return (triton.cdiv(longest, size), heads, len(lengths)), names
+
+
+# operations of torch, so that a counter of FLOPs sees them
+@torch.library.custom_op("fairseq_adaptive::skim_attention", mutates_args=())
+def _run_forward(
+    query: Tensor, key: Tensor, value: Tensor, kept: Optional[Tensor], offsets: Tensor, lengths: List[int],
+    dropout: float, seed: int,
+) -> Tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    out = torch.empty_like(value)
+    highest, total = (torch.empty(query.shape[:2], dtype=torch.float32, device=query.device) for _ in range(2))
+    grid, names = _launch(query, lengths, dropout, seed)
+    if all(grid):
+        _forward[grid](query, key, value, query if kept is None else kept, out, highest, total, offsets,
+                       query.stride(0), out.stride(0), skims=kept is not None, **names)
+    return out, highest, total
+
+
+@torch.library.custom_op("fairseq_adaptive::skim_attention_backward", mutates_args=())
+def _run_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, kept: Optional[Tensor], out: Tensor, highest: Tensor,
+    total: Tensor, offsets: Tensor, lengths: List[int], dropout: float, seed: int,
+) -> List[Tensor]:  # fmt: skip
+    """Gradients of query, key and value, and of ``kept`` by heads, ``[R, H]``, which means nothing where it is None."""
+    inner = (grad * out).sum(-1, dtype=torch.float32)  # R x H
+    grads = [torch.empty_like(each) for each in (query, key, value, total)]
+    grid, names = _launch(query, lengths, dropout, seed)
+    if all(grid):
+        inputs = (query, key, value, query if kept is None else kept, grad, highest, total, inner)
+        strides, skims = (offsets, query.stride(0), grad.stride(0)), kept is not None
+        _backward_query[grid](*inputs, grads[0], *strides, skims=skims, **names)
+        _backward_key[grid](*inputs, *grads[1:], *strides, skims=skims, **names)
+    return grads
+
+
+def _products(shape, lengths):
+    return 2 * shape[1] * shape[2] * sum(length**2 for length in lengths)
+
+
+@register_flop_formula(torch.ops.fairseq_adaptive.skim_attention)
+def _forward_flops(query, key, value, kept, offsets, lengths, *args, **kwargs):
+    return 2 * _products(query, lengths)
+
+
+@register_flop_formula(torch.ops.fairseq_adaptive.skim_attention_backward)
+def _backward_flops(grad, query, key, value, kept, out, highest, total, offsets, lengths, *args, **kwargs):
+    return 5 * _products(query, lengths)  # those that a backward pass needs, each once
 
 
 def forward(
@@ -185,14 +232,8 @@ def forward(
     gradient: bool = True,
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """As :func:`fairseq_adaptive.ops.skim_attention.pieced.forward`; the two numbers of a row cost nothing here."""
-    query, key, value = (each.contiguous() for each in (query, key, value))
-    out = torch.empty_like(value)
-    highest, total = (torch.empty(query.shape[:2], dtype=torch.float32, device=query.device) for _ in range(2))
-    grid, offsets, names = _launch(query, sequences, dropout, seed)
-    if all(grid):
-        _forward[grid](query, key, value, query if kept is None else kept.contiguous(), out, highest, total, offsets,
-                       query.stride(0), out.stride(0), skims=kept is not None, **names)
-    return out, highest, total
+    parts = (each if each is None else each.contiguous() for each in (query, key, value, kept))
+    return _run_forward(*parts, sequences.offsets.to(query.device), sequences.lengths, dropout, seed)
 
 
 def backward(
@@ -200,16 +241,7 @@ def backward(
     dropout: float, seed: int, out: Tensor, highest: Tensor, total: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
     """As :func:`fairseq_adaptive.ops.skim_attention.pieced.backward`."""
-    query, key, value, grad = (each.contiguous() for each in (query, key, value, grad))
-    inner = (grad * out).sum(-1, dtype=torch.float32)  # R x H
-    query_grad, key_grad, value_grad = (torch.empty_like(each) for each in (query, key, value))
-    mask = query if kept is None else kept.contiguous()
-    kept_grad = None if kept is None else torch.empty_like(total)
-    grid, offsets, names = _launch(query, sequences, dropout, seed)
-    if all(grid):
-        inputs = (query, key, value, mask, grad, highest, total, inner)
-        strides, skims = (offsets, query.stride(0), grad.stride(0)), kept is not None
-        _backward_query[grid](*inputs, query_grad, *strides, skims=skims, **names)
-        _backward_key[grid](*inputs, key_grad, value_grad, inner if kept is None else kept_grad, *strides, skims=skims,
-                            **names)
-    return query_grad, key_grad, value_grad, None if kept is None else kept_grad.sum(-1).to(kept.dtype)
+    parts = (each if each is None else each.contiguous() for each in (grad, query, key, value, kept))
+    where = sequences.offsets.to(query.device), sequences.lengths
+    *grads, kept_grad = _run_backward(*parts, out, highest, total, *where, dropout, seed)
+    return *grads, None if kept is None else kept_grad.sum(-1).to(kept.dtype)
