@@ -1,6 +1,5 @@
 """Padded <-> packed tokens."""
 
-import functools
 from typing import Optional
 
 import torch
@@ -63,13 +62,6 @@ class Groups:
         place = torch.arange(sequence.numel(), device=sequence.device) - (sizes.cumsum(0) - sizes)[group]
         if sequence.numel() < self._shape[0] * self._shape[1]:
             self._cell = group * self._shape[1] + place
-
-    @functools.cached_property
-    def mask(self) -> Optional[Tensor]:
-        """G x 1 x 1 x Q, true at rows; None where there is no padding."""
-        if self._cell is None:
-            return None
-        return self.pad(self._cell.new_ones(self._cell.numel(), dtype=torch.bool))[:, None, None]
 
     def pad(self, rows: Tensor) -> Tensor:
         """R x ... -> G x Q x ...: G sequences have rows, Q the one that has the most; zeros behind the others'."""

@@ -14,7 +14,7 @@ import time
 
 import torch
 from common import describe
-from fairseq import checkpoint_utils, options, tasks
+from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.sequence_generator import SequenceGenerator
 
