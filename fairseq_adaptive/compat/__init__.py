@@ -4,7 +4,7 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, generation, labels, precision, workers
+from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, precision, workers
 
 MENDS = (
     batches.restore_np_compat,
@@ -23,6 +23,7 @@ MENDS = (
     precision.mix_precision,
     generation.let_models_search,
     labels.check_labels,
+    evaluation.hold_weights,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

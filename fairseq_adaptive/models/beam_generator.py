@@ -8,6 +8,8 @@ from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
+from fairseq_adaptive.modules.packed_linear import constant_weights
+
 _CHUNK = 128
 _FEW = 2**18  # log-probabilities of which a CPU's topk is fast enough
 
@@ -54,6 +56,7 @@ class BeamGenerator(SequenceGenerator):
     lean one hypotheses come without attention weights (``--print-alignment`` has a generator of its own).
     """
 
+    @constant_weights()
     def _generate(self, sample, prefix_tokens=None, constraints=None, bos_token=None):
         net_input = sample["net_input"]
         decoders = [getattr(model, "decoder", None) for model in self.model.models]

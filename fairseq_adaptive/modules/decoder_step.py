@@ -12,13 +12,9 @@ import torch.nn.functional as F
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from fairseq_adaptive.modules.packed_linear import PackedLinear, PackedWeights
+from fairseq_adaptive.modules.packed_linear import PackedLinear, PackedWeights, packed_weights
 
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
-
-
-def _weights(linear: nn.Linear) -> PackedWeights:
-    return linear.packed() if isinstance(linear, PackedLinear) else PackedWeights(linear.weight, linear.bias)
 
 
 def _norm(norm: nn.Module) -> Tuple:
@@ -51,11 +47,11 @@ class _Layer(NamedTuple):
                 _norm(layer.final_layer_norm),
             ),
             PackedWeights(torch.cat([part.weight for part in parts]), bias),
-            _weights(own.out_proj),
-            None if source is None else _weights(source.q_proj),
-            None if source is None else _weights(source.out_proj),
-            _weights(layer.fc1),
-            _weights(layer.fc2),
+            packed_weights(own.out_proj),
+            None if source is None else packed_weights(source.q_proj),
+            None if source is None else packed_weights(source.out_proj),
+            packed_weights(layer.fc1),
+            packed_weights(layer.fc2),
             layer.activation_fn,
         )
 

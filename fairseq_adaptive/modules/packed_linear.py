@@ -1,6 +1,8 @@
-"""Linear layers on a CPU: products of oneDNN, for inference with weights laid out once for all products to come."""
+"""Linear layers on a CPU: products of oneDNN, with weights laid out once while the code sees that none can change."""
 
-from typing import Optional
+import contextlib
+from contextvars import ContextVar
+from typing import Dict, Optional
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,11 @@ class PackedWeights:
     """``x W^T + b`` for one W and many x without gradients.
 
     torch multiplies float32 matrices with MKL, which is slow on processors not of Intel's make; oneDNN is not, and is
-    faster again where W comes in its own layout. Small products, other types and devices take torch's way.
+    faster again where W comes in its own layout. To lay W out costs about as much as two products with few rows, so it
+    is done at the second large one. Small products, other types and devices take torch's way.
+
+    W is copied, so such an object must not outlive what can change W: it lives as long as one search, or as what
+    :func:`constant_weights` spans.
 
     Args:
         weight: O x I
@@ -21,7 +27,8 @@ class PackedWeights:
     """
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
-        self.weight, self.bias, self._packed = weight, bias, None
+        self.weight, self.bias, self._packed, self._used = weight, bias, None, False
+        self.place = weight.data_ptr(), weight.dtype
         packable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.enabled
         packable &= torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         self._least = matmul.LEAST / weight.size(0) if packable else float("inf")
@@ -31,14 +38,47 @@ class PackedWeights:
         if x.numel() < self._least or torch.is_autocast_enabled("cpu"):
             return F.linear(x, self.weight, self.bias)
         if self._packed is None:
+            if not self._used:
+                self._used = True
+                return matmul.linear(x, self.weight, self.bias)
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
 
-class PackedLinear(nn.Linear):
-    """:class:`torch.nn.Linear` that keeps :class:`PackedWeights`: same parameters, same names, same results."""
+_KEPT: ContextVar[Optional[Dict[nn.Module, PackedWeights]]] = ContextVar("weights laid out", default=None)
 
-    _kept = None
+
+@contextlib.contextmanager
+def constant_weights():
+    """While this is open, in this thread, no weights change: :class:`PackedLinear` lays each out once.
+
+    What was laid out is dropped when the outermost of several ends. A search and an evaluation open one; nothing is kept
+    from one to the next, since nothing tells whether weights were written in between: ``weight._version`` does not
+    change where an optimizer or an average writes through ``weight.data``.
+    """
+    if _KEPT.get() is not None:
+        yield
+        return
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def packed_weights(linear: nn.Linear) -> PackedWeights:
+    """Return the weights of a layer for many products: those laid out already where weights are constant, else new ones."""
+    kept = _KEPT.get()
+    if kept is None:
+        return PackedWeights(linear.weight, linear.bias)
+    found, weight = kept.get(linear), linear.weight
+    if found is None or found.weight is not weight or found.place != (weight.data_ptr(), weight.dtype):  # .to(...)
+        found = kept[linear] = PackedWeights(weight, linear.bias)
+    return found
+
+
+class PackedLinear(nn.Linear):
+    """:class:`torch.nn.Linear` on the faster products: same parameters, same names, same results."""
 
     @classmethod
     def adopt(cls, module: nn.Module):
@@ -47,20 +87,9 @@ class PackedLinear(nn.Linear):
             if type(each) is nn.Linear:
                 each.__class__ = cls
 
-    def packed(self) -> PackedWeights:
-        """The weights as they are now: a checkpoint may have been loaded, or the model moved."""
-        weight, bias = self.weight, self.bias
-        state = weight.data_ptr(), weight._version, weight.dtype, None if bias is None else bias.data_ptr()
-        if self._kept is None or self._kept[0] != state:
-            self._kept = state, PackedWeights(weight, bias)
-        return self._kept[1]
-
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or _KEPT.get() is None:
             return matmul.linear(x, self.weight, self.bias)
         if x.numel() * self.out_features < matmul.LEAST:  # as packed weights do, without a look at them
             return F.linear(x, self.weight, self.bias)
-        return self.packed()(x)
-
-    def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+        return packed_weights(self)(x)

@@ -12,6 +12,7 @@ from fairseq.sequence_scorer import SequenceScorer
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options
+from fairseq_adaptive.modules.packed_linear import constant_weights
 from fairseq_adaptive.tasks.segmented_language_modeling import takes_memory
 
 
@@ -51,6 +52,7 @@ def _load(checkpoint, data, tokens_per_sample, context_window, overrides):
     return model, task
 
 
+@constant_weights()
 def score_text(checkpoint, data, split="test", batch_size=1, tokens_per_sample: Optional[int] = None, context_window=0,
                overrides: Optional[Dict[str, Any]] = None, device="cpu") -> Scored:
     """Score every token of a binarised text, as ``fairseq-eval-lm`` does.

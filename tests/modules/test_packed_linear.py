@@ -1,12 +1,13 @@
 """nn.Linear with weights laid out once: same results, never old weights."""
 
 import copy
+import threading
 
 import pytest
 import torch
 from torch import nn
 
-from fairseq_adaptive.modules.packed_linear import PackedLinear
+from fairseq_adaptive.modules.packed_linear import PackedLinear, constant_weights, packed_weights
 
 
 @pytest.fixture
@@ -23,34 +24,65 @@ def pair():
 def test_equals_linear(pair, rows, dtype):
     plain, packed = (each.to(dtype) for each in pair)
     x = torch.randn(*rows, 96, dtype=dtype)
-    with torch.no_grad():
-        torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
+    with torch.no_grad(), constant_weights():
+        for _ in range(3):  # the second product lays the weights out
+            torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
         strided = torch.randn(96, 200, dtype=dtype).t()
         torch.testing.assert_close(packed(strided), plain(strided), rtol=1e-5, atol=1e-5)
     assert list(packed.state_dict()) == list(plain.state_dict())
 
 
-def test_big_products_take_packed_weights(pair):
+def test_lays_out_what_is_multiplied_again(pair):
     _, packed = pair
-    with torch.no_grad():
-        packed(torch.randn(3, 96))
-        assert packed[0].packed()._packed is None
-        packed(torch.randn(200, 96))
-    assert packed[0].packed()._packed is not None
+    with torch.no_grad(), constant_weights():
+        for rows, laid_out in ((3, False), (3, False), (200, False), (200, True), (3, True)):
+            packed(torch.randn(rows, 96))
+            assert (packed_weights(packed[0])._packed is not None) == laid_out
 
 
-def test_follows_its_weights(pair):
-    """A checkpoint loaded later, another precision, a copy."""
+def test_nothing_outlives_what_holds_the_weights(pair):
+    """Written through .data, as optimizers do: no version tells."""
     plain, packed = pair
     x = torch.randn(200, 96)
     with torch.no_grad():
-        packed(x)
-        for weight in plain.parameters():
-            weight.mul_(2)
-        packed.load_state_dict(plain.state_dict())
-        torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
+        for _ in range(3):
+            with constant_weights():
+                with constant_weights():
+                    packed(x)
+                packed(x), packed(x)
+                assert packed_weights(packed[0])._packed is not None
+            for each in (*plain.parameters(), *packed.parameters()):
+                each.data.mul_(1.5)
+            torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
+            with constant_weights():
+                torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+def test_ends_with_an_error_and_is_of_one_thread(pair):
+    _, packed = pair
+    with pytest.raises(KeyError), constant_weights():
+        raise KeyError
+    kept, found = [], []
+    with constant_weights():
+        kept.append(packed_weights(packed[0]))
+        thread = threading.Thread(target=lambda: found.append(packed_weights(packed[0])))
+        thread.start(), thread.join()
+        assert packed_weights(packed[0]) is kept[0] is not found[0]
+    assert packed_weights(packed[0]) is not kept[0]
+
+
+def test_follows_what_happens_meanwhile(pair):
+    """Another precision, a copy, a new parameter, a training step between two products of one evaluation."""
+    plain, packed = pair
+    x = torch.randn(200, 96)
+    with torch.no_grad(), constant_weights():
+        for _ in range(3):
+            packed(x)
         torch.testing.assert_close(copy.deepcopy(packed)(x), plain(x), rtol=1e-5, atol=1e-5)
         assert packed.double()(x.double()).dtype == torch.float64
+        packed.float()[0].weight = nn.Parameter(2 * plain[0].weight)
+        plain[0].weight.mul_(2)
+        torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
 def test_has_gradients(pair):
