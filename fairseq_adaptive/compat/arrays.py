@@ -4,6 +4,7 @@ import contextlib
 import functools
 import pickle
 import re
+import threading
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ class SavedArray:
     def __setstate__(self, state):
         version, shape, dtype, fortran_order, data = state
         array = np.frombuffer(data, _real(dtype)) if data else np.empty(0, _real(dtype))
-        self.array = array.reshape(shape, order="F" if fortran_order else "C").copy("K")
+        array = array.reshape(shape, order="F" if fortran_order else "C")
+        self.array = array.astype(array.dtype.newbyteorder("="))  # a copy: that of the file's bytes is read-only
 
 
 def _real(dtype):
@@ -71,18 +73,23 @@ _SAFE = [(SavedArray, "numpy.ndarray"), (_Dtype, "numpy.dtype"), (_empty_bytes, 
     (function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
     for function, name in ((_reconstruct, "_reconstruct"), (_scalar, "scalar"))
 ]
+_loading = threading.RLock()
 
 
 def _name(allowed):
     return allowed[1] if isinstance(allowed, tuple) else f"{allowed.__module__}.{allowed.__qualname__}"
 
 
+@contextlib.contextmanager
 def numeric_arrays():
     """A context in which torch's safe loader reads NumPy's numbers, as Python's, and arrays, as :class:`SavedArray`.
 
-    A ``--user-dir`` that has allowed NumPy's own classes gets these.
+    A ``--user-dir`` that has allowed NumPy's own classes gets these. One thread at a time is in it, since what torch
+    allows is allowed for all.
     """
-    ours = {name for _, name in _SAFE}
-    if ours & {_name(each) for each in torch.serialization.get_safe_globals()}:
-        return contextlib.nullcontext()
-    return torch.serialization.safe_globals(_SAFE)
+    with _loading:
+        if {name for _, name in _SAFE} & {_name(each) for each in torch.serialization.get_safe_globals()}:
+            yield
+        else:
+            with torch.serialization.safe_globals(_SAFE):
+                yield

@@ -148,9 +148,10 @@ def _number(value, place):
 def _tensor(value, place, arrays):
     if value.dtype.kind not in _NUMBERS or isinstance(value, np.ma.MaskedArray):
         raise _refusal(value, place, f"an array of {value.dtype}")
+    dtype = np.dtype(f"={value.dtype.kind}{value.dtype.itemsize}")
     try:
-        # torch takes neither another order of bytes nor negative strides
-        tensor = torch.from_numpy(np.array(value, dtype=np.dtype(f"={value.dtype.kind}{value.dtype.itemsize}")))
+        # torch takes neither another order of bytes nor negative strides nor every name of a dtype
+        tensor = torch.from_numpy(np.array(value, dtype).view(dtype))
     except TypeError:
         raise _refusal(value, place, f"an array of {value.dtype}") from None
     arrays.append(place)
