@@ -57,7 +57,7 @@ def test_every_command_reads_it(kind, data, trained, tmp_path):
 
     done = run("fairseq-generate", data, "--user-dir", USER_DIR, "--path", last, "--cpu", "--beam", "2")
     assert sum(line.startswith("H-") for line in done.stdout.splitlines()) == 20
-    for script, *flags in (("average_checkpoints.py", "--inputs", save_dir, "--num-epoch-checkpoints", "1"),
+    for script, *flags in (("average_checkpoints.py", "--inputs", last),
                            ("export_checkpoint.py", last, "--to", "fairseq")):
         output = tmp_path / f"{script}.pt"
         run("python", SCRIPTS / script, *flags, "--output", output)

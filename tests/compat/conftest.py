@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import fairseq_adaptive  # noqa: F401  applies the patches
 from fairseq import checkpoint_utils
@@ -23,6 +24,7 @@ def through_a_file(complete, tmp_path):
     def save_and_load(extra_state):
         path = str(tmp_path / "checkpoint.pt")
         checkpoint_utils.torch_persistent_save(complete(extra_state), path)
+        torch.load(path, weights_only=True)
         state = checkpoint_utils.load_checkpoint_to_cpu(path)
         assert "numpy_arrays" not in state
         del state["extra_state"]["train_iterator"]
