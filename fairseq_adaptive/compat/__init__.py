@@ -4,14 +4,14 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, precision, workers
+from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, precision, saving, workers
 
 MENDS = (
     batches.restore_np_compat,
     checkpoints.load_safely,
-    checkpoints.save_atomically,
-    checkpoints.save_plain_numbers,
-    checkpoints.copy_atomically,
+    saving.save_atomically,
+    saving.save_plain,
+    saving.copy_atomically,
     workers.train_cpu_workers,
     workers.refuse_lone_workers,
     workers.exchange_objects,
