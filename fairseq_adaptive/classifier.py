@@ -8,7 +8,7 @@ from fairseq import checkpoint_utils, tasks
 from fairseq.data import data_utils
 from omegaconf import OmegaConf
 
-import fairseq_adaptive  # noqa: F401  mends what fairseq needs mended
+import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
 from fairseq_adaptive.data.squad import cut, load_tokenizer
 from fairseq_adaptive.data.text_pairs import check_vocabulary, join, shorten
 from fairseq_adaptive.errors import UsageError

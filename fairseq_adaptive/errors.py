@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from typing import Optional
 
 
 class UsageError(ValueError):
@@ -17,17 +18,30 @@ def _find(error, kinds):
     return None
 
 
-def report_usage_errors():
-    """Let the stock commands end with one line instead of a traceback when the cause is a :class:`UsageError`.
+def _passes(trace, package):
+    """Whether code of a package is among what was running."""
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
+    return any(os.path.basename(os.path.dirname(file)) == package for file in files)
 
-    So ends a missing file, too. The exit status stays 1. Set ``FAIRSEQ_ADAPTIVE_TRACEBACK=1`` for the traceback.
+
+def report_usage_errors(within: Optional[str] = None):
+    """Let this program end with one line instead of a traceback when it ends with a :class:`UsageError`.
+
+    In a command line a missing file ends it so, too, and what was raised because of either. Elsewhere these may be
+    faults of the program, and keep their tracebacks. The exit status stays 1. Set ``FAIRSEQ_ADAPTIVE_TRACEBACK=1`` for
+    the traceback.
+
+    Args:
+        within: package of the command line, through which the error must have come (default: the program is one)
     """
     previous = sys.excepthook
 
     def hook(kind, error, trace):
-        cause = _find(error, (UsageError, FileNotFoundError))
-        if str(error).startswith("The dataset is empty"):  # fairseq has no class for it
-            cause = UsageError(error)
+        cause = error if isinstance(error, UsageError) else None
+        if within is None or _passes(trace, within):
+            cause = _find(error, (UsageError, FileNotFoundError))
+            if str(error).startswith("The dataset is empty"):  # fairseq has no class for it
+                cause = UsageError(error)
         if cause is None or os.environ.get("FAIRSEQ_ADAPTIVE_TRACEBACK") == "1":
             previous(kind, error, trace)
         elif isinstance(cause, UsageError):

@@ -19,7 +19,7 @@ import torch
 from fairseq.data import data_utils
 from torch import Tensor, nn
 
-import fairseq_adaptive  # noqa: F401  mends what fairseq needs mended
+import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
 from fairseq_adaptive.classifier import TranskimmerClassifier  # noqa: F401
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop import albert_act

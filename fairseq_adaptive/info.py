@@ -14,7 +14,7 @@ import textwrap
 
 import torch
 
-import fairseq_adaptive
+import fairseq_adaptive.plugin  # noqa: F401  else no patch is in force and no model registered
 from fairseq_adaptive import compat, ops
 from fairseq_adaptive.errors import UsageError
 

@@ -15,12 +15,13 @@ import torch
 from fairseq import checkpoint_utils, tasks, utils
 from omegaconf import OmegaConf
 
-import fairseq_adaptive  # noqa: F401  registers models, one line for an error
-from fairseq_adaptive.errors import UsageError
+import fairseq_adaptive.plugin  # noqa: F401  registers models
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, require_new
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("questions", help="JSON in the format of SQuAD v1.1 or v2.0")
     parser.add_argument("--path", required=True, metavar="FILE", help="checkpoint of --task question_answering")

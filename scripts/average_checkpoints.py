@@ -3,11 +3,13 @@
 
 import argparse
 
-import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
+import fairseq_adaptive.plugin  # noqa: F401  safe loading
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.interop import average_checkpoints, last_checkpoints, require_new, save_checkpoint
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--inputs", required=True, nargs="+", metavar="PATH",
                         help="checkpoint files, or one --save-dir with one of the --num-... flags")

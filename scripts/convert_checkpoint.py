@@ -4,12 +4,14 @@
 import argparse
 import os
 
-import fairseq_adaptive  # noqa: F401  registers models, one line for an error
+import fairseq_adaptive.plugin  # noqa: F401  registers models
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.interop.conversion import FORMATS, find_format, write_folder
 from fairseq_adaptive.interop.checkpoint import require_new
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, add_help=False)
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="what the folder holds")
     parser.add_argument("--input", required=True, metavar="FOLDER", help="config.json with model.safetensors or "

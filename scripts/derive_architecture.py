@@ -5,7 +5,8 @@ import argparse
 
 import torch
 
-import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
+import fairseq_adaptive.plugin  # noqa: F401  safe loading
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.interop import require_new
 from fairseq_adaptive.report.architecture import (
     animate_course,
@@ -19,6 +20,7 @@ from fairseq_adaptive.report.architecture import (
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("checkpoint", help="of a training of --arch par_supernet")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows of the measured step (default: 8)")

@@ -13,11 +13,13 @@ import warnings
 
 import torch
 
-import fairseq_adaptive  # noqa: F401  registers tasks and models, one line for an error
+import fairseq_adaptive.plugin  # noqa: F401  registers tasks and models
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.report.perplexity import count_bytes, count_text, perplexities, score_text
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="of a language model")

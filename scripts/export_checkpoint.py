@@ -3,7 +3,8 @@
 
 import argparse
 
-import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
+import fairseq_adaptive.plugin  # noqa: F401  safe loading
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.interop import (
     convert_to_ctranslate2,
     load_checkpoint,
@@ -14,6 +15,7 @@ from fairseq_adaptive.interop import (
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("checkpoint", help="of training, or averaged")
     parser.add_argument("--to", required=True, choices=("fairseq", "ctranslate2"))

@@ -7,8 +7,7 @@ import os
 
 import torch
 
-import fairseq_adaptive  # noqa: F401  one line for an error
-from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.report.calibration import measure_costs
 from fairseq_adaptive.report.cutoffs import Costs, Shape, best_clusters, optimal_cutoffs, plot_times, read_counts
 
@@ -24,6 +23,7 @@ def costs(text):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dictionary", metavar="FILE", help="dict.txt of fairseq-preprocess")

@@ -13,8 +13,8 @@ import sys
 import torch
 from fairseq import checkpoint_utils
 
-import fairseq_adaptive  # noqa: F401  registers tasks and models, one line for an error
-from fairseq_adaptive.errors import UsageError
+import fairseq_adaptive.plugin  # noqa: F401  registers tasks and models
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.hub import AlbertActModel
 from fairseq_adaptive.interop import albert_act, require_new
 from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
@@ -54,6 +54,7 @@ def read_lines(path):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("model", help="a checkpoint, or a folder or Hugging Face name of a published ALBERT-ACT")
     parser.add_argument("--data", metavar="FOLDER", help="of a checkpoint: where dict.txt is (default: as in training)")

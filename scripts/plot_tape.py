@@ -7,13 +7,14 @@ import logging
 import torch
 from fairseq import checkpoint_utils
 
-import fairseq_adaptive  # noqa: F401  registers task and model
-from fairseq_adaptive.errors import UsageError
+import fairseq_adaptive.plugin  # noqa: F401  registers task and model
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.interop import require_new
 from fairseq_adaptive.report.tape_map import plot_map, read_map
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("data", help="the folder that the model was trained on")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT")

@@ -10,8 +10,7 @@ import logging
 import os
 import sys
 
-import fairseq_adaptive  # noqa: F401  one line for an error
-from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.hub import TranskimmerClassifier
 from fairseq_adaptive.interop import require_new
 from fairseq_adaptive.report.depth_map import legend, to_html, to_text
@@ -35,6 +34,7 @@ def read_texts(path, pairs):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("checkpoint")
     parser.add_argument("--data", metavar="FOLDER", help="the binarised training data (default: as in training)")

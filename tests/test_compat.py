@@ -279,13 +279,13 @@ print(len(next(iterators.BufferedIterator({size}, Batches()))))
 
 @pytest.mark.parametrize("size", [1, 50])
 def test_leaving_while_batches_are_read_ahead(size):
-    code = READ_AHEAD.format(size=size, import_user_dir="import fairseq_adaptive")
+    code = READ_AHEAD.format(size=size, import_user_dir="import fairseq_adaptive.plugin")
     done = run("python", "-c", code, cwd=USER_DIR + "/..")
     assert done.stdout == "500\n" and "terminate called" not in done.stderr
 
 
 COUNTING_TASK = """
-import fairseq_adaptive
+import fairseq_adaptive.plugin
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq_cli.train import cli_main

@@ -8,11 +8,12 @@ from collections import Counter
 import torch
 from fairseq import checkpoint_utils
 
-import fairseq_adaptive  # noqa: F401  registers task and model
-from fairseq_adaptive.errors import UsageError
+import fairseq_adaptive.plugin  # noqa: F401  registers task and model
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("path", help="a checkpoint of train-parity.sh adatape")
     parser.add_argument("--sequences", type=int, default=2000, help="how many of the validation set (default 2000)")

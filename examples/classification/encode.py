@@ -10,7 +10,7 @@ from texts import read_texts
 
 from fairseq_adaptive.data.squad import cut, load_tokenizer
 from fairseq_adaptive.data.text_pairs import check_vocabulary, shorten
-from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
 
 
@@ -24,6 +24,7 @@ def check_label(label, regression):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("texts", nargs="+", metavar="NAME.txt",
                         help="a line is a label, a tab or a space, and a text; of pairs a label, a tab, a "

@@ -10,8 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from texts import NAMES, PAIRS, read_texts
 
-import fairseq_adaptive  # noqa: F401  one line for an error
-from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.hub import TranskimmerClassifier
 from fairseq_adaptive.interop.checkpoint import require_new
 
@@ -48,6 +47,7 @@ def written(label):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("task", choices=NAMES)
     parser.add_argument("texts", type=Path, help="folder that texts.py made, or any with dev.txt or test.txt")

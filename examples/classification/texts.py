@@ -13,8 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
-import fairseq_adaptive  # noqa: F401  one line for an error
-from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.interop.checkpoint import require_new
 
 
@@ -155,6 +154,7 @@ def parts_of(task: str, raw: Path) -> Iterator[Tuple[str, Rows]]:
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("task", choices=NAMES)
     parser.add_argument("raw", type=Path, help="the folder that download.sh made, or one of GLUE's layout")

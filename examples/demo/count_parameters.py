@@ -10,7 +10,8 @@ logging.disable(logging.INFO)
 
 from fairseq import checkpoint_utils, tasks  # noqa: E402
 
-import fairseq_adaptive  # noqa: E402,F401  registers the model
+import fairseq_adaptive.plugin  # noqa: E402,F401  registers the model
+from fairseq_adaptive.errors import report_usage_errors  # noqa: E402
 
 
 def count_parameters(cfg, task) -> int:
@@ -18,6 +19,7 @@ def count_parameters(cfg, task) -> int:
 
 
 def main() -> None:
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
     args = parser.parse_args()

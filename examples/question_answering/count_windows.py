@@ -3,11 +3,12 @@
 
 import argparse
 
-import fairseq_adaptive  # noqa: F401  one line for an error
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.tasks.question_answering import QuestionAnsweringConfig, QuestionAnsweringTask
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", help="dict.txt, the vocabulary, train.json and valid.json")
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")

@@ -5,9 +5,8 @@ import argparse
 import json
 import random
 
-import fairseq_adaptive  # noqa: F401  one line for an error
 from fairseq_adaptive.data.squad import read_squad
-from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.interop.checkpoint import require_new
 
 
@@ -16,6 +15,7 @@ def count(articles):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("file", help="JSON in the format of SQuAD v1.1 or v2.0")
     parser.add_argument("train", help="must not exist")

@@ -1,5 +1,6 @@
 """fairseq criterions, one file each."""
 
+import fairseq_adaptive.plugin  # noqa: F401  patches fairseq before a class of it is used
 from fairseq_adaptive.criterions import (  # noqa: F401  registers criterions
     adaptive_cross_entropy,
     architecture_entropy_loss,

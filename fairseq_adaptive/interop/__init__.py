@@ -1,5 +1,6 @@
 """Reading and writing other people's checkpoints."""
 
+import fairseq_adaptive.plugin  # noqa: F401  loads safely, knows our architectures
 from fairseq_adaptive.interop.averaging import average_checkpoints, last_checkpoints
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, require_new, save_checkpoint
 from fairseq_adaptive.interop.to_ctranslate2 import convert_to_ctranslate2

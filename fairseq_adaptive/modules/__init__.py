@@ -1,4 +1,7 @@
-"""The mechanisms, in plain torch: tensors in, tensors out."""
+"""The mechanisms: tensors in, tensors out.
+
+Plain torch, but for ``EncoderLayer`` and ``DecoderLayer``, which are fairseq's and imported when they are asked for.
+"""
 
 from fairseq_adaptive.modules.admin import AdminResidual
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
@@ -6,7 +9,6 @@ from fairseq_adaptive.modules.shared_encoder import ParameterSharedTransformerEn
 from fairseq_adaptive.modules.sharing import STRATEGIES, layer_schedule
 from fairseq_adaptive.modules.stack import DecoderStack, LayerStack
 from fairseq_adaptive.modules.trace import Step, Trace, recording
-from fairseq_adaptive.modules.transformer_layer import DecoderLayer, EncoderLayer
 
 __all__ = [
     "AdminResidual",
@@ -24,3 +26,11 @@ __all__ = [
     "layer_schedule",
     "recording",
 ]
+
+
+def __getattr__(name):
+    if name not in ("DecoderLayer", "EncoderLayer"):
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from fairseq_adaptive.modules import transformer_layer
+
+    return getattr(transformer_layer, name)

@@ -1,9 +1,12 @@
 """A Transformer encoder with shared layers for plain torch programs, without fairseq's task and configuration."""
 
-from typing import Optional
+from typing import Optional, Union
 
 from torch import Tensor, nn
 
+from fairseq_adaptive.modules.adaptive_run import run_dense
+from fairseq_adaptive.modules.halting import HaltingRule
+from fairseq_adaptive.modules.halting_rules import build_halting
 from fairseq_adaptive.modules.sharing import layer_schedule
 from fairseq_adaptive.modules.stack import LayerStack
 
@@ -25,9 +28,18 @@ class ParameterSharedTransformerEncoder(nn.Module):
         num_total_layers: N
         mode: ``sequence``, ``cycle`` or ``cycle_rev`` (:func:`layer_schedule`)
         norm: a LayerNorm after the last layer
+        halting: when a token stops: a rule, or the name of one (``act``, ``ut_act``, ``pondernet``, ``saturation``).
+            Every token is computed until all have halted; :func:`~fairseq_adaptive.modules.recording` gives the trace
 
     Raises:
-        ValueError: for a strategy or numbers of layers that are impossible
+        UsageError: (a ValueError) for a strategy, numbers of layers or a halting rule that are impossible
+
+    Example::
+
+        model = ParameterSharedTransformerEncoder(256, 4, 1024, num_total_layers=12, halting="act")
+        with recording(model) as traces:
+            states = model(x)
+        traces["layers"][0].updates  # B x T
     """
 
     def __init__(
@@ -41,6 +53,7 @@ class ParameterSharedTransformerEncoder(nn.Module):
         num_total_layers: int = 6,
         mode: str = "cycle_rev",
         norm: bool = False,
+        halting: Union[HaltingRule, str, None] = None,
     ):
         super().__init__()
         schedule = layer_schedule(mode, num_unique_layers, num_total_layers)
@@ -52,6 +65,7 @@ class ParameterSharedTransformerEncoder(nn.Module):
                 for _ in range(num_unique_layers)
             ],
             schedule,
+            halting=build_halting(halting, d_model) if isinstance(halting, str) else halting,
         )
         self.norm = nn.LayerNorm(d_model) if norm else None
 
@@ -72,9 +86,16 @@ class ParameterSharedTransformerEncoder(nn.Module):
         Returns:
             B x T x C
         """
-        x = x.transpose(0, 1)  # T x B x C
-        for index, layer in zip(self.layers.schedule, self.layers):
+
+        def call(layer, x, depth):
             if verbose:
-                print(f"layer {index}")
-            x = layer(x, mask, src_key_padding_mask)
+                print(f"layer {self.layers.schedule[depth]}")
+            return layer(x, mask, src_key_padding_mask), None
+
+        x = x.transpose(0, 1)  # T x B x C
+        if self.layers.halting is not None:
+            x, _ = run_dense(self.layers, x, src_key_padding_mask, call)
+        else:
+            for depth, layer in enumerate(self.layers):
+                x, _ = call(layer, x, depth)
         return (x if self.norm is None else self.norm(x)).transpose(0, 1)

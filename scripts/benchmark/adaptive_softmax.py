@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from common import describe
 from fairseq.modules import AdaptiveSoftmax as FairseqAdaptiveSoftmax
 
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.modules.adaptive_softmax import AdaptiveSoftmax
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--vocab-size", type=int, default=60000)
     parser.add_argument("--cutoffs", default="4000,20000", help="comma separated")

@@ -14,7 +14,8 @@ from fairseq import checkpoint_utils, utils
 from fairseq.logging import metrics
 from torch.utils.flop_counter import FlopCounterMode
 
-import fairseq_adaptive  # noqa: F401  registers tasks, models and criterions
+import fairseq_adaptive.plugin  # noqa: F401  registers tasks, models and criterions
+from fairseq_adaptive.errors import report_usage_errors
 
 
 def load(path, args):
@@ -36,6 +37,7 @@ def load(path, args):
 
 @torch.no_grad()
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="the folder that the models were trained on")
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="the first is the one to compare with")

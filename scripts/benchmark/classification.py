@@ -19,6 +19,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.models.roberta import RobertaModel
 
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.interop.checkpoint import require_new
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.report.skimming import skim_macs
@@ -138,6 +139,7 @@ def group(text):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="the bin folder of prepare.sh")
     parser.add_argument("models", nargs="+", type=group, metavar="NAME=CHECKPOINT[,CHECKPOINT...]",

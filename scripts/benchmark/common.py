@@ -11,7 +11,7 @@ import torch
 from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-import fairseq_adaptive  # noqa: F401  registers our models
+import fairseq_adaptive.plugin  # noqa: F401  registers our models
 
 logging.disable(logging.INFO)
 warnings.filterwarnings("ignore")

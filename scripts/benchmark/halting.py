@@ -16,6 +16,7 @@ import torch
 from common import describe
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.hub import AlbertActModel
 from fairseq_adaptive.interop.albert_act import FIXED, NAMES, numbered_dictionary, read_config
 from fairseq_adaptive.models.albert_act import AlbertActModel as FairseqModel
@@ -59,6 +60,7 @@ def build_peer(folder, config, ours):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--peer", metavar="FOLDER", help="checkout of AntoineSimoulin/adaptive-depth-transformers")
     parser.add_argument("--layers", type=int, default=24)

@@ -26,6 +26,7 @@ import torch
 from adaptive_softmax import start_memory, used_memory
 from kernel_cases import CASES
 
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.ops import OPS
 from fairseq_adaptive.ops.matmul import linear
 
@@ -180,6 +181,7 @@ def table(found):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--operations", nargs="+", choices=sorted(OPS), default=list(CASES), help="default: all")

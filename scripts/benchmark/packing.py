@@ -15,6 +15,8 @@ from common import describe
 from skimming import build, plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fairseq_adaptive.errors import report_usage_errors
+
 MOVES = ("index_select", "index_copy_", "index", "nonzero")
 
 
@@ -79,6 +81,7 @@ def speed(args, rows=16384, width=384, calls=10):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--arch", default="transkimmer_minilm_l6")
     parser.add_argument("--batch", type=int, default=8)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from common import describe
 from torch import nn
 
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
 
 
@@ -214,6 +215,7 @@ def report(title, figures, unit):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--peer", metavar="FOLDER", help="a checkout of kimiyoung/transformer-xl to measure beside")

@@ -18,6 +18,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.roberta import RobertaModel
 
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.models.transkimmer import TranskimmerModel
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.report.skimming import skim_macs
@@ -75,6 +76,7 @@ def plan(router, kept, batch, length):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--arch", default="transkimmer_minilm_l6")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])

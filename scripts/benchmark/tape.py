@@ -14,10 +14,12 @@ from common import describe
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.models.adatape_vit import AdaTapeViT, AdaTapeViTConfig
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--arch", default="adatape_vit_s16", help="an architecture of adatape_vit")
     parser.add_argument("--image-size", type=int, default=64)

@@ -27,6 +27,7 @@ from fairseq.trainer import Trainer
 from families import add_sizes, flags_of, write_data
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.modules.dropout import FastDropout
 
 # the first that fits an operation, or one that encloses it, has its time
@@ -103,6 +104,7 @@ def name_dropout():
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
     parser.add_argument("--steps", nargs="+", choices=("training", "inference"), default=("training", "inference"))

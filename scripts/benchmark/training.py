@@ -12,6 +12,8 @@ from common import build_pair, compare, describe, parser
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 
+from fairseq_adaptive.errors import report_usage_errors
+
 STOCK = "--optimizer adam --lr 5e-4 --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.1"
 OURS = ("--criterion", "fused_label_smoothed_cross_entropy")
 
@@ -27,6 +29,7 @@ def build_trainers(args, *ours):
 
 
 def main():
+    report_usage_errors()
     arguments = parser(__doc__)
     arguments.add_argument("--max-tokens", default="2048")
     arguments.add_argument("--updates", type=int, default=10, help="updates a round, on the same batches for both")

@@ -16,6 +16,7 @@ from common import describe
 from fairseq.data import Dictionary
 from torch import nn
 
+from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.models.par_transformer_xl import PARTransformerXLConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.modules.memory import SegmentMemory
@@ -134,6 +135,7 @@ def compare(ours, public, args, words):
 
 
 def main():
+    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--peer", metavar="FOLDER", required=True, help="a checkout of kimiyoung/transformer-xl")
     parser.add_argument("--vocab-size", type=int, default=60000)

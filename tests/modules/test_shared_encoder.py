@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_adaptive.modules import ParameterSharedTransformerEncoder
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules import ParameterSharedTransformerEncoder, recording
+from fairseq_adaptive.modules.halting import ACT
 
 SIZES = {"d_model": 16, "nhead": 4, "dim_feedforward": 32, "num_unique_layers": 3, "num_total_layers": 6}
 
@@ -69,3 +71,54 @@ def test_any_number_of_depths_and_gradients():
     model = ParameterSharedTransformerEncoder(8, 2, 8, 0.0, "gelu", 2, 5, "cycle", True).double()
     x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(model, (x,))
+
+
+@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation"))
+def test_halting(rule):
+    """Updates are between 1 and N, a padded sentence gives what it gives alone, and every parameter has a gradient."""
+    torch.manual_seed(0)
+    model = ParameterSharedTransformerEncoder(**SIZES, dropout=0.0, halting=rule).double()
+    x = torch.randn(3, 7, 16, dtype=torch.float64)
+    padding = torch.zeros(3, 7, dtype=torch.bool)
+    padding[0, 4:] = True
+    model(x, src_key_padding_mask=padding).square().sum().backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in model.parameters())
+    model.eval()
+    with recording(model) as traces:
+        out = model(x, src_key_padding_mask=padding)
+        alone = model(x[:1, :4])
+    together, single = traces["layers"]
+    assert together.updates[~padding].min() >= 1 and together.updates.max() <= 6
+    assert together.updates[padding].eq(0).all() and single.updates.equal(together.updates[:1, :4])
+    torch.testing.assert_close(out[0, :4], alone[0], rtol=0, atol=1e-12)
+
+
+def test_act_is_its_definition():
+    """State, accumulated probability and remainder, token by token, as in ALBERT-ACT."""
+    torch.manual_seed(0)
+    model = ParameterSharedTransformerEncoder(**SIZES, halting=ACT(16, threshold=0.9)).double().eval()
+    x = state = torch.randn(2, 5, 16, dtype=torch.float64)
+    mask = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
+    total, running = torch.zeros(2, 5, dtype=torch.float64), torch.ones(2, 5, dtype=torch.bool)
+    updates = torch.zeros(2, 5)
+    for index in (0, 1, 2, 2, 1, 0):
+        after = model.layers._modules[str(index)](state.transpose(0, 1), mask).transpose(0, 1)
+        p = model.layers.halting.probability(after)
+        stops = running & (total + p > 0.9)
+        weight = torch.where(stops, 1 - total, p) * running
+        mixed = weight.unsqueeze(-1) * after + (1 - weight).unsqueeze(-1) * state
+        state = torch.where(running.unsqueeze(-1), mixed, state)
+        updates += running
+        total, running = total + p * (running & ~stops), running & ~stops
+    with recording(model) as traces:
+        torch.testing.assert_close(model(x, mask), state, rtol=0, atol=1e-12)
+    assert traces["layers"][0].updates.equal(updates.to(traces["layers"][0].updates.dtype))
+    assert updates.max() < 6  # some halted before the last depth
+
+
+def test_halting_that_cannot_be():
+    for name, reason in (("nonsense", "unknown halting rule"), ("margin", "word scores")):
+        with pytest.raises(UsageError, match=reason):
+            ParameterSharedTransformerEncoder(**SIZES, halting=name)
+    names = {name for name, _ in ParameterSharedTransformerEncoder(**SIZES, halting="none").named_parameters()}
+    assert names == {name for name, _ in ParameterSharedTransformerEncoder(**SIZES).named_parameters()}

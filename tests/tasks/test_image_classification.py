@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-import fairseq_adaptive  # noqa: F401  registers the task
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.tasks.image_classification import ImageClassificationConfig, ImageClassificationTask
 

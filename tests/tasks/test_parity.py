@@ -3,7 +3,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import fairseq_adaptive  # noqa: F401  registers the task
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.tasks.parity import ParityConfig, ParityTask
 
