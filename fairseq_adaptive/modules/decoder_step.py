@@ -84,7 +84,7 @@ class DecoderStep:
     def fits(stack) -> bool:
         """Whether the layers are plain enough, and nobody wants to know where tokens halt."""
         plain = all(_plain(stack[stack.schedule.index(number)]) for number in set(stack.schedule))
-        return plain and stack.recorder is None and not stack.training
+        return plain and stack.router is None and stack.halting_kv == "recompute" and stack.recorder is None and not stack.training
 
     def _start(self, x: Tensor, encoder_out: Optional[Tensor], padding_mask: Optional[Tensor]):
         attention, depths, sentences = self._stack[0].self_attn, len(self._stack), x.size(0)

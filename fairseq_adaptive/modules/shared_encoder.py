@@ -4,8 +4,7 @@ from typing import Optional
 
 from torch import Tensor, nn
 
-from fairseq_adaptive.modules.sharing import layer_schedule
-from fairseq_adaptive.modules.stack import LayerStack
+from fairseq_adaptive.modules.stack import LayerStack, layer_schedule
 
 
 class ParameterSharedTransformerEncoder(nn.Module):

@@ -11,7 +11,7 @@ from fairseq.tasks import FairseqTask
 from fairseq_adaptive.models.beam_generator import BeamGenerator, best_candidates
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.decoder_step import DecoderStep
-from fairseq_adaptive.modules.halting import LearnedHalting
+from fairseq_adaptive.modules.policies import LearnedHalting
 
 TINY = {
     f"{side}_{name}": value

@@ -5,8 +5,8 @@ import torch
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.modules.halting import ACT, ConfidenceExit, UniversalACT
-from fairseq_adaptive.modules.pondernet import PonderNet
+from fairseq_adaptive.modules.policies import ACT, ConfidenceExit, UniversalACT
+from fairseq_adaptive.modules.policies.pondernet import PonderNet
 
 RULES = ("act", "ut_act", "pondernet", "saturation")
 TINY = {
