@@ -181,10 +181,13 @@ class SharedTransformerEncoder(TransformerEncoderBase):
             x = x * (~padding_mask).unsqueeze(-1).to(x)
         x, read = x.transpose(0, 1), None
         states = [x] if return_all_hiddens else None
+        between = None if self.layers.adaptive else states  # with policies all depths are one step
         if self.reader is None:
-            x = self.layers(x, given, states=states)
+            x = self.layers(x, given, states=between)
         else:
-            x, padding_mask, read = self.layers(x, given, reader=self.reader, states=states)
+            x, padding_mask, read = self.layers(x, given, reader=self.reader, states=between)
+        if states is not None and between is None:
+            states.append(x)
         return {
             "encoder_out": [x if self.layer_norm is None else self.layer_norm(x)],
             "encoder_padding_mask": [padding_mask],

@@ -204,7 +204,7 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
             read()
         if not places.numel() and not context.reads_after(depth):
             break
-        step = Step(stack.schedule[depth], None, getattr(stack[depth], "step_kind", "layer"))
+        step = None if trace is None else Step(stack.schedule[depth], None, getattr(stack[depth], "step_kind", "layer"))
         some, choice, hidden = None, None, None  # some: who is computed, among the places; None: all
         if router is not None:
             asked = torch.ones_like(places, dtype=torch.bool)
@@ -238,7 +238,8 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
             if choice is not None:
                 after = router.combine(before, after, choice)
             ones = torch.ones_like(at, dtype=torch.bool)
-            step.alive = None if trace is None else put(ones, at)
+            if trace is not None:
+                step.alive = put(ones, at)
             if rule is not None:
                 part = carry if some is None else _at(carry, some)
                 after, part, going_on, halting = rule.step(before, after, part, ones, depth == depths - 1)
