@@ -15,9 +15,8 @@ FIRST = ("", LIGHT, "from fairseq_adaptive.modules import EncoderLayer",
            for name in ("models.par_transformer_xl", "tasks", "criterions", "optim", "interop", "hub")))
 # what does not need fairseq; the other modules are parts of its layers
 PLAIN = ("ops", "errors", "modules", *(f"modules.{name}" for name in (
-    "adaptive_input", "adaptive_run", "adaptive_softmax", "admin", "halting", "halting_rules", "idle", "layout",
-    "memory", "packed_attention", "packed_linear", "packing", "pondernet", "relative_attention", "shared_encoder",
-    "sharing", "skim_run", "skimming", "stack", "tape", "trace")))
+    "adaptive_input", "adaptive_softmax", "admin", "idle", "layout", "memory", "packed_linear", "policies",
+    "relative_attention", "shared_encoder", "stack", "stack.context", "stack.packed_context", "stack.run")))
 
 
 def program(code, *args, cwd=ROOT, **kwargs):

@@ -13,11 +13,11 @@ from families import FAMILIES, build_trainer, train, write_data
 from fairseq_adaptive.compat import precision
 from fairseq_adaptive.criterions.expected_output import _expected
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.halting import ACT, UniversalACT
-from fairseq_adaptive.modules.pondernet import PonderNet, prior_divergence, truncated_geometric
+from fairseq_adaptive.modules.policies import ACT, UniversalACT
+from fairseq_adaptive.modules.policies.pondernet import PonderNet, prior_divergence, truncated_geometric
 from fairseq_adaptive.ops.skim_attention.naive import masked_softmax
-from fairseq_adaptive.modules.tape import TapeReader, masked_mean
-from fairseq_adaptive.modules.trace import Step, Trace
+from fairseq_adaptive.modules.policies.tape import TapeReader, masked_mean
+from fairseq_adaptive.modules.stack.trace import Step, Trace
 
 UPDATES = 12
 # largest distance of an update's loss from that in single precision, as a share of the first loss. Over three seeds on

@@ -23,7 +23,7 @@ from fairseq_adaptive.criterions.controller import Controller, warmed_up
 from fairseq_adaptive.criterions.expected_output import ExpectedOutput
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.modules.pondernet import prior_divergence, truncated_geometric
+from fairseq_adaptive.modules.policies.pondernet import prior_divergence, truncated_geometric
 
 logger = logging.getLogger(__name__)
 

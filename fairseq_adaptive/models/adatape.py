@@ -10,9 +10,8 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel, base_architecture
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 
-from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.adatape_flags import TapeConfig, build_router, build_tape, check_flags
-from fairseq_adaptive.models.adatape_stack import run_stack, tape_report
+from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
+from fairseq_adaptive.models.adatape_stack import run_tape, tape_report
 from fairseq_adaptive.models.shared_stack import (
     ExplainsLoading,
     SharedTransformerEncoder,
@@ -20,7 +19,7 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_architecture,
     sharing_config,
 )
-from fairseq_adaptive.modules.tape import LearnedBank
+from fairseq_adaptive.modules.policies.tape import LearnedBank
 
 TAPE_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TapeConfig) if field.name != "_name"}
 
@@ -36,15 +35,11 @@ class TapeTransformerEncoder(SharedTransformerEncoder):
 
     def __init__(self, args, dictionary, embed_tokens):
         check_flags(args)
-        cfg = sharing_config(args, ("encoder",))
+        cfg = sharing_config(args, ("encoder",), encoder=tape_policies(args))
         cfg.tape_ffn_embed_dim = args.tape_ffn_embed_dim if args.tape_tokens else 0
         super().__init__(cfg, dictionary, embed_tokens)
         self.apply(init_bert_params)
-        if args.skimming and args.encoder_layerdrop:
-            raise UsageError("--skimming cannot be combined with --encoder-layerdrop: leave one of them out")
-        self.layers.router = build_router(args, args.encoder_embed_dim, args.encoder_layers)
         self.tape = build_tape(args, args.encoder_embed_dim, args.encoder_attention_heads, args.encoder_layers)
-        self.tape_layer = args.tape_layer
         self.bank = None
         if self.tape is not None:
             self.tape.reader.check_bank(args.tape_bank_size)
@@ -61,9 +56,7 @@ class TapeTransformerEncoder(SharedTransformerEncoder):
         x, embedding = self.forward_embedding(src_tokens, token_embeddings)
         x = x.masked_fill(padding_mask.unsqueeze(-1), 0).transpose(0, 1)
         bank = None if self.bank is None else self.bank()
-        x, mask, reading = run_stack(
-            self.layers, x, padding_mask if padding_mask.any() else None, self.tape, bank, tape_layer=self.tape_layer
-        )
+        x, mask, reading = run_tape(self.layers, x, padding_mask if padding_mask.any() else None, self.tape, bank)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return {

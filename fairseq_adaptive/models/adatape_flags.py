@@ -8,18 +8,16 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Optional
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from omegaconf import OmegaConf
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.shared_stack import HALTING_HELP
-from fairseq_adaptive.modules.halting_rules import RULES
-from fairseq_adaptive.modules.skimming import SkimRouter
-from fairseq_adaptive.modules.tape import COSTS, QUERIES, QUERY_UPDATES, GatedMLP, Tape, TapeReader
+from fairseq_adaptive.models.policy_flags import Policies, PolicyConfig
+from fairseq_adaptive.modules.policies.tape import COSTS, QUERIES, QUERY_UPDATES, GatedMLP, Tape, TapeReader
 
 
 @dataclass
-class TapeConfig(FairseqDataclass):
+class TapeConfig(PolicyConfig):
     tape_tokens: int = field(default=10, metadata={"help": "the longest tape; 0: no tape, a plain Transformer"})
     tape_threshold: float = field(
         default=2.0,
@@ -55,8 +53,6 @@ class TapeConfig(FairseqDataclass):
     tape_bank_dropout: float = field(
         default=0.0, metadata={"help": "probability that a sequence cannot see an entry in training"}
     )
-    halting: ChoiceEnum(RULES) = field(default="none", metadata={"help": HALTING_HELP["halting"]})
-    halting_threshold: Optional[float] = field(default=None, metadata={"help": HALTING_HELP["halting_threshold"]})
     skimming: bool = field(
         default=False,
         metadata={"help": "predictors before each layer skim tokens, those of the tape, too, but never the first (Guan "
@@ -106,11 +102,6 @@ def build_tape(cfg, embed_dim, heads, depths) -> Optional[Tape]:
         return None
     if not 0 <= cfg.tape_layer < depths:
         raise UsageError(f"--tape-layer is {cfg.tape_layer}: use 0 to {depths - 1}")
-    if cfg.tape_layer and (cfg.skimming or str(cfg.halting) != "none"):
-        raise UsageError(
-            f"--tape-layer {cfg.tape_layer} cannot be combined with --halting or --skimming: tokens stop from the "
-            "first layer on, and the tape must be there; use --tape-layer 0"
-        )
     reader = TapeReader(
         embed_dim,
         num_tokens=cfg.tape_tokens,
@@ -123,23 +114,21 @@ def build_tape(cfg, embed_dim, heads, depths) -> Optional[Tape]:
         bank_dropout=cfg.tape_bank_dropout,
     )
     mlp = GatedMLP(embed_dim, cfg.tape_mlp_dim) if cfg.tape_mlp_dim else None
-    return Tape(reader, mlp, str(cfg.tape_query))
+    return Tape(reader, mlp, str(cfg.tape_query), cfg.tape_layer)
 
 
-def build_router(cfg, embed_dim, depths) -> Optional[SkimRouter]:
-    """Return the predictors of ``--skimming``, None without.
-
-    Args:
-        embed_dim: C
-        depths: of the stack
+def tape_policies(cfg) -> Policies:
+    """What the flags say of router and halting rule; the reader is that of :func:`build_tape`.
 
     Raises:
-        UsageError: where tokens halt, too
+        UsageError: for another reader, and where --skimming and --router contradict each other
     """
-    if not cfg.skimming:
-        return None
-    if str(cfg.halting) != "none":
-        raise UsageError(
-            "--skimming cannot be combined with --halting: tokens are skimmed or halt; leave one of them out"
-        )
-    return SkimRouter(embed_dim, depths, cfg.skim_bias)
+    reader = getattr(cfg, "reader", None) or "none"
+    if reader not in ("none", "tape") or (reader == "tape" and not cfg.tape_tokens):
+        raise UsageError(f"--reader {reader}: this architecture reads the tape of --tape-tokens; leave it out")
+    named = str(getattr(cfg, "router", None) or "none")
+    if cfg.skimming and named not in ("none", "skimming"):
+        raise UsageError(f"--skimming and --router {named} contradict each other: leave one of them out")
+    skimming = {"bias": cfg.skim_bias} if cfg.skimming or named == "skimming" else None
+    cfg = Namespace(**{**vars(cfg), "reader": "none", "reader_args": None})
+    return Policies(cfg, "encoder", "skimming" if cfg.skimming else "none", skimming)

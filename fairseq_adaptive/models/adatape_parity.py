@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.adatape_flags import with_defaults
 from fairseq_adaptive.models.adatape_stack import TapeClassifier, TapeClassifierConfig
-from fairseq_adaptive.modules.tape import InputBank
+from fairseq_adaptive.modules.policies.tape import InputBank
 
 
 @dataclass

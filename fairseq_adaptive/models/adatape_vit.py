@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.adatape_flags import with_defaults
 from fairseq_adaptive.models.adatape_stack import TapeClassifier, TapeClassifierConfig
-from fairseq_adaptive.modules.tape import InputBank, LearnedBank
+from fairseq_adaptive.modules.policies.tape import InputBank, LearnedBank
 
 
 @dataclass

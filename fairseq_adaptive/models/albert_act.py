@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.shared_stack import ExplainsLoading, add_halting_args
+from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
+from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
-from fairseq_adaptive.modules.halting_rules import build_halting
 from fairseq_adaptive.modules.idle import zero_gradients
+from fairseq_adaptive.modules.policies import Place
 
 LAYER_NORM_EPS = 1e-12  # of ALBERT
 
@@ -93,12 +94,13 @@ class AlbertActEncoder(FairseqEncoder):
         self.project_in_dim = nn.Linear(width, args.encoder_embed_dim)
         layer = EncoderLayer(TransformerConfig.from_namespace(args))
         layer.self_attn_layer_norm.eps = layer.final_layer_norm.eps = LAYER_NORM_EPS
+        policies = Policies(args, "encoder")
+        check_used(args, policies)
+        place = Place(args.encoder_embed_dim, args.encoder_layers, self.word_scores, args.encoder_attention_heads)
         self.layers = LayerStack(
-            [layer],
-            (0,) * args.encoder_layers,
-            pass_depth=True,
-            halting=build_halting(args.halting, args.encoder_embed_dim, args.halting_threshold, self.word_scores),
+            [layer], (0,) * args.encoder_layers, pass_depth=True, **policies.stack_arguments(place)
         )
+        self.reader = policies.build("reader", place)
         self.pooler = nn.Linear(args.encoder_embed_dim, args.encoder_embed_dim)
         self.lm_head = MaskedLMHead(args.encoder_embed_dim, self.embed_tokens.weight, args.activation_fn)
         self.sentence_order_head = nn.Linear(args.encoder_embed_dim, 2)
@@ -154,8 +156,14 @@ class AlbertActEncoder(FairseqEncoder):
         x = self.project_in_dim(self.dropout_module(self.layernorm_embedding(x)))
         x = x.transpose(0, 1)  # T x B x C
         padding_mask = padding_mask if padding_mask.any() else None
-        for layer in self.layers:
-            x = layer(x, encoder_padding_mask=padding_mask)
+        protected = None
+        if self.layers.router is not None:  # the pooler reads the first
+            protected = torch.zeros_like(src_tokens, dtype=torch.bool)
+            protected[:, 0] = True
+        if self.reader is None:
+            x = self.layers(x, padding_mask, protected)
+        else:
+            x = self.layers(x, padding_mask, protected, reader=self.reader)[0][:length]
         return x.transpose(0, 1)
 
     def max_positions(self):
@@ -186,7 +194,7 @@ class AlbertActModel(ExplainsLoading, RobertaModel):
         parser.add_argument(
             "--load-checkpoint-heads", action="store_true", help="keep the classification heads of a checkpoint"
         )
-        add_halting_args(parser)
+        add_policy_args(parser)
 
     @classmethod
     def build_model(cls, args, task):

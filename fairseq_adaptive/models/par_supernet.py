@@ -53,7 +53,7 @@ class SupernetDecoder(SegmentedDecoder):
             raise UsageError("--temperature-start and --temperature-end are above 0")
         if cfg.temperature_updates < 1:
             raise UsageError("the temperature falls in --temperature-updates, or in --max-update: give one of them")
-        super().__init__(cfg, dictionary, range(cfg.blocks))
+        super().__init__(cfg, dictionary, "m" * cfg.blocks)
         self.sample_paths = cfg.sample_paths
         self.schedule = (cfg.temperature_start, cfg.temperature_end, cfg.temperature_updates)
         self.architecture = nn.Parameter(torch.zeros(cfg.blocks, len(KINDS)))
@@ -93,13 +93,11 @@ class SupernetDecoder(SegmentedDecoder):
         if torch.distributed.is_initialized():
             torch.distributed.broadcast(self.block_costs, 0)
 
-    def run_blocks(self, x, states):
+    def run_blocks(self, x, states, tokens=None):
         weights = mixture_weights(self.architecture, float(self.temperature), noise=self.training)
         paths = weights.argmax(dim=-1).tolist() if self.sample_paths else [None] * len(weights)
-        remembered = []
-        for block, weight, path, state in zip(self.blocks, weights, paths, states, strict=True):
-            remembered.append(self.remember(x, state))
-            x = block(x, weight, path, self.positions, state, self.window)
+        extra = [{"weights": weight, "path": path} for weight, path in zip(weights, paths, strict=True)]
+        x, remembered, _ = super().run_blocks(x, states, tokens, extra)
         return x, remembered, {"block_probabilities": self.probabilities()}
 
 

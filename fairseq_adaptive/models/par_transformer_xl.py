@@ -7,16 +7,18 @@
 from dataclasses import dataclass, field
 from typing import Optional
 
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqLanguageModel, register_model, register_model_architecture
 
+from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules.layout import parse_layout
+from fairseq_adaptive.modules.stack.schedule import STRATEGIES
 
 
 @dataclass
-class TransformerXLConfig(FairseqDataclass):
+class TransformerXLConfig(PolicyConfig):
     """What the found model and the supernet have in common."""
 
     decoder_embed_dim: int = field(default=512, metadata={"help": "width of the model"})
@@ -62,6 +64,15 @@ class PARTransformerXLConfig(TransformerXLConfig):
     layout: str = field(
         default="afff*6,f*8",
         metadata={"help": "kind of every block: groups of a (attention) and f (feed-forward), *N repeats a group"},
+    )
+    layer_sharing: ChoiceEnum(STRATEGIES) = field(
+        default="cycle", metadata={"help": "which unique block serves which depth (Takase and Kiyono, 2021)"}
+    )
+    decoder_unique_layers: Optional[int] = field(
+        default=None, metadata={"help": "how many blocks have parameters of their own (default: all of the layout)"}
+    )
+    decoder_layerdrop: float = field(
+        default=0.0, metadata={"help": "probability with which a block is left out in a training step"}
     )
 
 

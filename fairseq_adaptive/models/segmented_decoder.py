@@ -6,10 +6,15 @@ from fairseq.modules import FairseqDropout, LayerNorm
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.modules.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
 from fairseq_adaptive.modules.dropout import quicken_dropout
+from fairseq_adaptive.modules.policies import Place
+from fairseq_adaptive.modules.layout import BLOCK_KINDS
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
 from fairseq_adaptive.modules.residual_block import AttentionBlock, FeedForwardBlock
+from fairseq_adaptive.modules.transformer_xl.segments import DepthMemory, SegmentStack
+from fairseq_adaptive.modules.stack.schedule import check_kinds, layer_schedule
 
 
 def check_config(cfg, dictionary) -> None:
@@ -73,6 +78,7 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
     def __init__(self, cfg, dictionary, kinds):
         super().__init__(dictionary)
         check_config(cfg, dictionary)
+        self.padding_idx = dictionary.pad()
         dim, cutoffs = cfg.decoder_embed_dim, parse_cutoffs(cfg.adaptive_softmax_cutoff)
         self.memory_length = cfg.memory_length
         self.window = cfg.memory_length if cfg.same_length else None
@@ -83,7 +89,7 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         self.positions = RelativePositions(dim, clamp_length=cfg.clamp_length, dropout=cfg.dropout)
         shape = (cfg.decoder_attention_heads, cfg.decoder_head_dim or dim // cfg.decoder_attention_heads)
         biases = [None if cfg.untie_relative_bias else nn.Parameter(torch.empty(shape)) for _ in range(2)]
-        self.blocks = nn.ModuleList([self.build_block(kind, cfg, *biases) for kind in kinds])
+        self.blocks = self.build_stack(cfg, kinds, biases)
         self.layer_norm = LayerNorm(dim) if cfg.decoder_normalize_before else None
         self.adaptive_softmax = self.output_projection = None
         if cutoffs:
@@ -100,9 +106,32 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         else:
             self.output_projection = nn.Linear(dim, len(dictionary), bias=False)
         self.reset_parameters(cfg.init_std)
+        self.blocks.reset_rules()
         if cfg.share_decoder_input_output_embed and not cutoffs:
             self.output_projection.weight = self.embed_tokens.tables[0]
         quicken_dropout(self)
+
+    def build_stack(self, cfg, kinds, biases):
+        """The blocks; ``kinds`` has one letter a depth."""
+        depths = len(kinds)
+        unique = getattr(cfg, "decoder_unique_layers", None) or depths
+        schedule = layer_schedule(str(getattr(cfg, "layer_sharing", None) or "cycle"), unique, depths)
+        layerdrop, policies = getattr(cfg, "decoder_layerdrop", 0.0), Policies(cfg, "decoder")
+        if policies.halting != "none" and layerdrop:
+            raise UsageError("--halting decides how many layers run: leave out --decoder-layerdrop")
+        check_used(cfg, policies)
+        scores = None if parse_cutoffs(cfg.adaptive_softmax_cutoff) else self.word_scores
+        place = Place(cfg.decoder_embed_dim, depths, scores, cfg.decoder_attention_heads)
+        return SegmentStack(
+            [self.build_block(kind, cfg, *biases) for kind in check_kinds(schedule, kinds, BLOCK_KINDS)],
+            schedule,
+            layerdrop=layerdrop,
+            **policies.stack_arguments(place),
+        )
+
+    def word_scores(self, states):
+        """Logits ... x V of the words, should the states ... x C be those after the last block."""
+        return self.output_layer(states if self.layer_norm is None else self.layer_norm(states))
 
     def build_block(self, kind, cfg, content_bias, position_bias):
         """A block of one kind, ``a`` or ``f``; the biases u and v are None where each block has its own."""
@@ -134,6 +163,10 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
             else:
                 nn.init.normal_(parameter, 0.0, 0.01 if "projections" in name else std)
 
+    def upgrade_state_dict_named(self, state_dict, name):
+        self.blocks.fold_state_dict(state_dict, f"{name}.blocks.")
+        return super().upgrade_state_dict_named(state_dict, name)
+
     def max_positions(self):
         """Segments may have any length."""
         return int(1e6)
@@ -164,7 +197,7 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
             seen = incremental_state.setdefault("segmented_decoder", {"states": states, "seen": 0})
             prev_output_tokens, seen["seen"] = prev_output_tokens[:, seen["seen"] :], prev_output_tokens.size(1)
         x = self.dropout_module(self.embed_tokens(prev_output_tokens))  # [B, T, C]
-        x, remembered, extra = self.run_blocks(x, states)
+        x, remembered, extra = self.run_blocks(x, states, prev_output_tokens.ne(self.padding_idx))
         if memory is not None and incremental_state is None:
             memory.states = remembered
         if self.layer_norm is not None:
@@ -177,30 +210,19 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         if incremental_state is not None:
             if "segmented_decoder" in incremental_state:
                 return incremental_state["segmented_decoder"]["states"]
-            return [KeyValueCache(self.window) for _ in self.blocks]
+            return [KeyValueCache(self.window) for _ in range(len(self.blocks))]
         if memory is None or not self.memory_length:
             return [None] * len(self.blocks)
         if memory.states is None and not self.training and not torch.is_grad_enabled():
-            return [KeyValueCache(self.memory_length) for _ in self.blocks]
+            return [KeyValueCache(self.memory_length) for _ in range(len(self.blocks))]
         states = memory.states or []
         return states + [None] * (len(self.blocks) - len(states))
 
-    def run_blocks(self, x, states):
+    def run_blocks(self, x, states, tokens=None, extra=None):
         """Run all blocks; returns the features, what to remember, and extras."""
-        remembered = []
-        for block, state in zip(self.blocks, states, strict=True):
-            remembered.append(self.remember(x, state) if block.kind == "a" else None)
-            x = block(x, self.positions, state, self.window) if block.kind == "a" else block(x)
-        return x, remembered, {}
-
-    def remember(self, x, state):
-        """The inputs of the last ``memory_length`` positions, detached; a cache is its own memory."""
-        if isinstance(state, KeyValueCache):
-            return state
-        if not self.memory_length:
-            return None
-        x = x.detach()
-        return (x if state is None else torch.cat([state, x], dim=1))[:, -self.memory_length :]
+        tokens = x.new_ones(x.shape[:2], dtype=torch.bool) if tokens is None else tokens
+        memory = DepthMemory(states, self.memory_length, self.positions, self.window, extra)
+        return self.blocks(x, tokens, memory), memory.remembered, {}
 
     def get_normalized_probs(self, net_output, log_probs, sample=None):
         """``[B, T, V]``; where ``sample`` has targets and the softmax is adaptive, a view that holds theirs only."""

@@ -11,6 +11,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.modules import (
     STRATEGIES,
     AdminResidual,
@@ -22,18 +23,11 @@ from fairseq_adaptive.modules import (
 )
 from fairseq_adaptive.modules.decoder_step import DecoderStep
 from fairseq_adaptive.modules.dropout import quicken_dropout
-from fairseq_adaptive.modules.halting_rules import RULES, build_halting
 from fairseq_adaptive.modules.packed_linear import PackedLinear
+from fairseq_adaptive.modules.policies import Place
 
 INITIALISATIONS = ("default", "admin")
 _SEARCH = "search"  # its place in an incremental state
-HALTING_HELP = {
-    "halting": "when a token stops: act (Simoulin and Crabbe, 2021), ut_act (Dehghani et al., 2019), pondernet (Banino "
-    "et al., 2021); train with --criterion ponder_loss. Exits by confidence (Schuster et al., 2022) for inference with "
-    "a model trained without halting: saturation of the state, or margin between the two best words (default: none)",
-    "halting_threshold": "sum of halting probabilities at which a token stops, above 0 and at most 1 (default: 0.99, "
-    "with pondernet 0.5)",
-}
 
 
 def add_sharing_args(parser, sides):
@@ -59,14 +53,6 @@ def add_sharing_args(parser, sides):
     )
 
 
-def add_halting_args(parser, sides=()):
-    """Add the flags of adaptive depth to a model's parser, and where there are several ``sides`` one for each."""
-    parser.add_argument("--halting", choices=RULES, help=HALTING_HELP["halting"])
-    for side in sides:
-        parser.add_argument(f"--{side}-halting", choices=RULES, help=f"in the {side} (default: --halting)")
-    parser.add_argument("--halting-threshold", type=float, metavar="H", help=HALTING_HELP["halting_threshold"])
-
-
 def sharing_architecture(args, sides):
     """Fill in the defaults of layer sharing; the numbers of depths must be set."""
     args.layer_sharing = getattr(args, "layer_sharing", None) or "cycle_rev"
@@ -80,12 +66,13 @@ def sharing_architecture(args, sides):
         setattr(args, f"{side}_unique_layers", unique)
 
 
-def sharing_config(args, sides) -> TransformerConfig:
+def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
     """Return fairseq's configuration of a Transformer with that of layer sharing added.
 
     Args:
         args: namespace or DictConfig with the flags of the model
         sides: ``encoder``, ``decoder`` or both
+        policies: of a side, where they are not those that the common flags give
 
     Raises:
         UsageError: when options contradict each other
@@ -95,11 +82,17 @@ def sharing_config(args, sides) -> TransformerConfig:
     cfg.init = str(args.init)
     if cfg.init not in INITIALISATIONS:
         raise UsageError(f"unknown --init {cfg.init!r}: choose one of {', '.join(INITIALISATIONS)}")
-    cfg.halting_threshold = getattr(args, "halting_threshold", None)
     for side in sides:
-        getattr(cfg, side).halting = str(getattr(args, f"{side}_halting", None) or args.halting)
-    if cfg.cross_self_attention and any(getattr(cfg, side).halting != "none" for side in sides):
-        raise UsageError("--halting cannot be combined with --cross-self-attention: leave one of them out")
+        half = getattr(cfg, side)
+        half.policies = policies.get(side) or Policies(args, side, alone=len(sides) == 1)
+        for kind in ("router", "halting"):
+            if getattr(half.policies, kind) == "none":
+                continue
+            if half.layerdrop:
+                raise UsageError(f"--{kind} decides how many layers run: leave out --{side}-layerdrop")
+            if cfg.cross_self_attention:
+                raise UsageError(f"--{kind} cannot be combined with --cross-self-attention: leave one of them out")
+    check_used(args, *(getattr(cfg, side).policies for side in sides))
     if getattr(cfg, "base_layers", 0):
         raise UsageError("--base-layers cannot be combined with shared layers: leave it out")
     if cfg.offload_activations:
@@ -108,8 +101,6 @@ def sharing_config(args, sides) -> TransformerConfig:
         half = getattr(cfg, side)
         half.unique_layers = getattr(args, f"{side}_unique_layers")
         layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
-        if half.halting != "none" and half.layerdrop:
-            raise UsageError(f"--halting decides how many layers run: leave out --{side}-layerdrop")
         if half.layers_to_keep:
             raise UsageError(f"--{side}-layers-to-keep removes layers one by one, but here a layer serves several depths")
         if cfg.init == "admin" and half.normalize_before:
@@ -125,7 +116,7 @@ def _build_stack(cfg, side, layers, sublayers, scores=None):
         layerdrop=half.layerdrop,
         residual=AdminResidual(half.layers, sublayers, half.embed_dim) if cfg.init == "admin" else None,
         pass_depth=True,
-        halting=build_halting(half.halting, half.embed_dim, cfg.halting_threshold, scores),
+        **half.policies.stack_arguments(Place(half.embed_dim, half.layers, scores, half.attention_heads)),
     )
 
 
@@ -167,11 +158,46 @@ class SharedTransformerEncoder(TransformerEncoderBase):
         self.cfg = cfg
         self.encoder_layerdrop = cfg.encoder.layerdrop
         self.layers = _build_stack(cfg, "encoder", self.layers, sublayers=2)
+        half = cfg.encoder
+        self.reader = half.policies.build("reader", Place(half.embed_dim, half.layers, heads=half.attention_heads))
+        if self.reader is not None and not 0 <= self.reader.depth < half.layers:
+            raise UsageError(f"a reader at depth {self.reader.depth} never reads: use 0 to {half.layers - 1}")
         quicken_dropout(self)
         self.num_layers = len(self.layers)
 
     def build_encoder_layer(self, cfg):
         return _wrap(EncoderLayer(cfg), cfg)
+
+    def forward_scriptable(self, src_tokens, src_lengths=None, return_all_hiddens=False, token_embeddings=None):
+        """
+        Returns:
+            fairseq's dictionary; with a reader ``encoder_out`` is (T + S) x B x C and ``encoder_padding_mask`` B x (T +
+            S), and ``read`` what was read
+        """
+        padding_mask = src_tokens.eq(self.padding_idx)
+        x, embedding = self.forward_embedding(src_tokens, token_embeddings)
+        given = padding_mask if padding_mask.any() else None
+        if given is not None:
+            x = x * (~padding_mask).unsqueeze(-1).to(x)
+        x, read = x.transpose(0, 1), None
+        states = [x] if return_all_hiddens else None
+        between = None if self.layers.adaptive else states  # with policies all depths are one step
+        if self.reader is None:
+            x = self.layers(x, given, states=between)
+        else:
+            x, padding_mask, read = self.layers(x, given, reader=self.reader, states=between)
+        if states is not None and between is None:
+            states.append(x)
+        return {
+            "encoder_out": [x if self.layer_norm is None else self.layer_norm(x)],
+            "encoder_padding_mask": [padding_mask],
+            "encoder_embedding": [embedding],
+            "encoder_states": states or [],
+            "fc_results": [None] * (len(states) - 1) if states else [],
+            "src_tokens": [],
+            "src_lengths": [src_tokens.ne(self.padding_idx).sum(1, keepdim=True, dtype=torch.int32)],
+            **({} if read is None else {"read": [read]}),
+        }
 
     def make_generation_fast_(self, **kwargs):
         PackedLinear.adopt(self)
@@ -205,8 +231,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
 
     def word_scores(self, states):
         """Logits ... x V of the words, should the states ... x C be those after the last layer."""
-        states = states if self.layer_norm is None else self.layer_norm(states)
-        return self.output_layer(states if self.project_out_dim is None else self.project_out_dim(states))
+        return self.output_layer(self._leave(states))
 
     def begin_search(self, beam: int) -> Optional[Dict]:
         """Return the incremental state of a fast beam search, or None where these layers are not made for one.
@@ -216,37 +241,82 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         plain = all(isinstance(self.layers[depth], DecoderLayer) for depth in range(len(self.layers)))
         return {_SEARCH: DecoderStep(self.layers, beam)} if plain and DecoderStep.fits(self.layers) else None
 
-    def extract_features(self, *args, alignment_layer=None, **kwargs):
-        step = (kwargs.get("incremental_state") or {}).get(_SEARCH)
+    def extract_features_scriptable(
+        self,
+        prev_output_tokens,
+        encoder_out,
+        incremental_state=None,
+        full_context_alignment=False,
+        alignment_layer=None,
+        alignment_heads=None,
+    ):
+        """As fairseq's; with policies all depths are one step: attention weights are those of the last of each token."""
+        step = (incremental_state or {}).get(_SEARCH)
         if step is not None:
-            return self._search_features(args[0], kwargs.get("encoder_out"), step)
-        if self.layers.halting is not None and alignment_layer is None and not self.training:
-            # with halting all depths are one step of the stack; make_generation_fast_ says who wants the weights
-            alignment_layer = 0 if getattr(self.layers[0], "need_attn", False) else None
-        return super().extract_features(*args, alignment_layer=alignment_layer, **kwargs)
+            return self._search_features(prev_output_tokens, encoder_out, step)
+        adaptive = self.layers.adaptive
+        if alignment_layer is None and not adaptive:
+            alignment_layer = self.num_layers - 1
+        elif alignment_layer is None and getattr(self.layers[0], "need_attn", False):
+            alignment_layer = 0  # make_generation_fast_ says who wants the weights
+        source = mask = None
+        if encoder_out is not None:
+            source, mask = (next(iter(encoder_out[name]), None) for name in ("encoder_out", "encoder_padding_mask"))
+        positions = None
+        if self.embed_positions is not None:
+            positions = self.embed_positions(prev_output_tokens, incremental_state=incremental_state)
+        if incremental_state is not None:
+            prev_output_tokens = prev_output_tokens[:, -1:]
+            positions = None if positions is None else positions[:, -1:]
+        x = self._embed(prev_output_tokens.contiguous(), positions).transpose(0, 1)  # T x B x C
+        padding = prev_output_tokens.eq(self.padding_idx)
+        future = self.buffered_future_mask(x) if incremental_state is None and not full_context_alignment else None
+        states = [x]
+        x, attention = self.layers(
+            x,
+            source,
+            mask,
+            incremental_state,
+            self_attn_mask=future,
+            self_attn_padding_mask=padding if self.cross_self_attention or padding.any() else None,
+            weights_at=alignment_layer,
+            states=None if adaptive else states,
+        )
+        if adaptive:
+            states.append(x)
+        if attention is not None:
+            attention = attention.float().to(x)[:alignment_heads].mean(0)
+        return self._leave(x.transpose(0, 1)), {"attn": [attention], "inner_states": states}
 
-    def _search_features(self, tokens, encoder_out, step):
-        """One step of a search, tokens R x T -> R x 1 x C: fairseq's method without what only longer targets need."""
-        newest = tokens[:, -1]
-        x = self.embed_scale * self.embed_tokens(newest)
+    def _embed(self, tokens, positions):
+        """... to ... x C, before the first layer."""
+        x = self.embed_scale * self.embed_tokens(tokens)
         if self.quant_noise is not None:
             x = self.quant_noise(x)
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
-        if self.embed_positions is not None:
-            x = x + self.embed_positions(tokens[:1], incremental_state={})[0]
+        if positions is not None:
+            x = x + positions
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
+        return self.dropout_module(x)
+
+    def _leave(self, x):
+        """... x C, from the states after the last layer to what words are scored by."""
+        x = x if self.layer_norm is None else self.layer_norm(x)
+        return x if self.project_out_dim is None else self.project_out_dim(x)
+
+    def _search_features(self, tokens, encoder_out, step):
+        """One step of a search, tokens R x T -> R x 1 x C: fairseq's method without what only longer targets need."""
+        newest, positions = tokens[:, -1], None
+        if self.embed_positions is not None:
+            positions = self.embed_positions(tokens[:1], incremental_state={})[0]
         padding = newest.eq(self.padding_idx)
         source = mask = None
         if encoder_out is not None:
             source, mask = encoder_out["encoder_out"][0], next(iter(encoder_out["encoder_padding_mask"]), None)
-        x = step(self.dropout_module(x), source, mask, padding if padding.any() else None)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        if self.project_out_dim is not None:
-            x = self.project_out_dim(x)
-        return x.unsqueeze(1), {"attn": [None], "inner_states": []}
+        x = step(self._embed(newest, positions), source, mask, padding if padding.any() else None)
+        return self._leave(x).unsqueeze(1), {"attn": [None], "inner_states": []}
 
     def reorder_incremental_state_scripting(self, incremental_state, new_order):
         if _SEARCH in incremental_state:

@@ -9,11 +9,11 @@ from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
 from fairseq_adaptive.models.beam_generator import BeamGenerator
+from fairseq_adaptive.models.policy_flags import add_policy_args
 from fairseq_adaptive.models.shared_stack import (
     ExplainsLoading,
     SharedTransformerDecoder,
     SharedTransformerEncoder,
-    add_halting_args,
     add_sharing_args,
     sharing_architecture,
     sharing_config,
@@ -35,7 +35,7 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
     def add_args(cls, parser):
         gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
         add_sharing_args(parser, SIDES)
-        add_halting_args(parser, SIDES)
+        add_policy_args(parser, SIDES)
 
     @classmethod
     def build_model(cls, args, task):

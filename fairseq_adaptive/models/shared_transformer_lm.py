@@ -9,8 +9,8 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig, base_lm_architecture
 
 from fairseq_adaptive.models.beam_generator import BeamGenerator
+from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.shared_stack import (
-    HALTING_HELP,
     INITIALISATIONS,
     ExplainsLoading,
     SharedTransformerDecoder,
@@ -18,11 +18,10 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_config,
 )
 from fairseq_adaptive.modules import STRATEGIES
-from fairseq_adaptive.modules.halting_rules import RULES
 
 
 @dataclass
-class SharedTransformerLanguageModelConfig(TransformerLanguageModelConfig):
+class SharedTransformerLanguageModelConfig(PolicyConfig, TransformerLanguageModelConfig):
     layer_sharing: ChoiceEnum(STRATEGIES) = field(
         default="cycle_rev",
         metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"},
@@ -41,8 +40,6 @@ class SharedTransformerLanguageModelConfig(TransformerLanguageModelConfig):
             "step (Liu et al., 2020)"
         },
     )
-    halting: ChoiceEnum(RULES) = field(default="none", metadata={"help": HALTING_HELP["halting"]})
-    halting_threshold: Optional[float] = field(default=None, metadata={"help": HALTING_HELP["halting_threshold"]})
 
 
 @register_model("shared_transformer_lm", dataclass=SharedTransformerLanguageModelConfig)

@@ -15,10 +15,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
 from fairseq_adaptive.models.shared_stack import ExplainsLoading, SharedTransformerEncoder, sharing_config
 from fairseq_adaptive.modules import STRATEGIES
-from fairseq_adaptive.modules.skim_run import keep_all
-from fairseq_adaptive.modules.skimming import SkimRouter
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +36,14 @@ class SkimmingTransformer(SharedTransformerEncoder):
     """
 
     def __init__(self, args, dictionary, embed_tokens):
-        super().__init__(sharing_config(args, ("encoder",)), dictionary, embed_tokens)
+        skimming = {"bias": args.skim_bias, "noise": args.skim_noise}
+        if getattr(args, "router", None) not in (None, "none", "skimming"):
+            skimming = None
+        policies = Policies(args, "encoder", "none" if args.no_skimming else "skimming", skimming)
+        super().__init__(sharing_config(args, ("encoder",), encoder=policies), dictionary, embed_tokens)
+        self.layers.without_padding = True
         self.separator, self.protect_separators = dictionary.eos(), args.protect_separators
         self.embed_segments = nn.Embedding(args.token_types, embed_tokens.embedding_dim) if args.token_types else None
-        if not args.no_skimming:
-            self.layers.router = SkimRouter(
-                embed_tokens.embedding_dim, len(self.layers), args.skim_bias, args.skim_noise)
 
     def segments(self, src_tokens):
         """0 up to and with the first separator, then 1; B x T to B x T."""
@@ -63,10 +64,10 @@ class SkimmingTransformer(SharedTransformerEncoder):
         x = self.forward_embedding(src_tokens, states)[0].transpose(0, 1)  # T x B x C
         padding_mask = src_tokens.eq(self.padding_idx)
         padding_mask = padding_mask if padding_mask.any() else None
-        if self.layers.router is not None:
+        if self.reader is None:
             x = self.layers(x, padding_mask, self.protected(src_tokens))
         else:
-            x = keep_all(self.layers, x, padding_mask)
+            x = self.layers(x, padding_mask, self.protected(src_tokens), reader=self.reader)[0][: src_tokens.size(1)]
         return (x if self.layer_norm is None else self.layer_norm(x)).transpose(0, 1)
 
 
@@ -90,9 +91,8 @@ class TranskimmerEncoder(RobertaEncoder):
     def build_encoder(self, args, dictionary, embed_tokens):
         if args.encoder_layerdrop and not args.no_skimming:
             raise UsageError("--encoder-layerdrop cannot be combined with skimming: leave it out, or add --no-skimming")
-        if getattr(args, "halting", "none") not in (None, "none"):
-            raise UsageError(f"--arch transkimmer skims tokens: leave out --halting {args.halting}, or take an "
-                             "architecture whose tokens halt, such as albert_act_base or shared_transformer")
+        if args.no_skimming and getattr(args, "router", None) == "skimming":
+            raise UsageError("--no-skimming and --router skimming contradict each other: leave one of them out")
         if not 0 <= args.skim_noise <= 1:
             raise UsageError(f"--skim-noise {args.skim_noise} is impossible: it is a share from 0 to 1")
         if args.encoder_embed_dim % args.encoder_attention_heads:
@@ -170,6 +170,7 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
                             help="share of the Gumbel noise in decisions of training, from 0 to 1 (default: 1, as "
                             "published). With noise a model sees fewer tokens in training than in evaluation, where most "
                             "of those that are likely to be kept are")
+        add_policy_args(parser)
         parser.add_argument("--no-skimming", action="store_true", help="no predictors: the dense model to compare with")
 
     @classmethod

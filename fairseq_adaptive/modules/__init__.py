@@ -6,9 +6,15 @@ Plain torch, but for ``EncoderLayer`` and ``DecoderLayer``, which are fairseq's 
 from fairseq_adaptive.modules.admin import AdminResidual
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
 from fairseq_adaptive.modules.shared_encoder import ParameterSharedTransformerEncoder
-from fairseq_adaptive.modules.sharing import STRATEGIES, layer_schedule
-from fairseq_adaptive.modules.stack import DecoderStack, LayerStack
-from fairseq_adaptive.modules.trace import Step, Trace, recording
+from fairseq_adaptive.modules.stack import (
+    STRATEGIES,
+    DecoderStack,
+    LayerStack,
+    Step,
+    Trace,
+    layer_schedule,
+    recording,
+)
 
 __all__ = [
     "AdminResidual",

@@ -13,6 +13,7 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from fairseq_adaptive.modules.packed_linear import PackedLinear, PackedWeights, packed_weights
+from fairseq_adaptive.modules.stack.run import run_packed
 
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
 
@@ -73,23 +74,23 @@ class DecoderStep:
         self._rows = 1  # hypotheses of a sentence
         self._layers: Dict[int, _Layer] = {}
         self._source: Dict[int, Tuple[Tensor, Tensor]] = {}  # G x D x S, G x S x D; G = B H
-        self._cache = self._seen = self._source_mask = None  # 2 N x B x H x S x D; B x Q x S; G x 1 x S
-        self._alive: Optional[Tensor] = None  # R, hypotheses that have not halted, in a step; None: all
+        # 2 N x B x H x S x D; K x B x Q x S, K is N where some tokens are hidden at some depths, or 1; G x 1 x S
+        self._cache = self._seen = self._source_mask = None
 
     @staticmethod
     def fits(stack) -> bool:
         """Whether the layers are plain enough, and nobody wants to know where tokens halt."""
         plain = all(_plain(stack[stack.schedule.index(number)]) for number in set(stack.schedule))
-        return plain and stack.recorder is None and not stack.training
+        return plain and stack.kv == "recompute" and stack.recorder is None and not stack.training
 
     def _start(self, x: Tensor, encoder_out: Optional[Tensor], padding_mask: Optional[Tensor]):
         attention, depths, sentences = self._stack[0].self_attn, len(self._stack), x.size(0)
         self._size = attention.num_heads, attention.head_dim
         room = _BLOCK * self._beam
         self._cache = x.new_empty(2 * depths, sentences, self._size[0], room, self._size[1])
-        self._seen = x.new_full((sentences, 1, room), float("-inf"))
+        self._seen = x.new_full((depths if self._stack.hides else 1, sentences, 1, room), float("-inf"))
         for number in set(self._stack.schedule):
-            layer = self._stack._modules[str(number)]
+            layer = self._stack.layer(number)
             self._layers[number] = _Layer.of(layer)
             if layer.encoder_attn is not None and encoder_out is not None:
                 each = (layer.encoder_attn.k_proj, layer.encoder_attn.v_proj)
@@ -108,24 +109,25 @@ class DecoderStep:
         return x.unflatten(-1, self._size).permute(1, 2, 0, 3).flatten(0, 1)
 
     def _advance(self, padding):
-        """Make room for the tokens of a step; return the mask, where depths write, the keys and values they read."""
+        """Make room for the tokens of a step; return what is seen of them, the masks, where depths write, and the keys and
+        values that they read."""
         start, end = self._used, self._used + self._rows
         if end > self._seen.size(-1):
             room = self._seen.size(-1)
             self._cache = F.pad(self._cache, (0, 0, 0, room))
             self._seen = F.pad(self._seen, (0, room), value=float("-inf"))
-        own = self._seen[:, :, start:end].diagonal(dim1=1, dim2=2)  # B x Q
+        own = self._seen[..., start:end].diagonal(dim1=2, dim2=3)  # K x B x Q
         own.fill_(0)
         if padding is not None:
-            own.masked_fill_(padding.view_as(own), float("-inf"))
+            own.masked_fill_(padding.view(own.shape[1:]), float("-inf"))
         seen = end + -end % _BLOCK
         if seen > self._block:  # what nothing sees still meets a weight of zero
             self._cache[:, :, :, self._block : seen] = 0
         self._used, self._block = end, seen
-        mask = self._seen[:, None, :, :seen].expand(-1, self._size[0], -1, -1).flatten(0, 1)
+        masks = [each[:, None, :, :seen].expand(-1, self._size[0], -1, -1).flatten(0, 1) for each in self._seen]
         written = self._cache[:, :, :, start:end].unflatten(0, (-1, 2)).unbind(0)
         read = self._cache.flatten(1, 2)[:, :, :seen]
-        return mask, written, read[::2].transpose(2, 3).unbind(0), read[1::2].unbind(0)
+        return own, masks, written, read[::2].transpose(2, 3).unbind(0), read[1::2].unbind(0)
 
     def __call__(self, x: Tensor, encoder_out=None, padding_mask=None, padding=None) -> Tensor:
         """Run all depths.
@@ -140,85 +142,47 @@ class DecoderStep:
         """
         if self._cache is None:
             self._start(x, encoder_out, padding_mask)
-        mask, *cache = self._advance(padding)
-        if self._stack.halting is not None:
-            return self._run_halting(x, mask, *cache)
+        own, masks, *cache = self._advance(padding)
+        if self._stack.adaptive:
+            return run_packed(self._stack, _StepContext(self, x, own, masks, *cache))
         for depth, where in enumerate(zip(*cache)):
-            x = self._layer(x, depth, mask, *where)
+            x = self.layer(x, depth, masks[0], *where)
         return x
-
-    def _run_halting(self, x, mask, written, keys, values):
-        """Compute a hypothesis' token until it halts: as :func:`~fairseq_adaptive.modules.adaptive_run.run_packed`."""
-        rule, last = self._stack.halting, len(self._stack) - 1
-        carry, alive = rule.start(x), torch.arange(len(x), device=x.device)
-        state, result, ran = torch.empty_like(x), torch.empty_like(x), torch.empty_like(alive)
-        for depth, where in enumerate(zip(written, keys, values)):
-            self._alive = None if len(alive) == len(state) else alive
-            after = self._layer(x, depth, mask, *where)
-            x, carry, running, _ = rule.step(x, after, carry, torch.ones_like(alive, dtype=torch.bool), depth == last)
-            running = running if depth < last else torch.zeros_like(running)
-            going_on, done = running.nonzero().squeeze(1), (~running).nonzero().squeeze(1)
-            if not len(done):
-                continue
-            place, stopped = alive[done], {name: each[done] for name, each in carry.items()}
-            state[place], ran[place] = x[done], depth + 1
-            result[place] = rule.output(x[done], stopped)
-            if not len(going_on):
-                break
-            alive, x, carry = alive[going_on], x[going_on], {name: each[going_on] for name, each in carry.items()}
-        self._alive = None
-        self._fill(state, ran, written)
-        return result
-
-    def _fill(self, state, ran, written):
-        """Keep keys and values of depths that a token has not reached, for later tokens that may: they are those of its
-        last state, computed once for every layer.
-
-        Args:
-            state: (B Q) x C
-            ran: (B Q), how many depths each token reached
-            written: as of :meth:`_advance`
-        """
-        made = {}
-        for depth in range(int(ran.min()), len(self._stack)):
-            number = self._stack.schedule[depth]
-            layer = self._layers[number]
-            if number not in made:
-                y = torch.layer_norm(state, *layer.norms[0]) if layer.pre_norm else state
-                made[number] = torch.nan_to_num(self._heads(layer.project(y), 3)[1:], 0.0, 0.0, 0.0).to(state.dtype)
-            reached = (ran > depth).view(-1, 1, self._rows, 1)
-            written[depth].copy_(torch.where(reached, written[depth], made[number]))
 
     def _heads(self, x, parts):
         """(B Q) x (parts C) -> parts x B x H x Q x D"""
         return x.view(-1, self._rows, parts, *self._size).permute(2, 0, 3, 1, 4)
 
-    def _spread(self, x):
-        """R x C, of what has not halted -> (B Q) x C, zeros elsewhere"""
-        if self._alive is None:
-            return x
-        return x.new_zeros(self._seen.size(0) * self._rows, x.size(1)).index_copy_(0, self._alive, x)
+    def keys_and_values(self, x: Tensor, number: int) -> Tensor:
+        """Of states (B Q) x C that a layer reads, 2 x B x H x Q x D."""
+        layer = self._layers[number]
+        y = torch.layer_norm(x, *layer.norms[0]) if layer.pre_norm else x
+        # a weight of zero does not hide a NaN: a hypothesis that broke down must not reach its siblings
+        return torch.nan_to_num(self._heads(layer.project(y), 3)[1:], 0.0, 0.0, 0.0).to(x.dtype)
 
-    def _gather(self, x):
-        """(B Q) x C -> R x C"""
-        return x if self._alive is None else x.index_select(0, self._alive)
-
-    def _layer(self, x, depth, mask, written, keys, values):
-        """R x C -> R x C, of what has not halted."""
+    def layer(self, x, depth, mask, written, keys, values, places=None):
+        """P x C -> P x C, of the hypotheses at some places; None: of all."""
         number, add, sublayer = self._stack.schedule[depth], self._stack.residual, 0
         layer = self._layers[number]
+
+        def spread(x):
+            return x if places is None else x.new_zeros(count, x.size(1)).index_copy_(0, places, x)
+
+        def gather(x):
+            return x if places is None else x.index_select(0, places)
+
+        count = self._seen.size(1) * self._rows
         for kind, norm in enumerate(layer.norms):
             if kind == 1 and number not in self._source:
                 continue
             y = torch.layer_norm(x, *norm) if layer.pre_norm else x
             if kind == 0:
-                new = self._heads(self._spread(layer.project(y).to(x.dtype)), 3)  # autocast may have changed it
-                # a weight of zero does not hide a NaN: a hypothesis that broke down must not reach its siblings
-                torch.nan_to_num(new[1:], 0.0, 0.0, 0.0, out=written)
-                y = layer.out(self._gather(self._attend(new[0], keys, values, mask)))
+                new = self._heads(spread(layer.project(y).to(x.dtype)), 3)  # autocast may have changed it
+                torch.nan_to_num(new[1:], 0.0, 0.0, 0.0, out=written)  # as in keys_and_values
+                y = layer.out(gather(self._attend(new[0], keys, values, mask)))
             elif kind == 1:
-                queries = self._heads(self._spread(layer.query_source(y)), 1)[0]
-                y = layer.out_source(self._gather(self._attend(queries, *self._source[number], self._source_mask)))
+                queries = self._heads(spread(layer.query_source(y)), 1)[0]
+                y = layer.out_source(gather(self._attend(queries, *self._source[number], self._source_mask)))
             else:
                 y = layer.fc2(layer.activation(layer.fc1(y)))
             x = x + y if add is None else add(y, x, depth, sublayer, None)
@@ -246,9 +210,9 @@ class DecoderStep:
             order: B' x beam in one row, numbers of hypotheses so far; those of a sentence descend from one sentence
         """
         kept = order.view(-1, self._beam)[:, 0].div(self._rows, rounding_mode="floor").tolist()
-        if kept != list(range(self._seen.size(0))):
+        if kept != list(range(self._seen.size(1))):
             self._keep(kept)
-        self._seen = self._seen.flatten(0, 1).index_select(0, order).unflatten(0, (-1, self._beam))
+        self._seen = self._seen.flatten(1, 2).index_select(1, order).unflatten(1, (-1, self._beam))
         self._rows = self._beam
 
     def _keep(self, sentences: List[int]):
@@ -267,6 +231,87 @@ class DecoderStep:
 
         self._source = {number: (select(keys), select(values)) for number, (keys, values) in self._source.items()}
         self._source_mask = None if self._source_mask is None else select(self._source_mask)
+
+
+class _StepContext:
+    """Of a step in which policies say who is computed: hypotheses are sequences of one token.
+
+    Later tokens read keys and values of all depths: those that a token has not reached are those of its last state, made
+    once for every layer at the end.
+    """
+
+    causal, reading, tape_len = True, None, 0
+
+    def __init__(self, step: DecoderStep, x: Tensor, own, masks, written, keys, values):
+        self._step, self._own, self._masks, self._cache = step, own, masks, (written, keys, values)
+        self.states, self.tokens = x, torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
+        self._visible, self._made = None, {}  # B Q, None: all; which places have keys of a depth, None: all
+
+    def sentence(self, places):
+        return places
+
+    def reads_at(self, depth):
+        return False
+
+    reads_after = reads_at
+
+    def call(self, stack, depth, x, places):
+        places = None if len(places) == len(self.states) else places
+        mask, where = self._masks[depth if stack.hides else 0], [each[depth] for each in self._cache]
+        self._made[depth] = places
+        self._show(depth)
+        x = self._step.layer(x, depth, mask, *where, places)
+        if places is not None and self._passes_by(stack):
+            self._fill(stack, depth, {})
+        return x
+
+    def _passes_by(self, stack):
+        """Whether tokens that are not computed are seen as they are, and go on: at the end their state is another."""
+        return stack.router is not None and not stack.router.monotone and stack.router_kv == "recompute"
+
+    def changed(self, places, state):
+        self.states = state if len(state) == len(self.states) else self.states.index_copy(0, places, state)
+
+    def done(self, places):
+        """Seen with its last state."""
+
+    def hide(self, places):
+        self._visible = torch.ones_like(self.tokens[:, 0]) if self._visible is None else self._visible.clone()
+        self._visible[places] = False
+
+    def show(self, places):
+        self._visible[places] = True
+
+    def _show(self, depth):
+        if self._visible is not None:
+            self._own[depth].masked_fill_(~self._visible.view(self._own.shape[1:]), float("-inf"))
+
+    def skip(self, stack, depth):
+        self._made[depth] = self.tokens.new_zeros(0, dtype=torch.long)
+        self._cache[0][depth].zero_()
+        self._show(depth)
+        if self._passes_by(stack):
+            self._fill(stack, depth, {})
+
+    def _fill(self, stack, depth, made):
+        """Write the keys and values that a depth lacks, of the states as they are."""
+        number, written = stack.schedule[depth], self._cache[0][depth]
+        places = self._made.get(depth, self.tokens.new_zeros(0, dtype=torch.long))
+        if places is None:
+            return
+        if number not in made:
+            made[number] = self._step.keys_and_values(self.states, number)
+        there = torch.zeros_like(self.tokens[:, 0]).index_fill_(0, places, True).view(1, -1, 1, written.size(-2), 1)
+        written.copy_(torch.where(there, written, made[number]))
+        self._made[depth] = None
+
+    def finish(self, stack, result):
+        made = {}
+        for depth in range(len(stack)):
+            if depth not in self._made:
+                self._show(depth)
+            self._fill(stack, depth, made)
+        return result
 
 
 def _plain(layer) -> bool:

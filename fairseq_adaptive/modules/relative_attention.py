@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.packed_linear import PackedLinear
 from fairseq_adaptive.ops import matmul
-from fairseq_adaptive.ops.relative_attention import relative_attention, step
+from fairseq_adaptive.ops.relative_attention import relative_attention, some, step
 
 
 class RelativePositions(nn.Module):
@@ -192,21 +192,16 @@ class RelativeAttention(nn.Module):
         if memory is not None and cache is not None:
             raise ValueError("give memory or cache, not both")
         inner = self.num_heads * self.head_dim
-        queries, keys, values = self._heads(self.qkv_proj(x))  # H x B x T x D
+        queries, keys, values = self.by_head(self.qkv_proj(x))  # H x B x T x D
         if memory is not None:  # apart from x: no gradient is computed for the memory
-            past = self._heads(matmul.linear(memory, self.qkv_proj.weight[inner:]))
+            past = self.by_head(self.keys_and_values(memory))
             keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)  # H x B x K x D
         if cache is not None:
             keys, values = cache.append(keys, values)
         unseen = 0 if window is None else max(0, keys.size(2) - x.size(1) - window + 1)
         keys, values = keys[:, :, unseen:], values[:, :, unseen:]
 
-        def project(length):
-            projected = self.position_proj(positions(length, x))
-            return projected.view(length, self.num_heads, self.head_dim).transpose(0, 1)
-
-        needed = keys.size(2) + 1
-        distances = project(needed) if cache is None else cache.positions(needed, project)  # H x (K + 1) x D
+        distances = self.distances(keys.size(2) + 1, positions, cache, x)
         operands = queries, keys, values, distances, self.content_bias, self.position_bias
         if x.size(1) == 1 and not (self.training or torch.is_grad_enabled()):
             out = step.attend(*operands)
@@ -214,6 +209,56 @@ class RelativeAttention(nn.Module):
             out = relative_attention(*operands, window, self.dropout if self.training else 0.0)
         return self.out_proj(out.permute(1, 2, 0, 3).reshape(*x.shape[:2], inner))
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def distances(self, length: int, positions: RelativePositions, cache: Optional[KeyValueCache], like: Tensor) -> Tensor:
+        """The projected positions of distances ``length - 1`` to 0, ``[H, length, D]``."""
+
+        def project(length):
+            projected = self.position_proj(positions(length, like))
+            return projected.view(length, self.num_heads, self.head_dim).transpose(0, 1)
+
+        return project(length) if cache is None else cache.positions(length, project)
+
+    def keys_and_values(self, x: Tensor) -> Tensor:
+        """``[..., C]`` to keys and values side by side, ``[..., 2 H D]``."""
+        return matmul.linear(x, self.qkv_proj.weight[self.num_heads * self.head_dim :])
+
+    def packed(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        positions: RelativePositions,
+        groups,
+        place: Tensor,
+        cache: Optional[KeyValueCache] = None,
+        window: Optional[int] = None,
+        single: bool = False,
+    ) -> Tensor:
+        """Attend from some of the last T positions, for inference.
+
+        Args:
+            queries: ``[P, H D]``
+            keys, values: ``[H, B, K, D]``, memory and segment
+            groups: the :class:`~fairseq_adaptive.modules.stack.packing.Groups` of the P queries
+            place: ``[P]``, where each query is among the K positions
+            cache: keeps the projected positions
+            single: T is 1, and all keys are within the window
+
+        Returns:
+            ``[P, C]``
+        """
+        length = keys.size(2)
+        distances = self.distances(length + 1, positions, cache, queries)
+        keys, values = (groups.select(each, 1) for each in (keys, values))
+        if single:
+            queries = queries.view(len(queries), self.num_heads, self.head_dim).transpose(0, 1).unsqueeze(2).contiguous()
+            out = step.attend(queries, keys, values, distances, self.content_bias, self.position_bias)
+            return self.out_proj(out.squeeze(2).transpose(0, 1).flatten(1))
+        queries = groups.pad(queries).unflatten(-1, (self.num_heads, self.head_dim)).permute(2, 0, 1, 3)  # H G Q D
+        operands = queries, keys, values, distances, self.content_bias, self.position_bias
+        out = some.attend(*operands, groups.pad(place), window)
+        return self.out_proj(groups.unpad(out.permute(1, 2, 0, 3).flatten(2)))
+
+    def by_head(self, x: Tensor) -> Tensor:
         # heads first: so the rows of all sentences meet the positions of a head in one product
         return x.view(*x.shape[:2], -1, self.num_heads, self.head_dim).permute(2, 3, 0, 1, 4).contiguous()

@@ -4,7 +4,7 @@ Dai et al., *Transformer-XL* (2019), Section 3.3; that a block is a unit of its 
 Required* (2020).
 """
 
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(ResidualBlock):
     """Attention over the positions so far and over the memory."""
 
-    kind = "a"
+    kind, step_kind = "a", "attention"
 
     def __init__(self, attention: RelativeAttention, embed_dim, dropout=0.0, normalize_before=False):
         super().__init__(embed_dim, dropout, normalize_before)
@@ -44,13 +44,17 @@ class AttentionBlock(ResidualBlock):
     def forward(
         self,
         x: torch.Tensor,
-        positions: RelativePositions,
+        positions: Optional[RelativePositions] = None,
         memory: Optional[Union[torch.Tensor, KeyValueCache]] = None,
         window: Optional[int] = None,
+        self_attention: Optional[Callable] = None,
+        depth: int = 0,
+        residual=None,
     ) -> torch.Tensor:
         """
         Args:
-            x: ``[B, T, C]``
+            x: ``[B, T, C]``, or ``[P, C]`` with ``self_attention``
+            self_attention: what a stack gives in place of the three below: the branch, from what it reads to what it adds
             positions: the encodings of distances
             memory: inputs of this block at the M positions before, ``[B, M, C]``, or their keys and values
             window: how many keys each position sees, itself among them (None: all)
@@ -58,17 +62,31 @@ class AttentionBlock(ResidualBlock):
         Returns:
             ``[B, T, C]``
         """
+        read = self.before(x)
+        return self.after(
+            x, self.attend(read, positions, memory, window) if self_attention is None else self_attention(read)
+        )
+
+    @property
+    def attends(self):
+        """The block that has a memory: itself, one within it, or None."""
+        return self
+
+    def keys_and_values(self, read):
+        """Those of what attention reads, ``[..., C]``, ``[..., H D]`` each."""
+        return self.attention.keys_and_values(read).chunk(2, -1)
+
+    def attend(self, x, positions, memory, window):
+        """The branch, of what :meth:`before` made of the input; the memory is what the block's inputs were."""
         cache = memory if isinstance(memory, KeyValueCache) else None
         hidden = None if memory is None or cache is not None else self.before(memory)
-        return self.after(
-            x, self.attention(self.before(x), positions, memory=hidden, cache=cache, window=window)
-        )
+        return self.attention(x, positions, memory=hidden, cache=cache, window=window)
 
 
 class FeedForwardBlock(ResidualBlock):
     """Two linear maps with a ReLU between them, position by position."""
 
-    kind = "f"
+    kind, step_kind, attends = "f", "feed-forward", None
 
     def __init__(self, embed_dim, ffn_dim, dropout=0.0, activation_dropout=0.0, normalize_before=False):
         super().__init__(embed_dim, dropout, normalize_before)
@@ -76,6 +94,6 @@ class FeedForwardBlock(ResidualBlock):
         self.fc1 = PackedLinear(embed_dim, ffn_dim)
         self.fc2 = PackedLinear(ffn_dim, embed_dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[B, T, C]`` to ``[B, T, C]``."""
+    def forward(self, x: torch.Tensor, self_attention=None, depth: int = 0, residual=None) -> torch.Tensor:
+        """``[..., C]`` to ``[..., C]``; what a stack says besides is for attention."""
         return self.after(x, self.fc2(self.activation_dropout_module(F.relu(self.fc1(self.before(x))))))

@@ -4,11 +4,21 @@ from typing import Optional, Union
 
 from torch import Tensor, nn
 
-from fairseq_adaptive.modules.adaptive_run import run_dense
-from fairseq_adaptive.modules.halting import HaltingRule
-from fairseq_adaptive.modules.halting_rules import build_halting
-from fairseq_adaptive.modules.sharing import layer_schedule
-from fairseq_adaptive.modules.stack import LayerStack
+from fairseq_adaptive.modules.policies import Halting, Place, build_policy
+from fairseq_adaptive.modules.stack import LayerStack, layer_schedule
+from fairseq_adaptive.modules.stack.context import Context
+from fairseq_adaptive.modules.stack.run import run_dense
+
+
+class _Batch(Context):
+    """T x B x C under torch's own layers."""
+
+    def __init__(self, x, mask, padding_mask):
+        super().__init__(x, padding_mask)
+        self._mask = mask
+
+    def call(self, stack, depth, x, shown):
+        return stack[depth](x, self._mask, self.padding_mask), None
 
 
 class ParameterSharedTransformerEncoder(nn.Module):
@@ -53,10 +63,11 @@ class ParameterSharedTransformerEncoder(nn.Module):
         num_total_layers: int = 6,
         mode: str = "cycle_rev",
         norm: bool = False,
-        halting: Union[HaltingRule, str, None] = None,
+        halting: Union[Halting, str, None] = None,
     ):
         super().__init__()
         schedule = layer_schedule(mode, num_unique_layers, num_total_layers)
+        place = Place(d_model, num_total_layers, heads=nhead)
         self.layers = LayerStack(
             [
                 # sequence-first as the seed's: torch's fused path for batch-first layers rounds differently in
@@ -65,7 +76,7 @@ class ParameterSharedTransformerEncoder(nn.Module):
                 for _ in range(num_unique_layers)
             ],
             schedule,
-            halting=build_halting(halting, d_model) if isinstance(halting, str) else halting,
+            halting=build_policy("halting", halting, place) if isinstance(halting, str) else halting,
         )
         self.norm = nn.LayerNorm(d_model) if norm else None
 
@@ -87,15 +98,8 @@ class ParameterSharedTransformerEncoder(nn.Module):
             B x T x C
         """
 
-        def call(layer, x, depth):
-            if verbose:
-                print(f"layer {self.layers.schedule[depth]}")
-            return layer(x, mask, src_key_padding_mask), None
-
-        x = x.transpose(0, 1)  # T x B x C
-        if self.layers.halting is not None:
-            x, _ = run_dense(self.layers, x, src_key_padding_mask, call)
-        else:
-            for depth, layer in enumerate(self.layers):
-                x, _ = call(layer, x, depth)
+        if verbose:
+            for number in self.layers.schedule:
+                print(f"layer {number}")
+        x = run_dense(self.layers, _Batch(x.transpose(0, 1), mask, src_key_padding_mask))
         return (x if self.norm is None else self.norm(x)).transpose(0, 1)

@@ -40,21 +40,29 @@ def mixture_weights(logits: torch.Tensor, temperature: float, noise: bool) -> to
 class StochasticBlock(nn.Module):
     """Attention, feed-forward and identity, mixed or one of them."""
 
-    kind = "a"  # it has a memory, as attention blocks have
+    kind, step_kind = "a", "mixture"  # it has a memory, as attention blocks have
 
     def __init__(self, attention: AttentionBlock, feed_forward: FeedForwardBlock):
         super().__init__()
         self.attention = attention
         self.feed_forward = feed_forward
 
+    @property
+    def attends(self):
+        return self.attention
+
     def forward(
         self,
         x: torch.Tensor,
-        weights: torch.Tensor,
-        path: Optional[int],
-        positions: RelativePositions,
+        positions: Optional[RelativePositions] = None,
         memory: Optional[Union[torch.Tensor, KeyValueCache]] = None,
         window: Optional[int] = None,
+        *,
+        weights: torch.Tensor,
+        path: Optional[int],
+        self_attention=None,
+        depth: int = 0,
+        residual=None,
     ) -> torch.Tensor:
         """
         Args:
@@ -69,11 +77,11 @@ class StochasticBlock(nn.Module):
         """
         weights = weights.to(x.dtype)
         if path is None:
-            attended = self.attention(x, positions, memory, window)
+            attended = self.attention(x, positions, memory, window, self_attention)
             return weights[0] * attended + weights[1] * self.feed_forward(x) + weights[2] * x
         idle = [part for kind, part in (("a", self.attention), ("f", self.feed_forward)) if kind != KINDS[path]]
         if KINDS[path] == "a":
-            x = self.attention(x, positions, memory, window)
+            x = self.attention(x, positions, memory, window, self_attention)
         elif KINDS[path] == "f":
             x = self.feed_forward(x)
         if not weights.requires_grad:

@@ -14,10 +14,29 @@ from torch import Tensor
 from fairseq_adaptive.modules.cached_attention import CachedAttention
 from fairseq_adaptive.modules.residual import run_sublayers
 from fairseq_adaptive.modules.short_attention import ShortAttention
-from fairseq_adaptive.modules.tape import GatedMLP
+from fairseq_adaptive.modules.policies.tape import GatedMLP
 
 
-class EncoderLayer(TransformerEncoderLayerBase):
+class _Attends:
+    """What a stack's policies ask of a layer with self-attention."""
+
+    step_kind = "layer"
+
+    @property
+    def attends(self):
+        """The block that has keys and values."""
+        return self
+
+    def before(self, x: Tensor) -> Tensor:
+        """What self-attention reads of states, ... x C."""
+        return self.self_attn_layer_norm(x) if self.normalize_before else x
+
+    def keys_and_values(self, read: Tensor) -> Tuple[Tensor, Tensor]:
+        """Those of what self-attention reads, ... x C."""
+        return self.self_attn.k_proj(read), self.self_attn.v_proj(read)
+
+
+class EncoderLayer(_Attends, TransformerEncoderLayerBase):
     """Self-attention and feed-forward at one of the depths of a stack.
 
     Args:
@@ -62,8 +81,8 @@ class EncoderLayer(TransformerEncoderLayerBase):
             depth: at which depth the layer runs
             residual: ``residual(branch, x, depth, sublayer, padding_mask)``, default ``x + branch``
             tape_len: how many states at the end are tape tokens, which a ``tape_ffn`` serves where there is one
-            self_attention: takes the place of ``self_attn`` in a packed run, where ``x`` is R x C: R x C -> R x C
-            tape: takes the place of ``tape_len`` there: R, true at tape tokens
+            self_attention: takes the place of ``self_attn``, ... x C -> ... x C, in any layout of ``x``
+            tape: takes the place of ``tape_len`` where states are packed, P x C: P, true at tape tokens
 
         Returns:
             T x B x C
@@ -92,7 +111,7 @@ class EncoderLayer(TransformerEncoderLayerBase):
         return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
 
 
-class DecoderLayer(TransformerDecoderLayerBase):
+class DecoderLayer(_Attends, TransformerDecoderLayerBase):
     """Masked self-attention, cross-attention and feed-forward at one of the depths of a stack.
 
     In incremental decoding every depth has a self-attention cache of its own. The keys and values of cross-attention
@@ -156,7 +175,7 @@ class DecoderLayer(TransformerDecoderLayerBase):
             need_head_weights: return them for each head, H x B x T x S
             depth: at which depth the layer runs
             residual: ``residual(branch, x, depth, sublayer, padding_mask)``, default ``x + branch``
-            self_attention: takes the place of ``self_attn`` in a packed run, where ``x`` is R x C: R x C -> R x C
+            self_attention: takes the place of ``self_attn``, ... x C -> ... x C, in any layout of ``x``
             cross_attention: likewise of ``encoder_attn``
 
         Returns:

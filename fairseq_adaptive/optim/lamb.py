@@ -10,7 +10,7 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.halting import upcast
+from fairseq_adaptive.modules.policies.base import upcast
 
 
 class Lamb(torch.optim.Optimizer):

@@ -16,7 +16,7 @@ def decided(trace: Trace) -> List[Tensor]:
     """
     alive, steps = trace.tokens, []
     for step in trace.steps:
-        alive = alive & (step.probability.detach() >= 0.5)
+        alive = alive & ((step.probability if step.keeping is None else step.keeping).detach() >= 0.5)
         steps.append(alive)
     return steps
 

@@ -20,7 +20,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.interop import convert_to_ctranslate2, load_checkpoint, save_checkpoint, unroll_checkpoint
-from fairseq_adaptive.modules.halting import HaltingRule
+from fairseq_adaptive.modules.policies import Halting
 
 
 def fairseq_search(args, path, generator_class=None):
@@ -77,7 +77,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         plain, export = os.path.join(folder, "plain.pt"), None
         model, task, ours = fairseq_search(args, args.checkpoint)
-        if any(isinstance(module, HaltingRule) for module in model.modules()):
+        if any(isinstance(module, Halting) for module in model.modules()):
             stock = fairseq_search(args, args.checkpoint, SequenceGenerator)[2]
         else:
             state = unroll_checkpoint(load_checkpoint(args.checkpoint))

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from fairseq_adaptive.criterions.ponder_loss import PATIENCE, PonderLoss, PonderLossConfig
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import recording
-from fairseq_adaptive.modules.pondernet import prior_divergence, truncated_geometric
+from fairseq_adaptive.modules.policies.pondernet import prior_divergence, truncated_geometric
 
 TINY = {"encoder_input_dim": 8, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
         "max_positions": 32, "encoder_layers": 5}

@@ -35,9 +35,12 @@ def makers(build):
 @pytest.mark.parametrize(
     "flags, message",
     (
-        ({"halting": "act", "skimming": True}, "--skimming cannot be combined with --halting"),
-        ({"halting": "act", "tape_layer": 1}, "--tape-layer 1 cannot be combined.*use --tape-layer 0"),
-        ({"skimming": True, "tape_layer": 2}, "--tape-layer 2 cannot be combined.*use --tape-layer 0"),
+        ({"skimming": True, "router": "mixture_of_depths"}, "--skimming and --router mixture_of_depths contradict"),
+        ({"reader": "tape", "tape_tokens": 0}, "reads the tape of --tape-tokens"),
+        ({"router_args": "[1]", "router": "skimming"}, "is no JSON object"),
+        ({"router_args": '{"width": 1}', "router": "skimming"}, "router skimming has no argument 'width'"),
+        ({"router_kv": "recompute"}, "add --router"),
+        ({"halting_args": '{"bias": 1}'}, "without --halting"),
         ({"halting": "act", "halting_threshold": 1.5}, "halting threshold of 1.5"),
         ({"halting": "margin"}, "margin asks the word scores"),
         ({"tape_tokens": -1}, "--tape-tokens is -1: use 0 or more"),
@@ -61,7 +64,7 @@ def test_refuses_pondernet_where_the_output_has_no_depth(makers):
     for make in others:
         with pytest.raises(UsageError, match="pondernet needs one token"):
             make(halting="pondernet")
-    with pytest.raises(UsageError, match="--skimming cannot be combined with --encoder-layerdrop"):
+    with pytest.raises(UsageError, match="--router decides how many layers run: leave out --encoder-layerdrop"):
         text(skimming=True, encoder_layerdrop=0.1)
 
 

@@ -192,7 +192,8 @@ def test_without_halting_the_trace_tells_the_layers_and_the_tape(text, tokens, d
             _, extra = model(tokens, features_only=True)
         trace, lengths = trace_of(traces), extra["tape"].live.sum(1)
         assert train or [step.layer for step in trace.steps] == [0, 1, 0, 1]
-        before = flags.get("tape_layer", 0)
+        before = sum(not step.tape.any() for step in trace.steps)  # LayerDrop leaves some of them out
+        assert before <= flags.get("tape_layer", 0) and (train or before == flags.get("tape_layer", 0))
         for step in trace.steps[before:]:
             assert torch.equal(step.tape, lengths)
             assert torch.equal(step.alive.sum(1), tokens.ne(dictionary.pad()).sum(1) + lengths)
@@ -223,9 +224,9 @@ def test_skim_loss_prices_kept_tokens_and_tape(text, tokens):
     model = text(**STOPS[-1], dropout=0.0, attention_dropout=0.0, pooler_dropout=0.0).train()
     flags = {**TAPE_PRICE, "skim_factor": 0.7}
     criterion = criterion_of(SkimLoss, SkimLossConfig, **flags)
-    torch.manual_seed(1)
+    torch.manual_seed(0)  # at every depth a token is kept that is not protected
     loss, _, log = criterion(model, sample_of(tokens))
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     with recording(model) as traces:
         plain, _, _ = TapePonderLoss(TapePonderLossConfig(ponder_penalty=0.5), None)(model, sample_of(tokens))
     trace = trace_of(traces)

@@ -11,7 +11,7 @@ from fairseq.tasks import FairseqTask
 from fairseq_adaptive.models.beam_generator import BeamGenerator, best_candidates
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.decoder_step import DecoderStep
-from fairseq_adaptive.modules.halting import LearnedHalting
+from fairseq_adaptive.modules.policies import LearnedHalting, MixtureOfDepths, register_policy
 
 TINY = {
     f"{side}_{name}": value
@@ -147,12 +147,58 @@ def test_halting_equals_fairseq(build, batch, dictionary, rule, rows, flags, mon
     batch["src_tokens"][::4, -3] = 11  # not the same sentences again and again
     options = {"max_len_b": 8 if rows > 3 else 24, "beam": 5}
     theirs = search([model], dictionary, batch, SequenceGenerator, **options)
-    ran, fill = [], DecoderStep._fill
-    monkeypatch.setattr(DecoderStep, "_fill", lambda self, state, depths, written: (
-        ran.append(depths), fill(self, state, depths, written)))
+    ran = watched(monkeypatch)
     assert_same(search([model], dictionary, batch, fast=True, **options), theirs)
-    depths = torch.cat(ran).unique().tolist()
-    assert len(depths) > 1
+    assert any(some for _, some in ran)
+
+
+def watched(monkeypatch):
+    """At which depths a step was computed, and whether for some hypotheses only."""
+    ran, layer = [], DecoderStep.layer
+    monkeypatch.setattr(DecoderStep, "layer", lambda self, x, depth, *args: (
+        ran.append((depth, args[-1] is not None)), layer(self, x, depth, *args))[1])
+    return ran
+
+
+@register_policy("test_monotone_capacity")
+class MonotoneCapacity(MixtureOfDepths):
+    monotone = True
+
+
+ROUTED = [
+    (router, rule, router_kv, halting_kv)
+    for router in ("none", "skimming", "mixture_of_depths", "test_monotone_capacity")
+    for rule in ("none", "act", "ut_act", "pondernet")
+    for router_kv in (("active", "recompute") if router != "none" else (None,))
+    for halting_kv in (("active", "recompute") if rule != "none" else (None,))
+    if router != "none" or (rule != "none" and halting_kv == "active")
+]
+
+
+@pytest.mark.parametrize("case", ROUTED, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("rows, flags", [(1, {}), (16, PRE_LN)], ids=str)
+def test_a_routed_step_equals_fairseq(build, batch, dictionary, case, rows, flags, monkeypatch):
+    router, rule, router_kv, halting_kv = case
+    given = {"decoder_router": router, "decoder_halting": rule, "decoder_router_kv": router_kv,
+             "decoder_halting_kv": halting_kv, "halting_threshold": 0.5 if rule == "pondernet" else 0.9}
+    model = shared(build, **{name: each for name, each in given.items() if each is not None}, **flags)
+    for module in model.modules():
+        if isinstance(module, LearnedHalting):
+            torch.nn.init.normal_(module.unit.weight, std=0.4)
+            torch.nn.init.constant_(module.unit.bias, -1.0)
+    for each in model.decoder.layers.router or ():
+        if router == "skimming":
+            torch.nn.init.normal_(each[1].weight), torch.nn.init.normal_(each[4].weight)
+            each[4].bias.data.copy_(torch.tensor([-0.7, 0.7]))
+        else:
+            torch.nn.init.normal_(each.weight, std=0.4), torch.nn.init.constant_(each.bias, 0.1)
+    batch = {name: value.repeat(6, *[1] * (value.dim() - 1))[-rows:] for name, value in batch.items()}
+    batch["src_tokens"][::4, -3] = 11
+    options = {"max_len_b": 10, "beam": 4}
+    theirs = search([model], dictionary, batch, SequenceGenerator, **options)
+    ran = watched(monkeypatch)
+    assert_same(search([model], dictionary, batch, fast=True, **options), theirs)
+    assert any(some for _, some in ran)
 
 
 def test_halting_that_is_recorded(build, batch, dictionary):

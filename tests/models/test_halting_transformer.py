@@ -5,8 +5,8 @@ import torch
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.modules.halting import ACT, ConfidenceExit, UniversalACT
-from fairseq_adaptive.modules.pondernet import PonderNet
+from fairseq_adaptive.modules.policies import ACT, ConfidenceExit, Margin, UniversalACT
+from fairseq_adaptive.modules.policies.pondernet import PonderNet
 
 RULES = ("act", "ut_act", "pondernet", "saturation")
 TINY = {
@@ -216,7 +216,7 @@ def test_margin_exit_equals_the_loop(build, batch):
 @pytest.mark.parametrize("sides", (("act", "none"), ("none", "ut_act"), ("pondernet", "margin")), ids="-".join)
 def test_encoder_and_decoder_halt_by_their_own_rules(build, batch, sides):
     model = build("shared_transformer", encoder_halting=sides[0], decoder_halting=sides[1], **TINY)
-    kinds = {"act": ACT, "ut_act": UniversalACT, "pondernet": PonderNet, "margin": ConfidenceExit, "none": type(None)}
+    kinds = {"act": ACT, "ut_act": UniversalACT, "pondernet": PonderNet, "margin": Margin, "none": type(None)}
     assert [type(stack.halting) for stack in stacks(model)] == [kinds[rule] for rule in sides]
     dense, packed = (run(model, batch, kind)[0] for kind in (False, True))
     torch.testing.assert_close(packed[real(batch)], dense[real(batch)], rtol=0, atol=1e-6)

@@ -139,8 +139,8 @@ def test_fewer_positions_load_and_more_are_refused(build, tokens):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"halting": "act"}, "transkimmer skims tokens: leave out --halting act"),
         ({"encoder_layerdrop": 0.1}, "--encoder-layerdrop cannot be combined with skimming"),
+        ({"no_skimming": True, "router": "skimming"}, "contradict each other"),
         ({"encoder_attention_heads": 3}, "16 cannot be divided among 3 heads"),
         ({"encoder_unique_layers": 4}, "between 1 and 3"),
         ({"skim_noise": 1.5}, "--skim-noise 1.5 is impossible"),

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.halting import ACT, ConfidenceExit, UniversalACT
-from fairseq_adaptive.modules.halting_rules import build_halting
-from fairseq_adaptive.modules.pondernet import PonderNet, prior_divergence, truncated_geometric
+from fairseq_adaptive.modules.policies import ACT, ConfidenceExit, Place, UniversalACT, build_policy
+from fairseq_adaptive.modules.policies.pondernet import PonderNet, prior_divergence, truncated_geometric
 
 DEPTHS, TOKENS, DIM = 6, 40, 5
 
@@ -176,12 +175,12 @@ def test_confidence_exit_halts_in_evaluation_only():
 @pytest.mark.parametrize("name", ("act", "ut_act", "pondernet", "saturation"))
 def test_refuses_impossible_thresholds(name, threshold):
     with pytest.raises(UsageError, match="above 0 and at most 1"):
-        build_halting(name, DIM, threshold)
+        build_policy("halting", name, Place(DIM, 1), threshold=threshold)
 
 
 def test_refuses_unknown_rules_and_rates():
-    assert build_halting("none", DIM) is None
+    assert build_policy("halting", "none", Place(DIM, 1)) is None
     with pytest.raises(UsageError, match="unknown halting rule 'ponder': choose one of none, act"):
-        build_halting("ponder", DIM)
+        build_policy("halting", "ponder", Place(DIM, 1))
     with pytest.raises(UsageError, match="between 0 and 1"):
         truncated_geometric(1.0, 4)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fairseq_adaptive.modules.packing import Groups
+from fairseq_adaptive.modules.stack.packing import Groups
 
 
 @pytest.mark.parametrize("kept", (0.0, 0.3, 1.0))

@@ -154,7 +154,7 @@ def test_bounded_cache_equals_memory_of_that_length(length):
         memory = memory[:, -length:]
         torch.testing.assert_close(attention(part, positions, cache=cache), with_memory, rtol=0, atol=1e-12)
         assert len(cache) == cache.keys.size(2) == memory.size(1)
-    expected = attention._heads(attention.qkv_proj(memory))[1].transpose(0, 1)
+    expected = attention.by_head(attention.qkv_proj(memory))[1].transpose(0, 1)
     torch.testing.assert_close(cache.keys, expected, rtol=0, atol=1e-12)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import ParameterSharedTransformerEncoder, recording
-from fairseq_adaptive.modules.halting import ACT
+from fairseq_adaptive.modules.policies import ACT
 
 SIZES = {"d_model": 16, "nhead": 4, "dim_feedforward": 32, "num_unique_layers": 3, "num_total_layers": 6}
 

@@ -8,9 +8,7 @@ from fairseq.models.transformer import TransformerConfig
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
-from fairseq_adaptive.modules.halting_rules import build_halting
-from fairseq_adaptive.modules.skim_run import keep_all, skim_dense, skim_packed
-from fairseq_adaptive.modules.skimming import SkimPredictor, SkimRouter
+from fairseq_adaptive.modules.policies.skimming import Skimming, SkimPredictor
 
 DIM, DEPTHS, LENGTHS = 8, 4, (9, 1, 6, 4)
 
@@ -26,7 +24,7 @@ def stack(request):
     """Two layers at four depths, and predictors that skim about a third of the tokens at each of them."""
     torch.manual_seed(3)
     layers = [layer(request.param), layer(request.param)]
-    stack = LayerStack(layers, (0, 1, 1, 0), pass_depth=True, router=SkimRouter(DIM, DEPTHS))
+    stack = LayerStack(layers, (0, 1, 1, 0), pass_depth=True, router=Skimming(DIM, DEPTHS))
     for predictor in stack.router:
         torch.nn.init.normal_(predictor[1].weight)
         torch.nn.init.normal_(predictor[4].weight)
@@ -35,6 +33,23 @@ def stack(request):
         parameter.data += 0.1 * torch.randn_like(parameter)
     stack.recorder = []
     return stack.double().eval()
+
+
+def run(stack, packed, *args):
+    stack.packed = packed
+    return stack(*args)
+
+
+def skim_dense(stack, *args):
+    return run(stack, False, *args)
+
+
+def skim_packed(stack, *args):
+    return run(stack, True, *args)
+
+
+def decide(router, depth, x, protected=None):
+    return router.choose(depth, x, {}, None, None, protected, False)[:2]
 
 
 def padded(sequences, extra=0):
@@ -129,7 +144,8 @@ def test_without_router_all_tokens_run_and_padding_is_left_out(sequences, dtype)
     x, padding, _ = padded(sequences)
     x = x.float()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        out = keep_all(stack, x, padding)
+        stack.without_padding = True
+        out = stack(x, padding)
     for row, sequence in enumerate(sequences):
         alone = sequence.float().unsqueeze(1)
         for each in stack:
@@ -142,13 +158,13 @@ def test_without_router_all_tokens_run_and_padding_is_left_out(sequences, dtype)
 def test_training_draws_with_the_gradient_of_the_soft_sample(stack):
     stack.train()
     x = torch.randn(20000, DIM, dtype=torch.float64)[:1].expand(20000, DIM)
-    kept, probability = stack.router.decide(0, x)
+    kept, probability = decide(stack.router, 0, x)
     assert set(kept.unique().tolist()) <= {0.0, 1.0}
     assert 0.05 < probability[0] < 0.95
     assert kept.mean().item() == pytest.approx(probability[0].item(), abs=0.015)
     x = torch.randn(3, 50, DIM, dtype=torch.float64)
     torch.manual_seed(6)
-    kept, _ = stack.router.decide(1, x, torch.arange(50) == 0)
+    kept, _ = decide(stack.router, 1, x, torch.arange(50) == 0)
     assert (kept[:, 0] == 1).all()
     weight = stack.router[1][4].weight
     found = torch.autograd.grad(kept[:, 1:].square().sum(), weight)[0]
@@ -160,9 +176,9 @@ def test_training_draws_with_the_gradient_of_the_soft_sample(stack):
 
 def test_without_noise_training_decides_as_evaluation_does(stack):
     x = torch.randn(300, DIM, dtype=torch.float64)
-    expected, probability = stack.eval().router.decide(1, x)
+    expected, probability = decide(stack.eval().router, 1, x)
     stack.train().router.noise = 0.0
-    kept, _ = stack.router.decide(1, x)
+    kept, _ = decide(stack.router, 1, x)
     assert torch.equal(kept, expected) and 0.1 < kept.mean() < 0.9
     weight = stack.router[1][4].weight
     soft = stack.router[1](x).softmax(-1)[:, 1]
@@ -187,14 +203,13 @@ def test_evaluation_is_deterministic_and_every_predictor_learns(stack, sequences
 
 def test_stack_runs_packed_where_no_gradient_is_wanted(stack, sequences):
     x, *masks = padded(sequences)
-    assert list(stack) == [stack]
+    assert list(stack) == [stack.layer(number) for number in (0, 1, 1, 0)]
+    stack.packed = None
     assert stack(x, *masks).requires_grad
     with torch.no_grad():
         assert torch.equal(stack(x, *masks), skim_packed(stack, x, *masks))
         stack.packed = False
         assert torch.equal(stack(x, *masks), skim_dense(stack, x, *masks))
-    with pytest.raises(UsageError, match="halt or be skimmed, not both"):
-        LayerStack([layer()], (0,), halting=build_halting("act", DIM), router=SkimRouter(DIM, 1))
 
 
 def test_predictor_is_as_published():
@@ -203,6 +218,6 @@ def test_predictor_is_as_published():
     assert numbers == sorted(f"{number}.{kind}" for number in (0, 1, 2, 4) for kind in ("weight", "bias"))
     assert predictor[4].bias.tolist() == pytest.approx([-5, 5], abs=0.2)
     assert predictor[4].weight.std().item() == pytest.approx(0.02, rel=0.15)
-    router = SkimRouter(384, 2).eval()
-    kept, probability = router.decide(1, torch.randn(100, 384))
+    router = Skimming(384, 2).eval()
+    kept, probability = decide(router, 1, torch.randn(100, 384))
     assert kept.all() and probability.min() > 0.999

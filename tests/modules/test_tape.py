@@ -12,9 +12,9 @@ from fairseq.models.transformer import TransformerConfig
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.adatape_stack import run_stack
+from fairseq_adaptive.models.adatape_stack import run_tape
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
-from fairseq_adaptive.modules.tape import GatedMLP, InputBank, LearnedBank, Tape, TapeReader, masked_mean
+from fairseq_adaptive.modules.policies.tape import GatedMLP, InputBank, LearnedBank, Tape, TapeReader, masked_mean
 
 WIDTH, ENTRIES = 8, 24
 
@@ -276,7 +276,7 @@ def test_equals_the_public_code_on_a_batch_of_one(case):
         bank = wave(1, 24, 8, seed=0.3)
     else:
         bank = jax_weight("AddTapeToken_0/TapeBank_0/tape_tokens", 24, 8)
-    x, _, reading = run_stack(layers, wave(1, 3, 8, seed=0.7).transpose(0, 1), None, tape, bank)
+    x, _, reading = run_tape(layers, wave(1, 3, 8, seed=0.7).transpose(0, 1), None, tape, bank)
     x = norm(x)[:, 0]
     assert reading.live.sum() == case["tape_len"] == len(x) - 3
     assert reading.cost.item() == pytest.approx(case["ponder"], abs=1e-5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fairseq_adaptive.modules.halting import ACT, UniversalACT
+from fairseq_adaptive.modules.policies import ACT, UniversalACT
 from fairseq_adaptive.ops.halting_update import halting_update, naive
 
 OUTPUTS = ("state", "output", "halting", "remainders", "running", "probability")
@@ -151,5 +151,5 @@ def test_training_ends_where_that_of_the_definition_does(rule, backend, device, 
         return loss.detach()
 
     ours = train()
-    monkeypatch.setattr("fairseq_adaptive.modules.halting.halting_update", naive.halting_update)
+    monkeypatch.setattr("fairseq_adaptive.modules.policies.act.halting_update", naive.halting_update)
     torch.testing.assert_close(ours, train(), rtol=1e-5, atol=0)

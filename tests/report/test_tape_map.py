@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.tape import Reading
+from fairseq_adaptive.modules.policies.tape import Reading
 from fairseq_adaptive.report.tape_map import plot_map, read_map
 
 

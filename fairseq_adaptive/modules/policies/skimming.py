@@ -4,12 +4,11 @@ Before each layer a predictor keeps or skims each token. A skimmed token stays s
 it had. Attention leaves skimmed tokens out, as if they were not there.
 """
 
-from typing import Optional, Tuple
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fairseq_adaptive.ops.skim_attention import Sequences, skim_attention
+from fairseq_adaptive.modules.policies.base import Choice, Router
+from fairseq_adaptive.modules.policies.registry import register_policy
 
 KEEP = 1  # the column of the predictor's output that means keep; 0 means skim
 
@@ -36,7 +35,8 @@ class SkimPredictor(nn.Sequential):
         nn.init.normal_(self[4].bias[1 - KEEP : 2 - KEEP], -self.bias, 0.02)
 
 
-class SkimRouter(nn.ModuleList):
+@register_policy("skimming")
+class Skimming(Router, nn.ModuleList):
     """A predictor for each of the N depths of a stack, also where a layer serves several.
 
     Args:
@@ -54,23 +54,10 @@ class SkimRouter(nn.ModuleList):
         for predictor in self:
             predictor.reset_parameters()
 
-    def decide(
-        self, depth: int, x: Tensor, protected: Optional[Tensor] = None, need_probability: bool = True
-    ) -> Tuple[Tensor, Optional[Tensor]]:
-        """Say which tokens go on.
-
-        In training a decision is drawn, a hard Gumbel-softmax of temperature 1 with the gradient of the soft one
-        (section 3.3); less noise than all of it is our own. In evaluation it is that of the greater score.
-
-        Args:
-            depth: before which depth
-            x: ... x C, states
-            protected: ..., true at tokens that must not be skimmed
-            need_probability: return more than None in its place
-
-        Returns:
-            ..., 1 where a token is kept and 0 where it is skimmed, and the probability that it is kept
-        """
+    def choose(self, depth, x, carry, asked, sentence, protected, causal):
+        """In training a decision is drawn, a hard Gumbel-softmax of temperature 1 with the gradient of the soft one
+        (section 3.3); less noise than all of it is our own. In evaluation it is that of the greater score. A choice
+        depends on the token alone."""
         scores = self[depth](x)
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         if self.training:
@@ -79,26 +66,15 @@ class SkimRouter(nn.ModuleList):
             kept = (soft >= 0.5).to(soft) - soft.detach() + soft
         else:
             kept = (scores[..., KEEP] >= scores[..., 1 - KEEP]).to(scores)
-        probability = scores.softmax(-1)[..., KEEP] if need_probability else None
+        probability = scores.softmax(-1)[..., KEEP]
         if protected is not None:
-            kept = kept.masked_fill(protected, 1.0)
-            probability = None if probability is None else probability.masked_fill(protected, 1.0)
-        return kept, probability
+            kept, probability = kept.masked_fill(protected, 1.0), probability.masked_fill(protected, 1.0)
+        return Choice(kept, probability)
 
+    def price(self, trace):
+        """The mean over layers of the share of kept tokens (section 3.4)."""
+        kept = torch.stack([step.kept.sum() for step in trace.steps])
+        return kept.mean() / trace.tokens.sum().clamp_min(1)
 
-def attend(attention, sequences: Sequences, x: Tensor, kept: Optional[Tensor] = None) -> Tensor:
-    """Self-attention of packed rows that leaves skimmed tokens out, differentiable in ``kept``.
-
-    Args:
-        attention: fairseq's multi-head attention
-        sequences: which rows are a sequence
-        x: R x C
-        kept: R, 1 where a token is kept and 0 where it is skimmed; None: all are kept
-
-    Returns:
-        R x C
-    """
-    heads = (attention.num_heads, attention.head_dim)
-    parts = (project(x).unflatten(-1, heads) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
-    dropout = attention.dropout_module.p if attention.training else 0.0
-    return attention.out_proj(skim_attention(*parts, sequences, kept, dropout).flatten(1))
+    def macs(self, counts):
+        return counts.asked * counts.dim * (counts.dim + 2)

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.halting import LearnedHalting, Verdict, check_threshold, upcast, where_token
+from fairseq_adaptive.modules.policies.base import LearnedHalting, Verdict, check_threshold, upcast, where_token
+from fairseq_adaptive.modules.policies.registry import register_policy
 
 
+@register_policy("pondernet")
 class PonderNet(LearnedHalting):
     """PonderNet (Banino et al., 2021): a distribution over depths, p_n = l_n prod_{j<n} (1 - l_j), the last l being 1.
 
@@ -19,14 +21,16 @@ class PonderNet(LearnedHalting):
         dim: C, width of the states
         threshold: in (0, 1], 0.5 is the median
         bias: of the halting unit at the start
+        prior_rate: of the geometric prior; 1 over the depth to aim at
 
     Raises:
-        UsageError: for a threshold outside (0, 1]
+        UsageError: for a threshold outside (0, 1], and a rate outside (0, 1)
     """
 
-    def __init__(self, dim: int, threshold: float = 0.5, bias: float = -1.0):
+    def __init__(self, dim: int, threshold: float = 0.5, bias: float = -1.0, prior_rate: float = 0.2):
         super().__init__(dim, bias)
-        self.threshold = check_threshold(threshold)
+        self.threshold, self.prior_rate = check_threshold(threshold), prior_rate
+        truncated_geometric(prior_rate, 1)
 
     @property
     def weighs_depths(self):
@@ -43,6 +47,7 @@ class PonderNet(LearnedHalting):
         halting = self.probability(after)
         if last:
             halting = torch.ones_like(halting)
+        halting = halting.masked_fill(~running, 0.0)  # who was not computed has no output of this depth
         p = carry["survival"] * halting
         survival = carry["survival"] * (1 - halting)
         state = where_token(running, after, before)
@@ -50,10 +55,21 @@ class PonderNet(LearnedHalting):
             expected = carry["expected"] + p.unsqueeze(-1) * state
             return Verdict(state, {"survival": survival, "expected": expected}, running, p)
         stops = running & (1 - survival >= self.threshold)
-        return Verdict(state, {"survival": torch.where(running, survival, carry["survival"])}, running & ~stops, p)
+        return Verdict(state, {"survival": survival}, running & ~stops, p)
 
-    def output(self, state, carry):
-        return carry["expected"].to(state.dtype) if "expected" in carry else state
+    def output(self, state, carry, finished=None):
+        if "expected" not in carry:
+            return state
+        # nothing is left at the last depth, but of padding and of what a router left out there
+        return (carry["expected"] + carry["survival"].unsqueeze(-1) * state).to(state.dtype)
+
+    def price(self, trace):
+        """The mean over the tokens of the divergence from the prior."""
+        if trace.distribution is None:
+            return super().price(trace)
+        prior = truncated_geometric(self.prior_rate, trace.limit).to(trace.distribution.device)
+        divergence = prior_divergence(trace.distribution, prior) * trace.tokens
+        return divergence.sum() / trace.tokens.sum().clamp_min(1)
 
     def extra_repr(self):
         return f"threshold={self.threshold}"

@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ class Step:
         halted: true where the token stopped after this depth
         probability: what its decision was drawn from: the halting or keeping probability, with gradient in training
         tape: B, how many tape tokens were there; None in a model without a tape. They are the last places of T
+        keeping: what a router's choice was drawn from, where a halting rule is there, too
+        asked: true where a router was asked
     """
 
     layer: int
@@ -29,6 +31,8 @@ class Step:
     halted: Optional[Tensor] = None
     probability: Optional[Tensor] = None
     tape: Optional[Tensor] = None
+    keeping: Optional[Tensor] = None
+    asked: Optional[Tensor] = None
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Trace:
         steps: the depths that ran, in order
         remainders: B x T, ACT's remainder (Graves, 2016), 0 at padding and where a token reached the limit
         distribution: N x B x T, PonderNet's probability that a token halts at each depth, with gradient; in training
+        reading: what a reader added, or None
     """
 
     tokens: Tensor
@@ -48,6 +53,18 @@ class Trace:
     steps: List[Step] = field(default_factory=list)
     remainders: Optional[Tensor] = None
     distribution: Optional[Tensor] = None
+    reading: Optional[Any] = None
+
+    def extend(self, reading):
+        """Tokens have joined, at the end: they were not there at the depths before."""
+        live = reading.live
+        self.tokens, self.reading = torch.cat((self.tokens, live), 1), reading
+        for step in self.steps:
+            for name in ("alive", "kept", "halted", "probability", "keeping", "asked"):
+                each = getattr(step, name)
+                if each is not None:
+                    setattr(step, name, torch.cat((each, each.new_zeros(live.shape)), 1))
+            step.tape = torch.zeros_like(live.sum(1))
 
     @property
     def tape_len(self) -> Tensor:

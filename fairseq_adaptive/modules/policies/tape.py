@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.halting import upcast
+from fairseq_adaptive.modules.policies.base import Reader, upcast
+from fairseq_adaptive.modules.policies.registry import register_policy
 
 COSTS = ("entropy", "max")
 QUERIES = ("mean", "first")
@@ -25,6 +26,7 @@ class Reading(NamedTuple):
     cost: Tensor  # B, ponder cost
     entries: Tensor  # B x S x K, places in the bank; -1 where nothing was read
     weights: Tensor  # B x S x K, the share of each entry in its token
+    appended: Optional[Tensor] = None  # B x S x C, what joins the sequence: the tokens, through an MLP where there is one
 
 
 class LearnedBank(nn.Module):
@@ -236,29 +238,44 @@ def _mix(bank, entries, weights):
     return (weights.to(values.dtype).unsqueeze(-2) @ values).squeeze(-2)
 
 
-class Tape(nn.Module):
-    """Reads the tape once, before the first block, and appends it to the sequence (section 3).
+class Tape(Reader):
+    """Reads the tape once, and appends it to the sequence (section 3).
 
     Args:
         reader: how it is read
         mlp: what tape tokens pass before they are appended (default: nothing)
         query: ``mean`` of the states, or the ``first`` state ([CLS])
+        depth: before which depth it is read
     """
 
-    def __init__(self, reader: TapeReader, mlp: Optional[nn.Module] = None, query: str = "mean"):
+    def __init__(self, reader: TapeReader, mlp: Optional[nn.Module] = None, query: str = "mean", depth: int = 0):
         super().__init__()
         if query not in QUERIES:
             raise UsageError(f"unknown tape query {query!r}: choose one of {', '.join(QUERIES)}")
-        self.reader, self.mlp, self.query = reader, mlp, query
+        self.reader, self.mlp, self.query, self.depth = reader, mlp, query, depth
+
+    @property
+    def room(self):
+        return self.reader.num_tokens
+
+    def read(
+        self, x: Tensor, padding_mask: Tensor, bank: Tensor, bank_padding_mask: Optional[Tensor] = None
+    ) -> Reading:
+        """As :class:`~fairseq_adaptive.modules.policies.Reader` has it.
+
+        Raises:
+            UsageError: when a bank can be read to the end and that is not allowed
+        """
+        reading = self.reader(x[0] if self.query == "first" else masked_mean(x, padding_mask), bank, bank_padding_mask)
+        tokens = reading.tokens if self.mlp is None else self.mlp(reading.tokens)
+        # 0 and not just masked: attention multiplies what it masks by 0, and 0 times an overflow is no number
+        return reading._replace(appended=tokens.masked_fill(~reading.live.unsqueeze(-1), 0).to(x.dtype))
 
     def forward(
-        self,
-        x: Tensor,
-        padding_mask: Optional[Tensor],
-        bank: Tensor,
-        bank_padding_mask: Optional[Tensor] = None,
+        self, x: Tensor, padding_mask: Optional[Tensor], bank: Tensor, bank_padding_mask: Optional[Tensor] = None
     ) -> Tuple[Tensor, Tensor, Reading]:
-        """
+        """Read, and append what was read.
+
         Args:
             x: T x B x C
             padding_mask: B x T, true at padding
@@ -274,11 +291,39 @@ class Tape(nn.Module):
         """
         if padding_mask is None:
             padding_mask = torch.zeros(x.size(1), x.size(0), dtype=torch.bool, device=x.device)
-        reading = self.reader(x[0] if self.query == "first" else masked_mean(x, padding_mask), bank, bank_padding_mask)
-        tokens = reading.tokens if self.mlp is None else self.mlp(reading.tokens)
-        # 0 and not just masked: attention multiplies what it masks by 0, and 0 times an overflow is no number
-        tokens = tokens.masked_fill(~reading.live.unsqueeze(-1), 0).transpose(0, 1)
-        return torch.cat((x, tokens.to(x.dtype))), torch.cat((padding_mask, ~reading.live), dim=1), reading
+        reading = self.read(x, padding_mask, bank, bank_padding_mask)
+        mask = torch.cat((padding_mask, ~reading.live), dim=1)
+        return torch.cat((x, reading.appended.transpose(0, 1))), mask, reading
+
+    def price(self, trace):
+        """The mean over the sequences of the ponder cost of reading."""
+        return super().price(trace) if trace.reading is None else trace.reading.cost.mean()
+
+
+@register_policy("tape")
+class LearnedTape(Tape):
+    """A tape with a bank of its own, for any encoder: ``--reader tape``.
+
+    Args:
+        dim, heads: of the stack
+        tokens, threshold, cost, query_update, query, key_dim: of :class:`TapeReader` and :class:`Tape`
+        bank_size: entries of the bank
+        mlp_dim: width of the MLP between bank and sequence; 0: none
+        depth: before which depth it is read
+    """
+
+    def __init__(
+        self, dim: int, heads: int = 1, tokens: int = 10, threshold: float = 2.0, bank_size: int = 10000,
+        mlp_dim: int = 0, cost: str = "entropy", query: str = "mean", query_update: str = "average",
+        key_dim: Optional[int] = None, depth: int = 0,
+    ):
+        reader = TapeReader(dim, tokens, threshold, key_dim or dim // heads, cost, query_update)
+        reader.check_bank(bank_size)
+        super().__init__(reader, GatedMLP(dim, mlp_dim) if mlp_dim else None, query, depth)
+        self.bank = LearnedBank(bank_size, dim)
+
+    def read(self, x, padding_mask, bank=None, bank_padding_mask=None):
+        return super().read(x, padding_mask, self.bank() if bank is None else bank, bank_padding_mask)
 
 
 def masked_mean(x: Tensor, padding_mask: Tensor) -> Tensor:

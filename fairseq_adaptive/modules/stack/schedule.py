@@ -4,7 +4,7 @@ Takase and Kiyono, *Lessons on Parameter Sharing across Layers in Transformers* 
 layers serve N depths under one of three strategies.
 """
 
-from typing import Tuple
+from typing import Dict, Mapping, Sequence, Tuple
 
 from fairseq_adaptive.errors import UsageError
 
@@ -49,3 +49,26 @@ def layer_schedule(strategy: str, num_unique: int, num_total: int) -> Tuple[int,
         depth % num_unique if depth < turn else num_unique - 1 - (depth - turn) % num_unique
         for depth in range(num_total)
     )
+
+
+def check_kinds(schedule: Sequence[int], kinds: str, names: Mapping[str, str]) -> str:
+    """The kind of each unique layer, one letter each.
+
+    Args:
+        schedule: of :func:`layer_schedule`
+        kinds: one letter for each depth
+        names: what the letters mean
+
+    Raises:
+        UsageError: where a layer would serve depths of different kinds
+    """
+    found: Dict[int, int] = {}
+    for depth, number in enumerate(schedule):
+        first = found.setdefault(number, depth)
+        if kinds[first] != kinds[depth]:
+            raise UsageError(
+                f"layer {number} cannot serve depth {first} ({names[kinds[first]]}) and depth {depth} "
+                f"({names[kinds[depth]]}) of the layout {kinds}: the schedule {' '.join(map(str, schedule))} must repeat "
+                "the kinds; choose another --layer-sharing or --decoder-unique-layers"
+            )
+    return "".join(kinds[found[number]] for number in sorted(found))

@@ -15,7 +15,7 @@ def token_mask(x: Tensor, padding_mask: Optional[Tensor]) -> Tensor:
     return ~padding_mask.bool()
 
 
-class Rows:
+class PackedTokens:
     """The tokens of B x T places, packed.
 
     Args:
@@ -26,12 +26,12 @@ class Rows:
         self.tokens, self.places = tokens, None if tokens.all() else tokens.flatten().nonzero().squeeze(1)
 
     def take(self, x: Tensor) -> Tensor:
-        """B x T x ... -> R x ..."""
+        """B x T x ... -> P x ..."""
         x = x.flatten(0, 1)
         return x if self.places is None else x.index_select(0, self.places)
 
     def put(self, rows: Tensor, x: Optional[Tensor] = None) -> Tensor:
-        """R x ... -> B x T x ..., undoes :meth:`take`; padding is that of ``x``, or zero."""
+        """P x ... -> B x T x ..., undoes :meth:`take`; padding is that of ``x``, or zero."""
         if self.places is not None:
             x = rows.new_zeros((self.tokens.numel(), *rows.shape[1:])) if x is None else x.flatten(0, 1)
             rows = x.index_copy(0, self.places, rows)
@@ -64,17 +64,17 @@ class Groups:
             self._cell = group * self._shape[1] + place
 
     def pad(self, rows: Tensor) -> Tensor:
-        """R x ... -> G x Q x ...: G sequences have rows, Q the one that has the most; zeros behind the others'."""
+        """P x ... -> G x Q x ...: G sequences have rows, Q the one that has the most; zeros behind the others'."""
         if self._cell is None:
             return rows.unflatten(0, self._shape)
         x = rows.new_zeros((self._shape[0] * self._shape[1], *rows.shape[1:]))
         return x.index_copy_(0, self._cell, rows).unflatten(0, self._shape)
 
     def unpad(self, x: Tensor) -> Tensor:
-        """G x Q x ... -> R x ..., undoes :meth:`pad`."""
+        """G x Q x ... -> P x ..., undoes :meth:`pad`."""
         x = x.flatten(0, 1)
         return x if self._cell is None else x.index_select(0, self._cell)
 
-    def select(self, x: Tensor) -> Tensor:
-        """B x ... -> G x ..., what belongs to the sequences that have rows."""
-        return x if self._active is None else x.index_select(0, self._active)
+    def select(self, x: Tensor, dim: int = 0) -> Tensor:
+        """B x ... -> G x ..., what belongs to the sequences that have rows; B may be at another ``dim``."""
+        return x if self._active is None else x.index_select(dim, self._active)

@@ -1,0 +1,42 @@
+"""Policies: who is computed (routers), who is done (halting rules), who is added (readers). One file a mechanism."""
+
+from fairseq_adaptive.modules.policies.base import (
+    Choice,
+    Counts,
+    Halting,
+    LearnedHalting,
+    Place,
+    Reader,
+    Router,
+    Verdict,
+)
+from fairseq_adaptive.modules.policies.registry import build_policy, policies, register_policy
+from fairseq_adaptive.modules.policies.act import ACT, UniversalACT
+from fairseq_adaptive.modules.policies.confidence import ConfidenceExit, Margin, Saturation
+from fairseq_adaptive.modules.policies.mixture_of_depths import MixtureOfDepths
+from fairseq_adaptive.modules.policies.pondernet import PonderNet
+from fairseq_adaptive.modules.policies.skimming import Skimming
+from fairseq_adaptive.modules.policies.tape import Tape
+
+__all__ = [
+    "ACT",
+    "Choice",
+    "ConfidenceExit",
+    "Counts",
+    "Halting",
+    "LearnedHalting",
+    "Margin",
+    "MixtureOfDepths",
+    "Place",
+    "PonderNet",
+    "Reader",
+    "Router",
+    "Saturation",
+    "Skimming",
+    "Tape",
+    "UniversalACT",
+    "Verdict",
+    "build_policy",
+    "policies",
+    "register_policy",
+]

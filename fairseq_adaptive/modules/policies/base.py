@@ -1,0 +1,236 @@
+"""What the policies of a stack are asked, and what they answer: routers, halting rules and readers.
+
+The same code serves dense runs, where a decision is a mask, and packed runs, where only some tokens are there: a policy
+works on tokens in any layout, ``...``, and keeps nothing but its parameters. What it wants to know at the next depth it
+carries along, in tensors that begin with the shape of the tokens.
+"""
+
+import abc
+from typing import Callable, Dict, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_adaptive.errors import UsageError
+
+Carry = Dict[str, Tensor]
+
+
+def upcast(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def where_token(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """... x C, ``x`` where ``mask`` (...) is true, else ``y``; in the precision of ``y``."""
+    return torch.where(mask.unsqueeze(-1), x.to(y.dtype), y)
+
+
+class Counts(NamedTuple):
+    """What deciding is counted from: ``asked`` tokens at ``depths`` depths, of width ``dim``."""
+
+    asked: float
+    depths: int
+    dim: int
+
+
+class Place(NamedTuple):
+    """The stack that a policy is made for.
+
+    Attributes:
+        dim: C, width of the states
+        depths: N
+        scores: maps states, ... x C, to the logits of words, ... x V; None where the stack has none
+        heads: of its attention
+    """
+
+    dim: int
+    depths: int
+    scores: Optional[Callable] = None
+    heads: int = 1
+
+
+class Policy:
+    """What routers, halting rules and readers have in common."""
+
+    def price(self, trace) -> Tensor:
+        """What a run costs, a scalar with a gradient: the mean over its tokens; a loss weighs and adds it."""
+        return torch.zeros((), device=trace.tokens.device)
+
+    def macs(self, counts: Counts) -> float:
+        """How many multiply-accumulates deciding took."""
+        return 0.0
+
+
+class Choice(NamedTuple):
+    """What a router says before a depth.
+
+    Attributes:
+        run: ..., 1 where the token is to be computed and 0 where it is left out, with a gradient where there is one
+        probability: ..., what it was drawn from, or the score
+        carry: what the router wants back at the next depth; None: what it had
+    """
+
+    run: Tensor
+    probability: Tensor
+    carry: Optional[Carry] = None
+
+
+class Router(Policy):
+    """Says before each depth who is computed there.
+
+    Attributes:
+        monotone: who is left out once is not asked again
+        weighs: :meth:`combine` does more than to take the state after the layer where the token was computed
+        default_kv: what others see of a token that is left out, where ``--router-kv`` says nothing
+        computes_all_first: all tokens are computed at the first repeat of every layer
+    """
+
+    monotone, weighs, default_kv, computes_all_first = True, False, "active", False
+
+    def start(self, x: Tensor) -> Carry:
+        """Return what to carry into the first depth; ``x`` is ... x C, the states before it."""
+        return {}
+
+    def choose(
+        self,
+        depth: int,
+        x: Tensor,
+        carry: Carry,
+        asked: Tensor,
+        sentence: Tensor,
+        protected: Optional[Tensor],
+        causal: bool,
+    ) -> Choice:
+        """Say who is computed.
+
+        Args:
+            depth: before which depth
+            x: ... x C, states
+            carry: from :meth:`start` or the choice before
+            asked: ..., true at tokens that may be chosen; what is said of others is not read
+            sentence: ..., the number of the sequence that each token belongs to
+            protected: ..., true at tokens that must not be left out; None: there are none
+            causal: a choice must not depend on later tokens of the sequence (of a batch it never may on other sequences)
+        """
+        raise NotImplementedError
+
+    def combine(self, before: Tensor, after: Tensor, choice: Choice) -> Tensor:
+        """... x C, what is made of the states before and after the layer."""
+        gate = choice.run.unsqueeze(-1).to(before)
+        return after * gate + before * (1 - gate)
+
+
+class Verdict(NamedTuple):
+    """What a halting rule says after a depth.
+
+    Attributes:
+        state: ... x C, what the next depth reads; that of halted tokens does not change
+        carry: what the rule wants back after the next depth
+        running: ..., true where the token goes on
+        probability: ..., halting probability; ACT's is 0 where the token was not running
+    """
+
+    state: Tensor
+    carry: Carry
+    running: Tensor
+    probability: Tensor
+
+
+class Halting(Policy, nn.Module, abc.ABC):
+    """Says after each depth who is done.
+
+    Sums and probabilities are float32 (float64 in a float64 model) whatever the precision of the states.
+
+    Attributes:
+        weighs_depths: whether, at present, nothing halts and the probabilities of all depths weigh their states
+        compares_states: the rule reads how far a layer moved the state
+    """
+
+    weighs_depths, compares_states = False, False
+
+    def start(self, x: Tensor) -> Carry:
+        """Return what to carry into the first depth; ``x`` is ... x C, the states before it."""
+        return {}
+
+    @abc.abstractmethod
+    def step(self, before: Tensor, after: Tensor, carry: Carry, running: Tensor, last: bool) -> Verdict:
+        """Decide after one depth.
+
+        Args:
+            before, after: ... x C, states at the input and at the output of the layer
+            carry: from :meth:`start` or the step before
+            running: ..., true at tokens that were computed; what the layer made of others is to be ignored
+            last: whether this is the last depth
+        """
+
+    def output(self, state: Tensor, carry: Carry, finished: Optional[Tensor] = None) -> Tensor:
+        """Return the result of the run, ... x C.
+
+        Args:
+            state: ... x C, the last states
+            carry: from the last step
+            finished: ..., false where a router left the token out before the rule had done with it: what the rule has
+                yet to give is the last state's; None: true everywhere
+        """
+        return state
+
+
+class LearnedHalting(Halting):
+    """A rule with a halting unit: one linear layer and a sigmoid."""
+
+    def __init__(self, dim: int, bias: float = 0.0):
+        super().__init__()
+        self.unit, self.bias = nn.Linear(dim, 1), bias
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """For models that initialise all that is linear in their own way, after they have."""
+        nn.init.normal_(self.unit.weight, std=0.02)
+        nn.init.constant_(self.unit.bias, self.bias)
+
+    def probability(self, state: Tensor) -> Tensor:
+        """... x C -> ..., in float32 also where the model is in half precision."""
+        with torch.autocast(state.device.type, enabled=False):
+            state = upcast(state)
+            weight, bias = self.unit.weight.to(state.dtype), self.unit.bias.to(state.dtype)
+            return F.linear(state, weight, bias).squeeze(-1).sigmoid()
+
+    def macs(self, counts):
+        return counts.asked * counts.dim
+
+
+class Reader(Policy, nn.Module):
+    """Says which tokens join a sequence, once in a run.
+
+    Attributes:
+        depth: before which depth it reads
+        room: how many tokens it adds at most
+    """
+
+    depth, room = 0, 0
+
+    def read(self, x: Tensor, padding_mask: Tensor, bank: Tensor, bank_padding_mask: Optional[Tensor] = None):
+        """Read.
+
+        Args:
+            x: T x B x C, states
+            padding_mask: B x T, true at padding
+            bank: N x C or B x N x C, what there is to read
+            bank_padding_mask: B x N, true at entries that are none
+
+        Returns:
+            has ``appended``, B x S x C, 0 where a sequence gets fewer; and ``live``, B x S, true at those that it gets
+        """
+        raise NotImplementedError
+
+
+def check_threshold(threshold: float) -> float:
+    """Return ``threshold``.
+
+    Raises:
+        UsageError: when it is not in (0, 1]
+    """
+    if not 0 < threshold <= 1:
+        raise UsageError(f"a halting threshold of {threshold} is impossible: it must be above 0 and at most 1")
+    return float(threshold)

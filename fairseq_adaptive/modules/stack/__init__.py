@@ -1,0 +1,7 @@
+"""The stack of layers, its two runs, and the trace that they leave."""
+
+from fairseq_adaptive.modules.stack.schedule import STRATEGIES, check_kinds, layer_schedule
+from fairseq_adaptive.modules.stack.stack import DecoderStack, LayerStack
+from fairseq_adaptive.modules.stack.trace import Step, Trace, recording
+
+__all__ = ["DecoderStack", "LayerStack", "STRATEGIES", "Step", "Trace", "check_kinds", "layer_schedule", "recording"]

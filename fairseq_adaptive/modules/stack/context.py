@@ -1,0 +1,250 @@
+"""Where the tokens of a dense run lie, what they see, and what a layer's call gets.
+
+A context belongs to one call of one stack. All that differs between fairseq's layers, packed tokens, tapes and the blocks
+of a Transformer-XL is here, and the run knows none of it.
+"""
+
+import functools
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from fairseq_adaptive.modules.policies.base import Reader
+from fairseq_adaptive.modules.stack.attention import attend_padded, attend_within
+from fairseq_adaptive.modules.stack.packing import PackedTokens, token_mask
+
+
+class Shown(NamedTuple):
+    """What is seen of the tokens that are not computed at a depth; None: all, as it is.
+
+    Attributes:
+        visible: ..., 1 where the others see a token's keys and 0 where they do not
+        done: ..., true at tokens that have halted
+    """
+
+    visible: Optional[Tensor] = None
+    done: Optional[Tensor] = None
+
+
+ALL = Shown()
+
+
+class Reading(NamedTuple):
+    """A reader, with what there is to read in this call."""
+
+    reader: Reader
+    bank: Optional[Tensor] = None
+    bank_padding_mask: Optional[Tensor] = None
+
+    def __call__(self, x: Tensor, padding_mask: Optional[Tensor]):
+        """T x B x C and B x T -> what was read."""
+        padding_mask = ~token_mask(x, padding_mask)
+        rest = () if self.bank is None else (self.bank, self.bank_padding_mask)
+        return self.reader.read(x, padding_mask, *rest)
+
+
+class Layers:
+    """The keys and values that the tokens of a dense run read under ``keep`` and ``first``, layer by layer."""
+
+    def __init__(self, answer: str):
+        self._answer, self._made = answer, {}
+
+    def __call__(self, number: int, done: Optional[Tensor], keys: Tensor, values: Tensor) -> Tuple[Tensor, Tensor]:
+        made = self._made.get(number)
+        if made is not None and self._answer == "first":
+            return made
+        if made is not None and done is not None:
+            keys, values = (torch.where(done.unsqueeze(-1), *pair) for pair in zip(made, (keys, values)))
+        self._made[number] = keys, values
+        return keys, values
+
+
+class Context:
+    """All places of a batch, T x B x C, under the layers' own attention.
+
+    Args:
+        x: T x B x C
+        padding_mask: B x T, true at padding
+        tape_len: how many states at the end are tape tokens
+        reading: what is to be read in this run, or None
+
+    Attributes:
+        start: the states before the first depth, in this layout
+        running: ..., true at tokens
+        sentence: ..., the number of the sequence of each token
+        tokens: B x T, true at tokens
+        causal: a token sees those before it
+        batch_dim: which dimension of the result has the sequences
+        read: what was read, or None
+        weights: the attention weights of every token at its last depth, ... x B x T x S, or None
+    """
+
+    batch_dim, causal, read, weights = 1, False, None, None
+
+    def __init__(self, x: Tensor, padding_mask: Optional[Tensor], tape_len: int = 0, reading: Optional[Reading] = None):
+        self.start, self.padding_mask, self.tape_len, self.reading = x, padding_mask, tape_len, reading
+        self.tokens = token_mask(x, padding_mask)
+        self.running = self.tokens.transpose(0, 1)
+
+    @property
+    def sentence(self) -> Tensor:
+        return torch.arange(self.start.size(1), device=self.start.device).expand(self.start.size(0), -1)
+
+    def take(self, each: Tensor) -> Tensor:
+        """B x T -> ..."""
+        return each.transpose(0, 1)
+
+    def put(self, each: Tensor) -> Tensor:
+        """... -> B x T"""
+        return each.transpose(0, 1)
+
+    def arguments(self, stack, depth: int, x: Tensor, shown: Shown) -> Dict:
+        """What the layer of a depth is called with beside its states."""
+        return {"encoder_padding_mask": self.padding_mask, "tape_len": self.tape_len}
+
+    def call(self, stack, depth: int, x: Tensor, shown: Shown = ALL) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run a layer on all tokens; returns states and attention weights or None."""
+        out = stack.call(depth, x, **self.arguments(stack, depth, x, shown))
+        return out[:2] if isinstance(out, tuple) else (out, None)
+
+    def skip(self, stack, depth: int, x: Tensor):
+        """Say that a depth does not run, at any token; memories must have no gap."""
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The result of a run, from states in this layout."""
+        return x
+
+    def reads_at(self, depth: int) -> bool:
+        return self.reading is not None and self.reading.reader.depth == depth
+
+    def reads_after(self, depth: int) -> bool:
+        return self.reading is not None and self.reading.reader.depth > depth
+
+    def extend(self, stack, x: Tensor) -> Tuple["Context", Tensor, Callable]:
+        """Read, in the middle of a run.
+
+        Returns:
+            the context of the rest of the run, whose ``start`` has old and new states; the new states; and what puts
+            values of old and of new tokens together
+        """
+        read = self.reading(x, self.padding_mask)
+        new = read.appended.transpose(0, 1)
+        mask = torch.cat((~self.tokens, ~read.live), 1)
+        context = self._with_tape(stack, torch.cat((x, new)), mask, read)
+        context.read = read
+        return context, new, lambda old, new: torch.cat((old, new))
+
+    def _with_tape(self, stack, x, padding_mask, read):
+        return encoder_context(stack, x, padding_mask, read.live.size(1), read)
+
+
+class TokenContext(Context):
+    """Tokens without padding, P x C, under attention that leaves out what is hidden, differentiably."""
+
+    def __init__(self, x, padding_mask, tape_len=0, reading=None, kv="recompute"):
+        self._x, self._packed = x.transpose(0, 1), PackedTokens(token_mask(x, padding_mask))
+        self.tokens, self.padding_mask, self.reading = self._packed.tokens, padding_mask, reading
+        self.take, self.put, self._sequences = self._packed.take, self._packed.put, self._packed.sequences()
+        self.start = self.take(self._x)
+        self.running = torch.ones(len(self.start), dtype=torch.bool, device=x.device)
+        self._keys = Layers(kv) if kv in ("keep", "first") else None
+        self._tape, self.tape_len = None, tape_len
+        if tape_len:
+            self._tape = self.take((torch.arange(x.size(0), device=x.device) >= x.size(0) - tape_len)[None].expand_as(
+                self.tokens))
+
+    @property
+    def sentence(self):
+        return self.take(torch.arange(len(self.tokens), device=self.start.device)[:, None].expand_as(self.tokens))
+
+    def arguments(self, stack, depth, x, shown):
+        keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown.done)
+        attention = functools.partial(
+            attend_within, stack[depth].self_attn, self._sequences, kept=shown.visible, keys=keys)
+        return {"self_attention": attention} if self._tape is None else {"self_attention": attention, "tape": self._tape}
+
+    def finish(self, x):
+        return self.put(x, self._x).transpose(0, 1)
+
+    def extend(self, stack, x):
+        context, new, _ = super().extend(stack, self.finish(x))
+        length, batch = self.tokens.size(1), len(self.tokens)
+        place = torch.arange(context.tokens.numel(), device=x.device).view(batch, -1)
+        order = torch.cat((self.take(place[:, :length]), place[:, length:][context.read.live])).argsort()
+        live = context.read.live
+        return context, new.transpose(0, 1)[live], lambda old, new: torch.cat((old, new)).index_select(0, order)
+
+
+class TapeContext(Context):
+    """Sequences whose tapes are of one length together, in inference where all tokens run: no dead tape is computed.
+
+    The states are a list of T x B x C, one for each length.
+    """
+
+    def __init__(self, x, padding_mask, read):
+        super().__init__(x, padding_mask, read.live.size(1))
+        lengths, base = read.live.sum(1), x.size(0) - read.live.size(1)
+        self._x, self._parts, self.start = x, [], []
+        for tape_len in lengths.unique().tolist():
+            sentences, end = (lengths == tape_len).nonzero().squeeze(1), base + tape_len
+            mask = padding_mask[sentences, :end]
+            self._parts.append((sentences, end, {"encoder_padding_mask": mask if mask.any() else None,
+                                                 "tape_len": tape_len}))
+            self.start.append(x[:end, sentences])
+
+    def call(self, stack, depth, x, shown=ALL):
+        return [stack.call(depth, part, **where) for part, (*_, where) in zip(x, self._parts)], None
+
+    def finish(self, x):
+        out = torch.zeros_like(self._x)
+        for part, (sentences, end, _) in zip(x, self._parts):
+            out[:end, sentences] = part.to(out.dtype)
+        return out
+
+
+class DecoderContext(Context):
+    """All places of a batch of decoder layers, T x B x C; T is 1 in incremental decoding.
+
+    Args:
+        x, padding_mask: of :class:`Context`
+        where: the arguments of a layer that are the same at all depths
+        weights_at: at which depth attention weights are wanted; -1: at all; None: at none
+        kv: what is read of tokens that have halted
+    """
+
+    def __init__(self, x, padding_mask, where: Dict, weights_at: Optional[int], kv="recompute"):
+        super().__init__(x, padding_mask)
+        self._where, self._weights_at = {**where, "self_attn_padding_mask": padding_mask}, weights_at
+        self.causal = where["self_attn_mask"] is not None or where["incremental_state"] is not None
+        self._keys = Layers(kv) if kv in ("keep", "first") else None
+
+    def arguments(self, stack, depth, x, shown):
+        attention = None
+        if shown.visible is not None or self._keys is not None:
+            visible = shown.visible
+            if self.padding_mask is not None:
+                visible = self.running.to(x) if visible is None else visible * self.running
+            keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown.done)
+            attention = functools.partial(
+                attend_padded, stack[depth].self_attn, visible=visible, causal=self.causal, keys=keys)
+        wanted = self._weights_at in (-1, depth)
+        return {**self._where, "need_attn": wanted, "need_head_weights": wanted, "self_attention": attention}
+
+    def call(self, stack, depth, x, shown=ALL):
+        x, weights = super().call(stack, depth, x, shown)
+        return x, weights if self._weights_at in (-1, depth) else None
+
+
+def encoder_context(stack, x: Tensor, padding_mask: Optional[Tensor], tape_len: int = 0, read=None) -> Context:
+    """The context of a dense run of encoder layers."""
+    if stack.router is not None or stack.halting_kv != "recompute" or stack.without_padding:
+        return TokenContext(x, padding_mask, tape_len, kv=stack.kv)
+    if read is not None and stack.halting is None and not (stack.training or torch.is_grad_enabled()):
+        return TapeContext(x, padding_mask, read)
+    return Context(x, padding_mask, tape_len)
+
+
+def every_state(context: Context, states: List[Tensor]) -> Tensor:
+    """The states of all depths, one after the other in the batch."""
+    return torch.cat([context.finish(each) for each in states], context.batch_dim)

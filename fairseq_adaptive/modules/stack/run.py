@@ -1,0 +1,267 @@
+"""The two runs of a stack: dense for training, packed for inference.
+
+At each depth a reader may add tokens, a router may say who is computed, before the layer, and a halting rule who is done,
+after it; all three are optional, and go together. A token is running, left out at this depth, or done. A dense run
+computes every token and masks; a packed run computes running tokens only. On the same decisions they give states that
+are equal up to rounding.
+"""
+
+from typing import List, Optional
+
+import torch
+from torch import Tensor
+
+from fairseq_adaptive.modules.policies.base import Choice
+from fairseq_adaptive.modules.stack.context import ALL, Context, Shown, every_state
+from fairseq_adaptive.modules.stack.packed_context import PackedContext
+from fairseq_adaptive.modules.stack.trace import Step, Trace
+
+
+def _merged(carry, new, merge):
+    return {name: merge(each, new[name]) for name, each in carry.items()}
+
+
+def _at(carry, places):
+    return {name: each.index_select(0, places) for name, each in carry.items()}
+
+
+def run_dense(
+    stack, context: Context, protected: Optional[Tensor] = None, states: Optional[List[Tensor]] = None
+) -> Tensor:
+    """Run all tokens at every depth until all have halted.
+
+    Args:
+        stack: a :class:`~fairseq_adaptive.modules.LayerStack`
+        context: where the tokens lie; it is changed where a reader reads, see ``context.read``
+        protected: B x T, true at tokens that a router must not leave out
+        states: takes the states after each depth, where they are wanted
+
+    Returns:
+        the states in the layout that the context was given; with those of all depths, one after the other in the batch,
+        where ``stack.every_depth`` is set and the rule weighs depths
+    """
+    rule, router, depths, end = stack.halting, stack.router, len(stack), context
+    trace = None if stack.recorder is None else Trace(context.tokens, depths)
+    x, running, weights, kept, missed = context.start, context.running, None, None, None
+    done = None if rule is None and router is None else torch.zeros_like(running)
+    protected = None if protected is None or router is None else context.take(protected)
+    carry, routed = {} if rule is None else rule.start(x), {} if router is None else router.start(x)
+    weighs = rule is not None and rule.weighs_depths
+    every: Optional[List[Tensor]] = [] if stack.every_depth and weighs else None
+    # a layer that some worker leaves out of a training step would have no gradient there; a router has one each depth
+    least = max(map(stack.schedule.index, stack.schedule)) + 1 if stack.training else 1
+    least = depths if stack.profiling or (router is not None and stack.training) else least
+    going = stack.depths()
+    for depth in range(depths):
+        if end.reads_at(depth):
+            end, new, merge = end.extend(stack, x)
+            x = end.start
+            if done is not None:
+                live = end.take(end.read.live) if new.dim() > 2 else torch.ones_like(new[..., 0], dtype=torch.bool)
+                nothing = torch.zeros_like(live)
+                running, done = merge(running, live), merge(done, nothing)
+                carry = carry and _merged(carry, rule.start(new), merge)
+                routed = routed and _merged(routed, router.start(new), merge)
+                kept = None if kept is None else merge(kept, torch.ones_like(live).to(kept))
+                missed = None if missed is None else merge(missed, nothing)
+                protected = None if protected is None else merge(protected, nothing)
+            else:
+                running = end.running
+            if trace is not None:
+                trace.extend(end.read)
+        if depth not in going:
+            end.skip(stack, depth, x)
+            continue
+        before, alive, was_done, asked, choice, shown, halting = x, running, done, running, None, ALL, None
+        if router is not None:
+            choice = router.choose(depth, x, routed, asked, end.sentence, protected, end.causal)
+            routed = routed if choice.carry is None else choice.carry
+            open_to = torch.ones_like(choice.run) if kept is None or not router.monotone else kept
+            kept = torch.where(done, open_to, open_to * choice.run)  # who has halted is not asked, and seen as it was
+            choice = Choice(kept, choice.probability)
+            alive = running & (kept > 0)
+            left = running & ~alive
+            missed = left if missed is None else missed | left
+            running = alive if router.monotone else running
+        if stack.hides or stack.kv != "recompute":
+            visible = kept if router is not None and stack.router_kv == "active" else None
+            if rule is not None and stack.halting_kv == "active":
+                visible = (~done).to(before) if visible is None else visible.masked_fill(done, 0.0)
+            shown = Shown(visible, done)
+        x, new = end.call(stack, depth, before, shown)
+        if router is not None:
+            x = router.combine(before, x, choice)
+        if rule is not None:
+            mixed = x
+            x, carry, going_on, halting = rule.step(before, mixed, carry, alive, depth == depths - 1)
+            if kept is not None and kept.requires_grad:  # the rule stops the gradient of having left a token out
+                x = torch.where((alive | was_done).unsqueeze(-1), x, mixed)
+            done = done | (alive & ~going_on)
+            running = going_on if router is None or router.monotone else going_on | left
+        if new is not None and done is not None:
+            new = torch.where(end.put(alive).unsqueeze(-1), new, torch.zeros_like(new) if weights is None else weights)
+        weights = weights if new is None else new
+        if trace is not None:
+            trace.steps.append(_dense_step(stack, end, depth, alive, asked, kept, was_done, done, choice, halting))
+        if every is not None:
+            every.append(x)
+        if states is not None:
+            states.append(end.finish(x))
+        if rule is not None and depth + 1 >= least and not end.reads_after(depth) and not running.any():
+            for rest in range(depth + 1, depths):
+                end.skip(stack, rest, x)
+            break
+    stack.finish_profiling()
+    context.read, context.weights = end.read, weights
+    if trace is not None:
+        if weighs:
+            trace.distribution = torch.stack([step.probability for step in trace.steps])
+            if missed is not None:  # the rest is the last state's
+                rest = (1 - trace.distribution.sum(0)) * end.put(missed)
+                trace.distribution = torch.cat((trace.distribution[:-1], trace.distribution[-1:] + rest))
+        if "remainders" in carry:
+            trace.remainders = end.put(carry["remainders"])
+        stack.record(trace, end.tape_len)
+    if every is not None:
+        return every_state(end, every)
+    if rule is not None:
+        x = rule.output(x, carry, None if missed is None else done | ~missed)
+    return end.finish(x)
+
+
+def _dense_step(stack, context, depth, alive, asked, kept, was_done, done, choice, halting):
+    def put(each):
+        return None if each is None else context.put(each)
+
+    step = Step(stack.schedule[depth], put(alive), getattr(stack[depth], "step_kind", "layer"))
+    if choice is not None:
+        step.kept, step.asked = put(kept.masked_fill(was_done, 0.0)) * context.tokens, put(asked) & context.tokens
+        step.probability = step.keeping = put(choice.probability)
+    if halting is not None:
+        step.halted, step.probability = put(alive & done), put(halting)
+    return step
+
+
+def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None) -> Tensor:
+    """Run only what is computed; for inference. Arguments and result are those of :func:`run_dense`."""
+    rule, router, depths = stack.halting, stack.router, len(stack)
+    trace = None if stack.recorder is None else Trace(context.tokens, depths)
+    result, places = context.states.clone(), context.tokens.flatten().nonzero().squeeze(1)
+    state = result.index_select(0, places)
+    carry, routed = {} if rule is None else rule.start(state), {} if router is None else router.start(state)
+    protected = None if protected is None or router is None else protected.flatten().index_select(0, places)
+    missed = None if rule is None or router is None or router.monotone else torch.zeros_like(places, dtype=torch.bool)
+    remainders = carry["remainders"].new_zeros(len(result)) if "remainders" in carry else None
+
+    def put(values, at):
+        return values.new_zeros(len(result)).index_copy_(0, at, values).view(context.tokens.shape)
+
+    def leave(stay, kv, finished):
+        """Take the tokens that do not stay out of the run; the others go on seeing them, or not."""
+        nonlocal places, state, carry, routed, protected, missed
+        gone, stay = (~stay).nonzero().squeeze(1), stay.nonzero().squeeze(1)
+        if not gone.numel():
+            return
+        out, over, where = state.index_select(0, gone), _at(carry, gone), places.index_select(0, gone)
+        if rule is not None:
+            out = rule.output(out, over, None if finished is None else finished.index_select(0, gone))
+        result.index_copy_(0, where, out)
+        if remainders is not None:
+            remainders.index_copy_(0, where, over["remainders"])
+        if kv == "active":
+            context.hide(where)
+        elif kv is not None:
+            context.done(where)
+        places, state = places.index_select(0, stay), state.index_select(0, stay)
+        carry, routed = _at(carry, stay), _at(routed, stay)
+        protected = None if protected is None else protected.index_select(0, stay)
+        missed = None if missed is None else missed.index_select(0, stay)
+
+    def read():
+        """Take in the tokens that a reader adds."""
+        nonlocal places, state, carry, routed, protected, missed, result, remainders
+        new, moved = context.extend()
+        result = context.widen(result, context.read.appended)
+        blank = torch.zeros_like(context.read.live)
+        remainders = None if remainders is None else context.widen(remainders, blank)
+        places = torch.cat((moved(places), new))
+        order = places.argsort()
+
+        def merge(each, new):
+            return torch.cat((each, new)).index_select(0, order)
+
+        added, nothing = context.states.index_select(0, new), torch.zeros_like(new, dtype=torch.bool)
+        places, state = places.index_select(0, order), merge(state, added)
+        carry = carry and _merged(carry, rule.start(added), merge)
+        routed = routed and _merged(routed, router.start(added), merge)
+        protected = None if protected is None else merge(protected, nothing)
+        missed = None if missed is None else merge(missed, nothing)
+        if trace is not None:
+            trace.extend(context.read)
+
+    for depth in range(depths):
+        if context.reads_at(depth):
+            read()
+        if not places.numel() and not context.reads_after(depth):
+            break
+        step = None if trace is None else Step(stack.schedule[depth], None, getattr(stack[depth], "step_kind", "layer"))
+        some, choice, hidden = None, None, None  # some: who is computed, among the places; None: all
+        if router is not None:
+            asked = torch.ones_like(places, dtype=torch.bool)
+            choice = router.choose(depth, state, routed, asked, context.sentence(places), protected, context.causal)
+            routed = routed if choice.carry is None else choice.carry
+            if trace is not None:
+                step.kept, step.asked = put(choice.run.to(choice.probability), places), put(asked, places)
+                step.probability = step.keeping = put(choice.probability, places)
+            run = choice.run > 0
+            some = run.nonzero().squeeze(1)
+            choice = Choice(*(each.index_select(0, some) for each in choice[:2])) if router.weighs else None
+            if router.monotone:
+                leave(run, stack.router_kv if stack.router_kv == "active" else None, torch.zeros_like(run))
+                some = None
+            elif some.numel() == places.numel():
+                some = None
+            else:
+                missed = None if missed is None else missed | ~run
+                if stack.router_kv == "active":
+                    hidden = places[~run]
+                    context.hide(hidden)
+        at, before = (places, state) if some is None else (places.index_select(0, some), state.index_select(0, some))
+        if at.numel():
+            after = context.call(stack, depth, before, at)
+        else:
+            context.skip(stack, depth)
+        if hidden is not None:
+            context.show(hidden)
+        going_on = None
+        if at.numel():
+            if choice is not None:
+                after = router.combine(before, after, choice)
+            ones = torch.ones_like(at, dtype=torch.bool)
+            if trace is not None:
+                step.alive = put(ones, at)
+            if rule is not None:
+                part = carry if some is None else _at(carry, some)
+                after, part, going_on, halting = rule.step(before, after, part, ones, depth == depths - 1)
+                if trace is not None:
+                    step.halted, step.probability = put(~going_on, at), put(halting, at)
+                carry = part if some is None else {n: each.index_copy(0, some, part[n]) for n, each in carry.items()}
+            state = after if some is None else state.index_copy(0, some, after)
+            context.changed(at, after)
+        elif trace is not None:
+            step.alive = torch.zeros_like(context.tokens)
+        if going_on is not None:
+            if some is not None:
+                going_on = torch.ones_like(places, dtype=torch.bool).index_copy_(0, some, going_on)
+            if depth < depths - 1:
+                leave(going_on, stack.halting_kv, None)
+            elif missed is not None:
+                missed = missed & going_on
+        if trace is not None:
+            trace.steps.append(step)
+    if places.numel():
+        leave(torch.zeros_like(places, dtype=torch.bool), None, None if missed is None else ~missed)
+    if trace is not None:
+        trace.remainders = None if remainders is None else remainders.view(context.tokens.shape)
+        stack.record(trace, context.tape_len)
+    return context.finish(stack, result)

@@ -1,0 +1,334 @@
+"""The stack: M layers that serve N depths."""
+
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
+from fairseq_adaptive.modules.policies.pairing import check_pairing
+from fairseq_adaptive.modules.stack.context import Context, DecoderContext, Reading, encoder_context
+from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
+from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
+from fairseq_adaptive.modules.stack.run import run_dense, run_packed
+from fairseq_adaptive.modules.stack.trace import Trace
+
+
+class LayerStack(nn.Module):
+    """Layers run at the depths of a schedule, under policies that say which tokens are computed there.
+
+    Every layer is registered once, under its number, so that parameters, optimizer states and checkpoints hold M layers
+    with the names that an unshared stack of M layers has (``0.fc1.weight`` ...). As a sequence the stack has N depths:
+    ``len(stack)`` is N, ``stack[depth]`` is the layer that serves a depth, and iterating gives them in turn;
+    ``stack.layer(number)`` is one of the M.
+
+    A layer is called ``layer(x, depth=, residual=, self_attention=, cross_attention=, ...)``; it takes states in any
+    layout, ... x C, where ``self_attention`` (from what its attention reads to what that adds) is given. For policies it
+    has ``attends``, the block that has keys and values: itself, one within it, or None; the block has ``before(x)``, what
+    its attention reads of states, and ``keys_and_values(read)``. ``step_kind`` names it in a trace.
+
+    Args:
+        layers: the M unique layers
+        schedule: for each depth the number of the layer that serves it, see
+            :func:`~fairseq_adaptive.modules.stack.schedule.layer_schedule`
+        layerdrop: probability with which a depth is left out in a training step (Fan et al., 2020)
+        residual: how the layers add a branch to their input (default: plain addition); one for all depths
+        pass_depth: whether layers take ``depth`` and ``residual``; with policies they must
+        halting: when a token is done
+        router: which tokens are computed at each depth
+        router_kv, halting_kv: what others read of a token that is left out, and of one that is done, see
+            :mod:`~fairseq_adaptive.modules.policies.pairing`; None: the router's default, and ``recompute``
+
+    Attributes:
+        packed: whether tokens that are not computed are left out of the computation, rather than masked; None: in
+            evaluation without gradients they are
+        without_padding: dense runs, too, take the padding away
+        every_depth: in training, where the halting rule weighs depths (PonderNet), return the states of all of them,
+            one after the other in the batch
+        recorder: a list that takes the trace of every run, see
+            :func:`~fairseq_adaptive.modules.stack.trace.recording`
+        num_updates: how many updates the model has had
+
+    Raises:
+        UsageError: (a ValueError) when the schedule names a layer that is not there, or leaves one unused; and for
+            policies and answers that make no sense together
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[nn.Module],
+        schedule: Sequence[int],
+        layerdrop: float = 0.0,
+        residual=None,
+        pass_depth: bool = False,
+        halting: Optional[Halting] = None,
+        router: Optional[Router] = None,
+        router_kv: Optional[str] = None,
+        halting_kv: Optional[str] = None,
+    ):
+        super().__init__()
+        self.unique_layers = 0
+        for layer in layers:
+            self.add_module(str(self.unique_layers), layer)
+            self.unique_layers += 1
+        self.schedule = tuple(schedule)
+        unused = set(range(self.unique_layers)) - set(self.schedule)
+        if unused:
+            raise UsageError(
+                f"the schedule {' '.join(map(str, self.schedule))} never runs layer {min(unused)} of "
+                f"{self.unique_layers}: use {self.unique_layers - len(unused)} unique layers or another strategy"
+            )
+        if max(self.schedule) >= self.unique_layers:
+            raise UsageError(f"the schedule runs layer {max(self.schedule)}, but there are only {self.unique_layers}")
+        for policy, flag in ((halting, "--halting"), (router, "--router")):
+            if policy is not None and layerdrop:
+                raise UsageError(f"{flag} decides how many layers run: leave out layerdrop")
+        self.router_kv, self.halting_kv = check_pairing(router, halting, router_kv, halting_kv, self.schedule)
+        self.layerdrop = layerdrop
+        self.residual = residual
+        self.pass_depth = pass_depth
+        self.halting = halting
+        self.router = router
+        self.packed: Optional[bool] = None
+        self.without_padding = False
+        self.every_depth = False
+        self.recorder: Optional[List[Trace]] = None
+        self.num_updates = 0
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, depth: int) -> nn.Module:
+        return self._modules[str(self.schedule[depth])]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return map(self.__getitem__, range(len(self)))
+
+    def layer(self, number: int) -> nn.Module:
+        """One of the M layers."""
+        return self._modules[str(number)]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether tokens are left out or halt."""
+        return self.halting is not None or self.router is not None
+
+    @property
+    def hides(self) -> bool:
+        """Whether some tokens are invisible at some depths."""
+        return (self.router is not None and self.router_kv == "active") or (
+            self.halting is not None and self.halting_kv == "active")
+
+    @property
+    def kv(self) -> str:
+        """Which keys and values are read where tokens are seen: ``recompute``, ``keep`` or ``first``."""
+        answers = self.router_kv, self.halting_kv
+        return "first" if "first" in answers else "keep" if "keep" in answers else "recompute"
+
+    @property
+    def profiling(self) -> bool:
+        return self.training and self.residual is not None and not self.residual.profiled
+
+    def finish_profiling(self):
+        if self.profiling:
+            self.residual.finish_profiling()
+
+    def depths(self):
+        """The depths of a run, without those that LayerDrop leaves out; drawn anew with each call."""
+        if self.training and self.layerdrop > 0 and not self.profiling:
+            kept = (torch.rand(len(self)) > self.layerdrop).tolist()
+            return [depth for depth, keep in enumerate(kept) if keep]
+        return range(len(self))
+
+    def call(self, depth: int, x: Tensor, **arguments):
+        """Run the layer of a depth."""
+        if self.pass_depth:
+            return self[depth](x, depth=depth, residual=self.residual, **arguments)
+        return self[depth](x, **arguments)
+
+    def forward(
+        self,
+        x: Tensor,
+        encoder_padding_mask: Optional[Tensor] = None,
+        protected: Optional[Tensor] = None,
+        tape_len: int = 0,
+        reader: Optional[Reader] = None,
+        bank: Optional[Tensor] = None,
+        bank_padding_mask: Optional[Tensor] = None,
+        states: Optional[List[Tensor]] = None,
+    ):
+        """Run encoder layers until no token is left to compute, or all layers have run.
+
+        Args:
+            x: T x B x C
+            encoder_padding_mask: B x T, true at padding, which is never computed for and never seen
+            protected: B x T, true at tokens that a router must not leave out; a reader's tokens are not
+            tape_len: how many states at the end are tape tokens, which halt and are left out as all others
+            reader: which tokens join, before its depth
+            bank: N x C or B x N x C, what it reads (default: what the reader has)
+            bank_padding_mask: B x N, true at entries that are none
+            states: takes the states after each depth; then all tokens are computed
+
+        Returns:
+            T x B x C; with a reader (T + S) x B x C, the padding mask B x (T + S), and what was read
+
+        Raises:
+            UsageError: for a reader with ``--halting-kv keep`` or ``first`` that does not read before the first depth
+        """
+        reading = read = None
+        if reader is not None:
+            reading = Reading(reader, bank, bank_padding_mask)
+            if reader.depth and self.kv != "recompute":
+                raise UsageError(f"--halting-kv {self.kv} cannot be combined with a reader that reads after the first "
+                                 "layer, whose tokens have no keys of it: choose recompute or active")
+            if not reader.depth:
+                x, encoder_padding_mask, protected, read = _joined(reading, x, encoder_padding_mask, protected)
+                reading, tape_len = None, read.live.size(1)
+        if self.adaptive and self._packed_now() and states is None:
+            kind = PackedContext if self.sees_others else ActiveContext
+            context = kind(x, encoder_padding_mask, tape_len=tape_len, reading=reading, kv=self.kv)
+            out = run_packed(self, context, protected)
+        else:
+            context = encoder_context(self, x, encoder_padding_mask, tape_len, read if reading is None else None)
+            context.reading = reading
+            out = run_dense(self, context, protected, states)
+        if reader is None:
+            return out
+        if read is None:
+            read = context.read
+            padding = torch.zeros_like(read.live[:, :1]).expand(-1, x.size(0))
+            padding = padding if encoder_padding_mask is None else encoder_padding_mask.bool()
+            encoder_padding_mask = torch.cat((padding, ~read.live), 1)
+        elif self.recorder:
+            self.recorder[-1].reading = read
+        return out, encoder_padding_mask, read
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether tokens see some that are not computed."""
+        return (self.halting is not None and self.halting_kv != "active") or (
+            self.router is not None and self.router_kv != "active")
+
+    def _packed_now(self):
+        return not (self.training or torch.is_grad_enabled()) if self.packed is None else self.packed
+
+    def reset_rules(self):
+        """Initialise halting rule and router again, for models whose initialisation goes over all that is linear."""
+        for rule in (self.halting, self.router):
+            if hasattr(rule, "reset_parameters"):
+                rule.reset_parameters()
+
+    def set_num_updates(self, num_updates: int):
+        """fairseq says before each update how many there were; penalties that change over training read it."""
+        self.num_updates = num_updates
+
+    def record(self, trace: Trace, tape_len: int = 0):
+        """Keep the trace of a run where someone wants it; its last ``tape_len`` places are those of the tape."""
+        if self.recorder is None:
+            return
+        if tape_len:
+            lengths = trace.tokens[:, -tape_len:].sum(1)
+            for step in trace.steps:
+                step.tape = lengths if step.tape is None else step.tape
+        self.recorder.append(trace)
+
+    def fold_state_dict(self, state_dict: Dict[str, Tensor], prefix: str):
+        """Make the weights of an unshared stack of N layers those of this stack, in place, where that loses nothing.
+
+        Weights of M layers are left as they are.
+
+        Args:
+            state_dict: weights of a whole model
+            prefix: name of the stack in it, ``encoder.layers.``
+
+        Raises:
+            UsageError: when the number of layers is neither M nor N, or N layers are there but those that this stack
+                shares differ
+        """
+        by_layer: Dict[int, Dict[str, Tensor]] = {}
+        for name, tensor in state_dict.items():
+            number, _, rest = name[len(prefix) :].partition(".")
+            if name.startswith(prefix) and number.isdigit():
+                by_layer.setdefault(int(number), {})[rest] = tensor
+        if len(by_layer) in (0, self.unique_layers):
+            return
+        ours = f"{self.unique_layers} unique layers at {len(self)} depths"
+        if len(by_layer) != len(self):
+            raise UsageError(f"{prefix[:-1]} has {len(by_layer)} layers in the checkpoint, this model has {ours}")
+        for depth, index in enumerate(self.schedule):
+            first = self.schedule.index(index)
+            for rest, tensor in by_layer[depth].items():
+                if not torch.equal(tensor, by_layer[first][rest]):
+                    raise UsageError(
+                        f"{prefix[:-1]} has {len(by_layer)} layers in the checkpoint and this model has {ours}, "
+                        f"but layers {first} and {depth}, which it shares, differ: "
+                        f"use {len(by_layer)} unique layers, or a checkpoint of {self.unique_layers} layers"
+                    )
+        for depth, weights in by_layer.items():
+            for rest in weights:
+                del state_dict[f"{prefix}{depth}.{rest}"]
+        for index in range(self.unique_layers):
+            for rest, tensor in by_layer[self.schedule.index(index)].items():
+                state_dict[f"{prefix}{index}.{rest}"] = tensor
+
+    def extra_repr(self) -> str:
+        return f"schedule=({' '.join(map(str, self.schedule))})"
+
+
+class DecoderStack(LayerStack):
+    """:class:`LayerStack` of decoder layers."""
+
+    def forward(
+        self,
+        x: Tensor,
+        encoder_out: Optional[Tensor] = None,
+        encoder_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[Dict] = None,
+        self_attn_mask: Optional[Tensor] = None,
+        self_attn_padding_mask: Optional[Tensor] = None,
+        weights_at: Optional[int] = None,
+        states: Optional[List[Tensor]] = None,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Run decoder layers until no token is left to compute, or all layers have run.
+
+        Args:
+            x, encoder_out, encoder_padding_mask, incremental_state, self_attn_mask, self_attn_padding_mask: of
+                :class:`~fairseq_adaptive.modules.DecoderLayer`; a router's choices are causal where there is a
+                ``self_attn_mask`` or an ``incremental_state``
+            weights_at: return the attention weights of this depth; of a stack with policies, which gives those of the
+                last depth of every token, any depth says so, and a training step has none
+            states: takes the states after each depth; then all tokens are computed
+
+        Returns:
+            T x B x C, and attention weights, H x B x T x S, or None
+        """
+        where = {"encoder_out": encoder_out, "encoder_padding_mask": encoder_padding_mask,
+                 "incremental_state": incremental_state, "self_attn_mask": self_attn_mask}
+        if self.adaptive:
+            weights_at = None if weights_at is None or self.training else -1
+        if not self.adaptive or (incremental_state is None and not self._packed_now()):
+            context = DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv)
+            return run_dense(self, context, states=states), context.weights
+        cross = None
+        if encoder_out is not None and self[0].encoder_attn is not None:
+            size = x.size(0), x.size(1)
+            cross = PackedCrossAttention(
+                encoder_out, encoder_padding_mask, incremental_state, weights_at is not None, *size)
+        if incremental_state is not None:
+            context = StepContext(x, self_attn_padding_mask, incremental_state, cross, self.kv)
+        else:
+            kind = PackedContext if self.sees_others else ActiveContext
+            context = kind(x, self_attn_padding_mask, self_attn_mask is not None, cross, kv=self.kv)
+        return run_packed(self, context), None if cross is None else cross.weights()
+
+
+def _joined(reading, x, padding_mask, protected):
+    """What a reader reads before the first depth, behind the rest."""
+    read = reading(x, padding_mask)
+    if padding_mask is None:
+        padding_mask = torch.zeros_like(read.live[:, :1]).expand(-1, x.size(0))
+    if protected is not None:
+        protected = torch.cat((protected, torch.zeros_like(read.live)), 1)
+    mask = torch.cat((padding_mask.bool(), ~read.live), 1)
+    return torch.cat((x, read.appended.transpose(0, 1))), mask, protected, read

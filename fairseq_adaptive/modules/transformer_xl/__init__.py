@@ -1,0 +1,1 @@
+"""Transformer-XL: what its blocks need of a stack."""
