@@ -21,6 +21,7 @@ from fairseq.models.roberta import RobertaModel
 from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.models.transkimmer import TranskimmerModel
 from fairseq_adaptive.modules import recording
+from fairseq_adaptive.modules.policies import Choice
 from fairseq_adaptive.report.skimming import skim_macs
 
 STACK = "encoder.sentence_encoder.layers"
@@ -63,16 +64,16 @@ def plan(router, kept, batch, length):
         mean = sum(share ** (depth + 1) for depth in range(len(router))) / len(router)
         low, high = (share, high) if mean < kept else (low, share)
     stays = torch.rand(batch, length, generator=torch.Generator().manual_seed(1)).argsort(1).argsort(1) / length
-    scored, state = type(router).decide, {}
+    scored, state = type(router).choose, {}
 
-    def decide(depth, x, protected=None, need_probability=True):
-        scored(router, depth, x, protected, need_probability)
+    def choose(depth, x, carry, asked, sentence, protected, causal):
+        scored(router, depth, x, carry, asked, sentence, protected, causal)
         left = state["left"] if depth else stays.flatten()
         keep = (left < share ** (depth + 1)) | protected
         state["left"] = left[keep]
-        return keep.float(), keep.float()
+        return Choice(keep.float(), keep.float())
 
-    router.decide = decide
+    router.choose = choose
 
 
 def main():

@@ -29,6 +29,7 @@ CASES = [
     if (router != "none" or router_kv == "active") and (rule != "none" or halting_kv == "recompute")
     and (router, rule) != ("none", "none")
 ]
+CASES += [(router, rule, "active", "keep") for router in ROUTERS for rule in RULES if rule != "none"]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -204,14 +205,28 @@ def test_training_takes_the_best_and_evaluation_the_threshold(build):
 
 def test_flags(build):
     flags = {n: v for n, v in TINY.items() if n.startswith("decoder")}
-    model = build("shared_transformer_lm_base", router="mixture_of_depths", router_kv="recompute", halting="act", **flags)
-    assert model.decoder.layers.router_kv == "recompute" and model.decoder.begin_search(4) is None
+    model = build("shared_transformer_lm_base", router="mixture_of_depths", router_kv="recompute", halting="act",
+                  router_args='{"capacity": 0.25}', **flags)
+    stack = model.decoder.layers
+    assert (stack.router_kv, stack.halting_kv, stack.router.capacity) == ("recompute", "recompute", 0.25)
+    assert model.decoder.begin_search(4) is not None
     for bad in ({"router_kv": "recompute"}, {"halting_kv": "active"}):
         with pytest.raises(UsageError, match="says what is seen"):
             build("shared_transformer_lm_base", **bad, **flags)
-    for bad in ({"halting": "ut_act"}, {"halting": "pondernet"}, {"halting": "saturation"}, {"decoder_layerdrop": 0.1}):
+    for bad in ({"halting": "saturation"}, {"decoder_layerdrop": 0.1}, {"router_args": '{"capacity": 0}'},
+                {"reader": "tape"}):
         with pytest.raises(UsageError):
             build("shared_transformer_lm_base", router="mixture_of_depths", **bad, **flags)
+
+
+def test_sides_have_policies_of_their_own(build):
+    model = build("shared_transformer", **TINY, router="skimming", decoder_router="mixture_of_depths",
+                  decoder_router_args='{"capacity": 0.3}', encoder_halting="act", encoder_halting_kv="active")
+    encoder, decoder = model.encoder.layers, model.decoder.layers
+    assert type(encoder.router).__name__ == "Skimming" and decoder.router.capacity == 0.3
+    assert encoder.halting_kv == "active" and encoder.halting is not None and decoder.halting is None
+    with pytest.raises(UsageError, match="add --decoder-router"):
+        build("shared_transformer", **TINY, encoder_router="skimming", decoder_router_kv="recompute")
 
 
 @pytest.mark.parametrize("router_kv", KV)

@@ -44,19 +44,24 @@ class Reading(NamedTuple):
         return self.reader.read(x, padding_mask, *rest)
 
 
-class Layers:
+class KeptKeys:
     """The keys and values that the tokens of a dense run read under ``keep`` and ``first``, layer by layer."""
 
     def __init__(self, answer: str):
         self._answer, self._made = answer, {}
 
-    def __call__(self, number: int, done: Optional[Tensor], keys: Tensor, values: Tensor) -> Tuple[Tensor, Tensor]:
-        made = self._made.get(number)
-        if made is not None and self._answer == "first":
+    def __call__(self, number: int, shown: Shown, keys: Tensor, values: Tensor) -> Tuple[Tensor, Tensor]:
+        """Of what a layer makes of the states at a depth, those that are read: ... x C, both."""
+        new = torch.ones_like(keys[..., 0], dtype=torch.bool) if shown.visible is None else shown.visible > 0
+        if number not in self._made:
+            self._made[number] = keys, values, new
+            return keys, values
+        *made, ever = self._made[number]
+        if self._answer == "first":
             return made
-        if made is not None and done is not None:
-            keys, values = (torch.where(done.unsqueeze(-1), *pair) for pair in zip(made, (keys, values)))
-        self._made[number] = keys, values
+        new = new & ~(shown.done & ever) if shown.done is not None else new
+        keys, values = (torch.where(new.unsqueeze(-1), *pair) for pair in zip((keys, values), made))
+        self._made[number] = keys, values, ever | new
         return keys, values
 
 
@@ -148,7 +153,7 @@ class TokenContext(Context):
         self.take, self.put, self._sequences = self._packed.take, self._packed.put, self._packed.sequences()
         self.start = self.take(self._x)
         self.running = torch.ones(len(self.start), dtype=torch.bool, device=x.device)
-        self._keys = Layers(kv) if kv in ("keep", "first") else None
+        self._keys = KeptKeys(kv) if kv in ("keep", "first") else None
         self._tape, self.tape_len = None, tape_len
         if tape_len:
             self._tape = self.take((torch.arange(x.size(0), device=x.device) >= x.size(0) - tape_len)[None].expand_as(
@@ -159,7 +164,7 @@ class TokenContext(Context):
         return self.take(torch.arange(len(self.tokens), device=self.start.device)[:, None].expand_as(self.tokens))
 
     def arguments(self, stack, depth, x, shown):
-        keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown.done)
+        keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown)
         attention = functools.partial(
             attend_within, stack[depth].self_attn, self._sequences, kept=shown.visible, keys=keys)
         return {"self_attention": attention} if self._tape is None else {"self_attention": attention, "tape": self._tape}
@@ -217,7 +222,7 @@ class DecoderContext(Context):
         super().__init__(x, padding_mask)
         self._where, self._weights_at = {**where, "self_attn_padding_mask": padding_mask}, weights_at
         self.causal = where["self_attn_mask"] is not None or where["incremental_state"] is not None
-        self._keys = Layers(kv) if kv in ("keep", "first") else None
+        self._keys = KeptKeys(kv) if kv in ("keep", "first") else None
 
     def arguments(self, stack, depth, x, shown):
         attention = None
@@ -225,7 +230,7 @@ class DecoderContext(Context):
             visible = shown.visible
             if self.padding_mask is not None:
                 visible = self.running.to(x) if visible is None else visible * self.running
-            keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown.done)
+            keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown)
             attention = functools.partial(
                 attend_padded, stack[depth].self_attn, visible=visible, causal=self.causal, keys=keys)
         wanted = self._weights_at in (-1, depth)
