@@ -4,11 +4,22 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, generation, labels, precision, workers
+from fairseq_adaptive.compat import (
+    batches,
+    checkpoints,
+    generation,
+    labels,
+    literals,
+    precision,
+    untrusted_flags,
+    workers,
+)
 
 MENDS = (
     batches.restore_np_compat,
     checkpoints.load_safely,
+    literals.read_literals,
+    untrusted_flags.guard_flags,
     checkpoints.save_atomically,
     checkpoints.save_plain_numbers,
     checkpoints.copy_atomically,
