@@ -33,7 +33,7 @@ CRITERION_FILES = {"distill_from": None, "save_predictions": None, "wer_kenlm_mo
 # Flags of a task that names files outside its data; without them it would have other dictionaries.
 TASK_FILES = ("lang_dict", "source_dict", "target_dict", "fixed_dictionary", "sampling_weights_from_file",
               "lang_to_offline_shard_ratio")
-DATA_FILES = ("config_yaml", "multitask_config_yaml")  # in the data folder
+DATA_FILES = ("data", "config_yaml", "multitask_config_yaml")  # the data folder, and files in it
 
 _NODE = re.compile(r"\$\{[\w.\[\]-]+\}")  # another flag; a resolver has a colon, what nests has more braces
 _NAME = re.compile(r"[\w-]+")
@@ -115,11 +115,16 @@ def _forget_files(path, tree, root, overrides):
                            f"checkpoint names it. To use it, give --{name.replace('_', '-')} on the command line")
 
 
+def _leaves_its_folder(name, value):
+    if name == "data":  # of some tasks it is a file
+        return any(os.path.isfile(each) for each in str(value).split(os.pathsep))
+    return os.path.basename(str(value)) != value
+
+
 def _refuse_files(path, tree, root, overrides, makes_task):
     for flag in _flags(tree, root):
         name, nested = flag.name[-1], flag.name[0] != "task" and len(flag.name) > 2  # w2v_args: a task in a model
-        outside = name in DATA_FILES and os.path.basename(str(flag.value)) != flag.value
-        if not flag.value or not (outside or name in TASK_FILES):
+        if not flag.value or not (name in TASK_FILES or name in DATA_FILES and _leaves_its_folder(name, flag.value)):
             continue
         if nested or makes_task and flag.name[0] in ("task", "args") and name not in overrides:
             raise _refused(path, flag, flag.value, "a file that only the checkpoint names. Name it yourself: "
