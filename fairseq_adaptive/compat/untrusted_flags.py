@@ -78,14 +78,14 @@ def _flags(node, name=(), kind="config"):
                     yield from _flags(parsed, flag.name, "json")
 
 
-def _check_interpolations(path, tree, root=()) -> bool:
-    """Whether some flags are given as other flags; what reads anything else is refused."""
+def _check_interpolations(path, tree, root=(), nodes=True) -> bool:
+    """Whether some are given as other flags, where ``nodes`` are allowed; what reads anything else is refused."""
     found = False
     for flag in _flags(tree, root):
         for text in (flag.key, flag.value):
             if isinstance(text, str) and "${" in text:
                 found = True
-                if flag.kind != "config" or "${" in _NODE.sub("", text):
+                if not nodes or flag.kind != "config" or "${" in _NODE.sub("", text):
                     raise _refused(path, flag, text, "which is looked up outside of the file, such as in the "
                                    "environment. Write the value itself into it", " ")
     return found
@@ -167,8 +167,7 @@ def _check(path, state, overrides, building):
             except OmegaConfBaseException as error:
                 raise UsageError(f"checkpoint {path} has a flag that is given as another one, which it lacks: "
                                  f"{' '.join(str(error).split())}") from None
-            if _check_interpolations(path, tree):  # put together from harmless pieces
-                raise UsageError(f"checkpoint {path} is refused: its flags are given as each other in several steps")
+            _check_interpolations(path, tree, nodes=False)  # put together from harmless pieces
         checked.append((tree, ()))
     for tree, root in checked:
         for args, name in [(tree, root), *((flag.value, flag.name) for flag in _flags(tree, root))]:
