@@ -19,8 +19,8 @@ class NotLiteral(UsageError):
         expression: the value of the flag
     """
 
-    wanted = ("it is read as a literal and never evaluated: numbers, strings, True, False, None, lists, tuples and dicts "
-              "of these, with + - * /, such as [(512, 3)] * 20")
+    wanted = ("it is read as a literal and never evaluated: numbers, strings, True, False, None, lists, tuples and "
+              "dicts of these, with + - * /, such as [(512, 3)] * 20")
 
     def __init__(self, expression: str):
         self.expression = expression

@@ -1,8 +1,8 @@
 """A patch of what fairseq does with the flags in a checkpoint: by them, nothing of the environment or the disk gets in.
 
-fairseq builds the model, and often the task and the criterion, from the flags in the file. Safe unpickling does not make
-these strings safe: ``${oc.env:SECRET}`` reads the environment, and many a flag names a file to open. docs/checkpoints.md
-lists what is done with each.
+fairseq builds the model, and often the task and the criterion, from the flags in the file. Safe unpickling does not
+make these strings safe: ``${oc.env:SECRET}`` reads the environment, and many a flag names a file to open.
+docs/checkpoints.md lists what is done with each.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ START_WEIGHTS = {
 # ... and no criterion needs its teacher, a file to write to or a language model to give its loss.
 CRITERION_FILES = {"distill_from": None, "save_predictions": None, "wer_kenlm_model": None, "wer_lexicon": None,
                    "wer_args": None}
-# Flags of a task that names files outside its data; without them it would have other dictionaries.
+# Flags of a task that name files outside of its data, without which it would have other dictionaries: refused.
 TASK_FILES = ("lang_dict", "source_dict", "target_dict", "fixed_dictionary", "sampling_weights_from_file",
               "lang_to_offline_shard_ratio")
-DATA_FILES = ("data", "config_yaml", "multitask_config_yaml")  # the data folder, and files in it
+DATA_FILES = ("data", "config_yaml", "multitask_config_yaml")  # a folder, and files in it: refused elsewhere
 
 _NODE = re.compile(r"\$\{[\w.\[\]-]+\}")  # another flag; a resolver has a colon, what nests has more braces
 _NAME = re.compile(r"[\w-]+")
@@ -45,7 +45,7 @@ def is_trusted(path) -> bool:
     return os.path.realpath(path) in map(os.path.realpath, trusted)
 
 
-def _refused(path, flag, value, reason, advice=""):
+def _refused(path, flag, value, reason, advice=None):
     advice = advice or f"If you made this file, or trust who did: {TRUST}={path}"
     return UsageError(f"checkpoint {path} is refused: its flag {flag} is {shorten(value)}, {reason}. {advice}")
 
@@ -87,7 +87,7 @@ def _check_interpolations(path, tree, root=(), nodes=True) -> bool:
                 found = True
                 if not nodes or flag.kind != "config" or "${" in _NODE.sub("", text):
                     raise _refused(path, flag, text, "which is looked up outside of the file, such as in the "
-                                   "environment. Write the value itself into it", " ")
+                                   "environment", "Write the value itself into the file")
     return found
 
 
@@ -127,15 +127,15 @@ def _refuse_files(path, tree, root, overrides, makes_task):
         if not flag.value or not (name in TASK_FILES or name in DATA_FILES and _leaves_its_folder(name, flag.value)):
             continue
         if nested or makes_task and flag.name[0] in ("task", "args") and name not in overrides:
-            raise _refused(path, flag, flag.value, "a file that only the checkpoint names. Name it yourself: "
-                           f"--{name.replace('_', '-')}, or arg_overrides in Python")
+            raise _refused(path, flag, flag.value, "a file that only the checkpoint names",
+                           f"Name it yourself: --{name.replace('_', '-')}, or arg_overrides in Python")
 
 
 class _Building:
     """One call that builds models from checkpoints: the files that it was given, and the flags in the last of them."""
 
-    def __init__(self, paths, makes_task):
-        self.paths, self.makes_task, self.path, self.flags = paths, makes_task, None, []
+    def __init__(self, paths, makes_task, path):
+        self.paths, self.makes_task, self.path, self.flags = paths, makes_task, path, []
 
     def opens(self, path):
         """Refuse to open what is not one of the files, unless the one that names it is trusted."""
@@ -221,7 +221,7 @@ def guard_flags():
             _building.get().opens(filenames[0])
         paths = {checkpoint_utils.get_maybe_sharded_checkpoint_filename(name, suffix, shard, num_shards)
                  for name in filenames for shard in range(num_shards)}
-        building = _Building(paths, task is None)
+        building = _Building(paths, task is None, filenames[0])
         with _set(_building, building):
             try:
                 return stock_build(filenames, arg_overrides, task, strict, suffix, num_shards, state)

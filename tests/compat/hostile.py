@@ -23,7 +23,8 @@ _seen = _canary = None
 def _watch(event, args):
     if _seen is None:
         return
-    if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)) and os.path.abspath(os.fsdecode(args[0])) == _canary:
+    named = event == "open" and isinstance(args[0], (str, bytes, os.PathLike))
+    if named and os.path.abspath(os.fsdecode(args[0])) == _canary:
         _seen.append(f"opened {args[0]}")
     elif event == "exec" and "__import__" in args[0].co_names or event in ("os.system", "subprocess.Popen", "os.exec"):
         _seen.append(f"{event} {args[0]}")
@@ -68,15 +69,15 @@ GENERAL = {
     "model_parallel_size": 1, "input_feat_per_channel": 8, "input_channels": 1, "speaker_to_id": None,
     "n_frames_per_step": 1, "target_speaker_embed": False, "source_lang": "x", "target_lang": "y", "lang_pairs": "x-y",
     "max_source_positions": 32, "max_target_positions": 32, "tokens_per_sample": 32, "target_code_size": 8,
-    "output_frame_dim": 8, "target_is_code": True, "w2v_args": None, "w2v_path": "other.pt", "pitch_min": 0, "pitch_max": 1,
-    "energy_min": 0, "energy_max": 1, "tie_adaptive_weights": False, "tie_adaptive_proj": False, "vocoder": None,
+    "output_frame_dim": 8, "target_is_code": True, "w2v_args": None, "w2v_path": "other.pt", "pitch_min": 0,
+    "pitch_max": 1, "energy_min": 0, "energy_max": 1, "tie_adaptive_weights": False, "tie_adaptive_proj": False, "vocoder": None,
     "adaptive_softmax_factor": 4, "left_pad_source": True, "left_pad_target": False, "discrete_duration": False,
     "discrete_f0": False,
 }
 TASK = {
     "_name": "translation", "data": "data", "tokens_per_sample": 32, "max_target_positions": 32, "labels": "x",
-    "max_source_positions": 32, "sample_rate": 16000, "normalize": False, "add_bos_token": False, "autoregressive": True,
-    "discrete_duration": False, "discrete_f0": False, "fine_tuning": False, "label_rate": -1, "label_rate_ratios": [1],
+    "max_source_positions": 32, "sample_rate": 16000, "normalize": False, "add_bos_token": False,
+    "autoregressive": True, "discrete_duration": False, "discrete_f0": False, "fine_tuning": False, "label_rate": -1, "label_rate_ratios": [1],
     "output_dictionary_size": -1, "filter_f0": False, "multi_corpus_keys": None,
 }
 
@@ -134,9 +135,10 @@ def parsed_flags(component, dataclass, arch=None):
     flags = {}
     if dataclass is not None:
         defaults = {name: value for name, value in vars(dataclass()).items() if not name.startswith("_")}
-        plain = {name: value if isinstance(value, (int, float, str)) and not str(value).startswith(("${", "???")) else None
-                 for name, value in defaults.items()}
-        return {name: SIZES.get(name, None if hasattr(value, "value") else value) for name, value in plain.items()}
+        for name, value in defaults.items():
+            plain = type(value) in (int, float, str, bool) and not str(value).startswith(("${", "???"))
+            defaults[name] = SIZES.get(name, value if plain else None)
+        return defaults
     if hasattr(component, "add_args"):
         parser = argparse.ArgumentParser(conflict_handler="resolve", add_help=False)
         component.add_args(parser)
@@ -164,7 +166,8 @@ def model_state(arch, /, **changed):
 
 
 def state_of(**parts):
-    cfg = {"model": {"_name": "transformer"}, "task": TASK, "criterion": {"_name": "cross_entropy", "infonce": False, "main_and_cross_weights": "1,0"},
+    cfg = {"model": {"_name": "transformer"}, "task": TASK,
+           "criterion": {"_name": "cross_entropy", "infonce": False, "main_and_cross_weights": "1,0"},
            "common": {"fp16": False, "tpu": False, "user_dir": CODE, "seed": 1}, "bpe": None, "tokenizer": None,
            "optimization": {"sentence_avg": False, "max_update": 1}, "dataset": {}, "checkpoint": {}, **parts}
     return {"args": None, "cfg": cfg, "model": {}, "extra_state": {"train_iterator": {"epoch": 1}},
@@ -207,16 +210,13 @@ def building_no_model():
 
 
 def build_task(state):
-    """Make the task, its data and the criterion of a checkpoint, as fairseq-validate does; return what was raised."""
-    raised = []
+    """Make the task, its data and the criterion of a checkpoint, as fairseq-validate does; return what refused."""
     with stored(state) as path, building_no_model():
         try:
             _, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path])
         except Exception as error:
             return error
-        for step in (lambda: task.build_criterion(cfg.criterion), lambda: task.load_dataset("valid", task_cfg=cfg.task)):
-            try:
-                step()
-            except Exception as error:
-                raised.append(error)
-    return raised
+        with contextlib.suppress(Exception):
+            task.build_criterion(cfg.criterion)
+        with contextlib.suppress(Exception):
+            task.load_dataset("valid", task_cfg=cfg.task)

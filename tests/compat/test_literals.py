@@ -20,10 +20,10 @@ def test_values_are_those_of_python(expression):
 
 
 @pytest.mark.parametrize("expression", [
-    "__import__('os').system('touch PWNED')", "[__import__('os')]", "open('f')", "x", "true", "(1).real", "[1][0]", "2**9",
-    "f'{1}'", "lambda: 1", "[x for x in (1,)]", "1 if 2 else 3", "not 1", "1 < 2", "[0] * 10**9", "[0] * 9999999",
-    "[[0] * 9999] * 9999 + [0] * 9999", "'a' * 9", "'a' + 'b'", "{**{}}", "{1, 2}", "...", "1; 2", "", "1 / 0", "(" * 300,
-    "-" * 3999 + "1", "1 +" * 2000 + "1", "[(1, 2)", "1\n2", "(x := 1)", "*[1]", "\0", "[1] * 1.5", "-[1]",
+    "__import__('os').system('touch PWNED')", "[__import__('os')]", "open('f')", "x", "true", "(1).real", "[1][0]",
+    "2**9", "f'{1}'", "lambda: 1", "[x for x in (1,)]", "1 if 2 else 3", "not 1", "1 < 2", "[0] * 10**9", "[0] * 9999999",
+    "[[0] * 9999] * 9999 + [0] * 9999", "'a' * 9", "'a' + 'b'", "{**{}}", "{1, 2}", "...", "1; 2", "", "1 / 0",
+    "(" * 300, "-" * 3999 + "1", "1 +" * 2000 + "1", "[(1, 2)", "1\n2", "(x := 1)", "*[1]", "\0", "[1] * 1.5", "-[1]",
 ])
 def test_what_is_no_literal_is_refused(expression):
     with pytest.raises(NotLiteral, match="is no value of a flag, it is read as a literal and never evaluated"):

@@ -22,7 +22,7 @@ TransformerModel.from_pretrained("FOLDER", "code.pt", "DATA")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Checkpoints of each task with code in a flag, one that reads the environment, and what the commands read first."""
+    """Checkpoints with code in a flag, one that reads the environment, and what the commands read before them."""
     folder = tmp_path_factory.mktemp("hostile")
     arch, data = "shared_transformer_lm", folder / "data"
     tasks = {"code": {"_name": "translation", "source_lang": "x", "target_lang": "y"},
@@ -42,7 +42,8 @@ def folder(tmp_path_factory):
     (data / "label").mkdir()
     (data / "label" / "dict.txt").write_text("good 1\nbad 1\n")
     (data / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]) + "\n")
-    paragraph = {"context": "a b c", "qas": [{"id": "1", "question": "a", "answers": [{"text": "b", "answer_start": 2}]}]}
+    answers = [{"text": "b", "answer_start": 2}]
+    paragraph = {"context": "a b c", "qas": [{"id": "1", "question": "a", "answers": answers}]}
     (folder / "questions.json").write_text(json.dumps({"version": "1.1", "data": [{"paragraphs": [paragraph]}]}))
     (folder / "text.txt").write_text("a b c\n")
     return folder
@@ -62,7 +63,7 @@ def commands(folder):
                              folder / "questions.pt", "--output", folder / "answers"],
         "plot_tape": ["python", SCRIPTS / "plot_tape.py", data, "--path", folder / "tape.pt", "--output",
                       folder / "tape.png"],
-        "plot_depth": ["python", SCRIPTS / "plot_depth.py", folder / "tape.pt", folder / "text.txt", "--data", data,
+        "plot_depth": ["python", SCRIPTS / "plot_depth.py", folder / "tape.pt", "--data", data,
                        "--spm", folder / "pieces.model"],
         "hub": ["python", "-c", HUB.replace("FOLDER", str(folder)).replace("DATA", str(data))],
         "average": ["python", SCRIPTS / "average_checkpoints.py", "--inputs", folder / "environment.pt", "--output",

@@ -1,4 +1,4 @@
-"""A string payload in every flag of every registered architecture, task and criterion: nothing runs, nothing is read."""
+"""A string payload in every flag of every architecture, task and criterion: nothing runs, nothing is read."""
 
 import argparse
 import copy
@@ -34,8 +34,9 @@ from fairseq_adaptive.interop.checkpoint import load_checkpoint
 ARCHITECTURES = {}  # of each model, the first one has the model's name where there is one of that name
 for _arch in sorted(ARCH_MODEL_REGISTRY, key=lambda arch: (arch != ARCH_MODEL_NAME_REGISTRY[arch], arch)):
     ARCHITECTURES.setdefault(ARCH_MODEL_NAME_REGISTRY[_arch], []).append(_arch)
-QUICK = {"shared_transformer", "shared_transformer_lm", "par_transformer_xl", "albert_act", "transkimmer",
-         "adatape_parity", "transformer_lm", "fconv", "lstm"}
+QUICK = {"shared_transformer_lm", "par_transformer_xl", "fconv",  # models, and tasks
+         "translation", "language_modeling", "sentence_prediction", "question_answering",
+         "translation_multi_simple_epoch"}
 # these need what is not installed (Megatron), or more of their tasks than a test can give: their flags are given all
 # the same, but building ends early
 UNREACHED = {"model_parallel_roberta", "s2spect2_conformer", "s2spect_conformer", "s2spect_transformer",
@@ -109,7 +110,7 @@ def test_every_model_is_tested():
     assert set(MODEL_REGISTRY) >= set(ARCHITECTURES) and len(ARCHITECTURES) > 60
 
 
-@pytest.mark.parametrize("name", sorted(TASK_REGISTRY))
+@pytest.mark.parametrize("name", marked(TASK_REGISTRY))
 def test_nothing_runs_when_a_task_is_made(name, folder):
     known = parsed_flags(TASK_REGISTRY[name], TASK_DATACLASS_REGISTRY.get(name))
     for flag in known:
@@ -150,8 +151,8 @@ def refused(state, *words, **kwargs):
 
 
 RESOLVERS = [
-    ENVIRONMENT, "a ${oc.env:SECRET} b", "${oc.decode:${oc.env:SECRET}}", "${oc.create:{a: 1}}", "${oc.dict.keys:model}",
-    r"\${oc.env:SECRET}", "${model.${model.a}}", "$${model.a}{oc.env:SECRET}", "${oc.env:\nSECRET}", "${mine:}",
+    ENVIRONMENT, "a ${oc.env:SECRET} b", "${oc.decode:${oc.env:SECRET}}", "${oc.create:{a: 1}}",
+    "${oc.dict.keys:model}", r"\${oc.env:SECRET}", "${model.${model.a}}", "$${model.a}{oc.env:SECRET}", "${oc.env:\nSECRET}", "${mine:}",
 ]
 
 
@@ -166,7 +167,7 @@ def test_resolvers_are_refused_everywhere(value, place):
     state = state_of(**{"task" if place == "task" else "model": part})
     if place == "args":
         state.update(cfg=None, args=argparse.Namespace(arch="transformer", task="translation", dropout=value))
-    refused(state, "is refused: its flag", "Write the value itself")
+    refused(state, "is refused: its flag", "Write the value itself into the file")
 
 
 def test_what_is_put_together_from_pieces_is_refused():
@@ -275,7 +276,7 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_honest_checkpoints_load(family, data, tmp_path):
-    trainer, batches = build_trainer(family, data, "--user-dir", USER_DIR, "--max-update", "9", "--save-dir", str(tmp_path))
+    trainer, batches = build_trainer(family, data, "--user-dir", USER_DIR, "--max-update", "9")
     train(trainer, batches, 1)
     trainer.consolidate_optimizer()
     trainer.save_checkpoint(str(tmp_path / "honest.pt"), {"train_iterator": {"epoch": 1}})
