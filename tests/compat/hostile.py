@@ -67,10 +67,12 @@ CONVOLUTIONS = {"encoder_layers": "[(8, 3)] * 1", "decoder_layers": "[(8, 3)] * 
 GENERAL = {
     "criterion": "cross_entropy", "fp16": False, "bf16": False, "tpu": False, "cpu": True, "data": "data",
     "model_parallel_size": 1, "input_feat_per_channel": 8, "input_channels": 1, "speaker_to_id": None,
-    "n_frames_per_step": 1, "target_speaker_embed": False, "source_lang": "x", "target_lang": "y", "lang_pairs": ["x-y"],
+    "n_frames_per_step": 1, "target_speaker_embed": False, "source_lang": "x", "target_lang": "y",
+    "lang_pairs": ["x-y"],
     "max_source_positions": 32, "max_target_positions": 32, "tokens_per_sample": 32, "target_code_size": 8,
     "output_frame_dim": 8, "target_is_code": True, "w2v_args": None, "w2v_path": "other.pt", "pitch_min": 0,
-    "pitch_max": 1, "energy_min": 0, "energy_max": 1, "tie_adaptive_weights": False, "tie_adaptive_proj": False, "vocoder": None,
+    "pitch_max": 1, "energy_min": 0, "energy_max": 1, "tie_adaptive_weights": False, "tie_adaptive_proj": False,
+    "vocoder": None,
     "adaptive_softmax_factor": 4, "left_pad_source": True, "left_pad_target": False, "encoder_langtok": None,
     "decoder_langtok": False, "discrete_duration": False,
     "discrete_f0": False,
@@ -78,8 +80,8 @@ GENERAL = {
 TASK = {
     "_name": "translation", "data": "data", "tokens_per_sample": 32, "max_target_positions": 32, "labels": "x",
     "max_source_positions": 32, "sample_rate": 16000, "normalize": False, "add_bos_token": False,
-    "autoregressive": True, "discrete_duration": False, "discrete_f0": False, "fine_tuning": False, "label_rate": -1, "label_rate_ratios": [1],
-    "output_dictionary_size": -1, "filter_f0": False, "multi_corpus_keys": None,
+    "autoregressive": True, "discrete_duration": False, "discrete_f0": False, "fine_tuning": False, "label_rate": -1,
+    "label_rate_ratios": [1], "output_dictionary_size": -1, "filter_f0": False, "multi_corpus_keys": None,
 }
 
 

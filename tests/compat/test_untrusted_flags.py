@@ -37,8 +37,8 @@ for _arch in sorted(ARCH_MODEL_REGISTRY, key=lambda arch: (arch != ARCH_MODEL_NA
 QUICK = {"shared_transformer_lm", "par_transformer_xl", "fconv",  # models, and tasks
          "translation", "language_modeling", "sentence_prediction", "question_answering",
          "translation_multi_simple_epoch"}
-# These need what is not installed (Megatron, fairscale, transformers), or more of their tasks than a test can give: their
-# flags get the payload all the same, but building ends early.
+# These need what is not installed (Megatron, fairscale, transformers), or more of their tasks than a test can give:
+# their flags get the payload all the same, but building ends early.
 UNREACHED = {"model_parallel_roberta", "model_parallel_transformer_lm", "pipeline_parallel_transformer", "hf_gpt2",
              "s2spect2_conformer", "s2spect_conformer", "s2spect_transformer", "s2spect_conformer_translatotron2",
              "s2ut_conformer_translatotron2", "speech_dlm", "transformer_ulm", "unity_conformer"}
@@ -152,7 +152,8 @@ def refused(state, *words, **kwargs):
 
 RESOLVERS = [
     ENVIRONMENT, "a ${oc.env:SECRET} b", "${oc.decode:${oc.env:SECRET}}", "${oc.create:{a: 1}}",
-    "${oc.dict.keys:model}", r"\${oc.env:SECRET}", "${model.${model.a}}", "$${model.a}{oc.env:SECRET}", "${oc.env:\nSECRET}", "${mine:}",
+    "${oc.dict.keys:model}", r"\${oc.env:SECRET}", "${model.${model.a}}", "$${model.a}{oc.env:SECRET}", "${oc.env:\nSECRET}",
+    "${mine:}",
 ]
 
 
