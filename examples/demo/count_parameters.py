@@ -8,14 +8,14 @@ import logging
 # fairseq names absent optional packages when it is imported
 logging.disable(logging.INFO)
 
-from fairseq import checkpoint_utils, tasks  # noqa: E402
+from fairseq import checkpoint_utils  # noqa: E402
 
 import fairseq_adaptive.plugin  # noqa: E402,F401  registers the model
 from fairseq_adaptive.errors import report_usage_errors  # noqa: E402
 
 
-def count_parameters(cfg, task) -> int:
-    return sum(parameter.numel() for parameter in task.build_model(cfg).parameters())
+def count_parameters(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def main() -> None:
@@ -23,11 +23,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
     args = parser.parse_args()
-    cfg = checkpoint_utils.load_checkpoint_to_cpu(args.checkpoint)["cfg"]
-    task = tasks.setup_task(cfg["task"])
+    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([args.checkpoint])
     twin = copy.deepcopy(cfg["model"])
     twin.arch = twin._name = "transformer"
-    shared, unshared = count_parameters(cfg["model"], task), count_parameters(twin, task)
+    shared, unshared = count_parameters(model), count_parameters(task.build_model(twin))
     print(f"{shared:,} parameters; fairseq's own Transformer of the same depth and width has {unshared:,}: "
           f"{1 - shared / unshared:.0%} fewer")
 

@@ -4,11 +4,24 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, precision, saving, workers
+from fairseq_adaptive.compat import (
+    batches,
+    checkpoints,
+    evaluation,
+    generation,
+    labels,
+    literals,
+    precision,
+    saving,
+    untrusted_flags,
+    workers,
+)
 
 MENDS = (
     batches.restore_np_compat,
     checkpoints.load_safely,
+    literals.read_literals,
+    untrusted_flags.guard_flags,
     saving.save_atomically,
     saving.save_plain,
     saving.copy_atomically,

@@ -18,10 +18,11 @@ def _raised_in(trace):
 
 
 def load_safely():
-    """fairseq's own checkpoints load, and nothing in a checkpoint can run code.
+    """fairseq's own checkpoints load, and unpickling one runs no code.
 
     torch >= 2.6 refuses to unpickle classes that it does not know, ``argparse.Namespace`` among them, which fairseq
-    stores. Allowing that one class keeps loading safe. NumPy's numbers and arrays of numbers, which were saved before
+    stores. Allowing that one class keeps unpickling safe; what the strings in a file can do is the matter of
+    :mod:`.untrusted_flags` and :mod:`.literals`. NumPy's numbers and arrays of numbers, which were saved before
     :func:`.saving.save_plain`, are read by code of ours. What is still refused could run code when loaded, so say in one
     line which file and class, instead of torch's advice to load it all the same.
     """

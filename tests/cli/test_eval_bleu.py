@@ -9,7 +9,7 @@ import torch
 from cli.helpers import TINY_TRANSFORMER, USER_DIR, run, tiny_translation_data
 from fairseq import checkpoint_utils
 
-import fairseq_adaptive  # noqa: F401  applies the patches
+import fairseq_adaptive.plugin  # noqa: F401  applies the patches
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-import fairseq_adaptive  # noqa: F401  applies the patches
+import fairseq_adaptive.plugin  # noqa: F401  applies the patches
 from fairseq import checkpoint_utils
 
 

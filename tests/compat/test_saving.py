@@ -113,7 +113,7 @@ def test_command_stops_at_its_first_checkpoint(tmp_path):
     (plugin / "__init__.py").write_text(textwrap.dedent(f"""
         import datetime, sys
         sys.path.insert(0, {str(USER_DIR.rpartition("/")[0])!r})
-        import fairseq_adaptive
+        import fairseq_adaptive.plugin
         from fairseq.tasks import register_task
         from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
