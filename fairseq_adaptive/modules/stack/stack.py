@@ -85,6 +85,7 @@ class LayerStack(nn.Module):
             if policy is not None and layerdrop:
                 raise UsageError(f"{flag} decides how many layers run: leave out layerdrop")
         self.router_kv, self.halting_kv = check_pairing(router, halting, router_kv, halting_kv, self.schedule)
+        self._names = tuple(map(str, self.schedule))
         self.layerdrop = layerdrop
         self.residual = residual
         self.pass_depth = pass_depth
@@ -100,7 +101,7 @@ class LayerStack(nn.Module):
         return len(self.schedule)
 
     def __getitem__(self, depth: int) -> nn.Module:
-        return self._modules[str(self.schedule[depth])]
+        return self._modules[self._names[depth]]
 
     def __iter__(self) -> Iterator[nn.Module]:
         return map(self.__getitem__, range(len(self)))
@@ -143,9 +144,10 @@ class LayerStack(nn.Module):
 
     def call(self, depth: int, x: Tensor, **arguments):
         """Run the layer of a depth."""
+        layer = self._modules[self._names[depth]]
         if self.pass_depth:
-            return self[depth](x, depth=depth, residual=self.residual, **arguments)
-        return self[depth](x, **arguments)
+            return layer(x, depth=depth, residual=self.residual, **arguments)
+        return layer(x, **arguments)
 
     def forward(
         self,

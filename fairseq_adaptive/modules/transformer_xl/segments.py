@@ -86,7 +86,7 @@ class SegmentContext(Context):
 
     def arguments(self, stack, depth, x, shown):
         memory = self.memory
-        if stack[depth].attends is None:
+        if stack[depth].attends is None:  # no memory
             return memory.extra[depth]
         memory.remember(x, depth)
         return {"positions": memory.positions, "memory": memory.states[depth], "window": memory.window,
