@@ -53,8 +53,8 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
     policies = sorted({match[1] for match in found if match})
     if policies:
         raise UsageError(
-            f"the model has a policy ({', '.join(policies)}): fairseq's plain Transformer computes every token at every "
-            "depth, so it cannot be exported; train without it"
+            f"the model has a policy ({', '.join(policies)}): fairseq's plain Transformer computes every token at "
+            "every depth, so it cannot be exported; train without it"
         )
     for side in sides:
         unique = options.pop(f"{side}_unique_layers")

@@ -1,9 +1,9 @@
 """The two runs of a stack: dense for training, packed for inference.
 
-At each depth a reader may add tokens, a router may say who is computed, before the layer, and a halting rule who is done,
-after it; all three are optional, and go together. A token is running, left out at this depth, or done. A dense run
-computes every token and masks; a packed run computes running tokens only. On the same decisions they give states that
-are equal up to rounding.
+At each depth a reader may add tokens, a router may say who is computed, before the layer, and a halting rule who is
+done, after it; all three are optional, and go together. A token is running, left out at this depth, or done. A dense
+run computes every token and masks; a packed run computes running tokens only. On the same decisions they give states
+that are equal up to rounding.
 """
 
 from typing import List, Optional
@@ -132,7 +132,7 @@ def run_dense(
 
 
 def _run_plain(stack, context, states):
-    """All tokens at all depths, and nobody asks: what the Python around a layer costs is most at one token at a time."""
+    """All tokens at all depths, and nobody asks: at one token at a time the Python around a layer is felt."""
     x, weights, going = context.start, None, stack.depths()
     for depth in range(len(stack)):
         if depth in going:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
-from fairseq_adaptive.modules.stack.context import Context, DecoderContext, Reading, encoder_context
+from fairseq_adaptive.modules.stack.context import DecoderContext, Reading, encoder_context
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
@@ -24,9 +24,9 @@ class LayerStack(nn.Module):
     ``stack.layer(number)`` is one of the M.
 
     A layer is called ``layer(x, depth=, residual=, self_attention=, cross_attention=, ...)``; it takes states in any
-    layout, ... x C, where ``self_attention`` (from what its attention reads to what that adds) is given. For policies it
-    has ``attends``, the block that has keys and values: itself, one within it, or None; the block has ``before(x)``, what
-    its attention reads of states, and ``keys_and_values(read)``. ``step_kind`` names it in a trace.
+    layout, ... x C, where ``self_attention`` (from what its attention reads to what that adds) is given. For policies
+    it has ``attends``, the block that has keys and values: itself, one within it, or None; the block has ``before(x)``,
+    what its attention reads of states, and ``keys_and_values(read)``. ``step_kind`` names it in a trace.
 
     Args:
         layers: the M unique layers
