@@ -37,8 +37,8 @@ class TapePonderLoss(FairseqCriterion):
 
     Where tokens halt or are skimmed, too, it is the ``--task-criterion`` of ``ponder_loss`` or ``skim_loss``, which add
     the price of that. Works with models that return logits B x classes and a dictionary that holds a ``tape``
-    (:class:`~fairseq_adaptive.modules.policies.tape.Reading`), its ``bank_size`` and whether it is ``bank_shared``. Targets are
-    classes, B, or their probabilities, B x classes.
+    (:class:`~fairseq_adaptive.modules.policies.tape.Reading`), its ``bank_size`` and whether it is ``bank_shared``.
+    Targets are classes, B, or their probabilities, B x classes.
 
     Raises:
         UsageError: for impossible flags

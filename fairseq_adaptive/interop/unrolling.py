@@ -8,6 +8,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import model_options
+from fairseq_adaptive.models.policy_flags import FLAGS
 from fairseq_adaptive.models.shared_stack import sharing_architecture
 from fairseq_adaptive.modules import layer_schedule
 
@@ -26,7 +27,8 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
         state: from :func:`~fairseq_adaptive.interop.load_checkpoint`, left as it is
 
     Raises:
-        UsageError: when the model is of another architecture or has the residual scales of ``--init admin``
+        UsageError: when the model is of another architecture, has the residual scales of ``--init admin``, or a router,
+            halting rule or reader with weights
     """
     options = model_options(state)
     arch = options["_name"]
@@ -47,10 +49,18 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
             "the model was trained with --init admin: fairseq's plain Transformer has no residual scales to take over, "
             "so it cannot be exported; train without --init admin"
         )
+    found = (re.search(r"\.(?:layers\.)?(router|halting|reader)\.", name) for name in weights)
+    policies = sorted({match[1] for match in found if match})
+    if policies:
+        raise UsageError(
+            f"the model has a policy ({', '.join(policies)}): fairseq's plain Transformer computes every token at "
+            "every depth, so it cannot be exported; train without it"
+        )
     for side in sides:
         unique = options.pop(f"{side}_unique_layers")
         weights = _unroll(weights, side, layer_schedule(options["layer_sharing"], unique, options[f"{side}_layers"]))
-    for name in ("layer_sharing", "init", "arch", "user_dir"):
+    ours = [f"{side}{flag}" for flag in FLAGS for side in ("", "encoder_", "decoder_")]
+    for name in ("layer_sharing", "init", "arch", "user_dir", *ours):
         options.pop(name, None)
     options["_name"] = plain
     cfg = {**state["cfg"], "model": options}

@@ -14,11 +14,11 @@ from fairseq_adaptive.modules.policies.registry import check_name
 
 KINDS = ("router", "halting", "reader")
 _KV = {
-    "router": "what others see of a token that the router leaves out: active, nothing; recompute, the keys and values of "
-    "the state that it has; first, those that its layer made first (default: that of the router, active)",
-    "halting": "what others see of a token that has halted: recompute, the keys and values of its last state; keep, those "
-    "that it had when the layer last ran for it; active, nothing; first, those that its layer made first (default: "
-    "recompute)",
+    "router": "what others see of a token that the router leaves out: active, nothing; recompute, the keys and values "
+    "of the state that it has; first, those that its layer made first (default: that of the router, active)",
+    "halting": "what others see of a token that has halted: recompute, the keys and values of its last state; keep, "
+    "those that it had when the layer last ran for it; active, "
+    "nothing; first, those that its layer made first (default: recompute)",
 }
 
 
@@ -30,9 +30,9 @@ class PolicyConfig(FairseqDataclass):
         default="none",
         metadata={
             "help": "when a token stops: act (Simoulin and Crabbe, 2021), ut_act (Dehghani et al., 2019), pondernet "
-            "(Banino et al., 2021); train with --criterion ponder_loss. Exits by confidence (Schuster et al., 2022) for "
-            "inference with a model trained without halting: saturation of the state, or margin between the two best "
-            "words (default: none)"
+            "(Banino et al., 2021); train with --criterion ponder_loss. Exits by confidence (Schuster et al., 2022) "
+            "for inference with a model trained without halting: saturation of the state, or margin between the two "
+            "best words (default: none)"
         },
     )
     halting_threshold: Optional[float] = field(
@@ -127,7 +127,8 @@ class Policies:
         return found if found is None or isinstance(found, float) else str(found)
 
     def _arguments(self, args, kind):
-        text = self._given(args, f"{kind}_args")
+        own = getattr(args, f"{self.side}_{kind}", None) is not None  # arguments of all sides are of another policy
+        text = getattr(args, f"{self.side}_{kind}_args", None) if own else self._given(args, f"{kind}_args")
         try:
             found = json.loads(text or "{}")
             assert isinstance(found, dict)

@@ -9,12 +9,12 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.modules.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
 from fairseq_adaptive.modules.dropout import quicken_dropout
-from fairseq_adaptive.modules.policies import Place
 from fairseq_adaptive.modules.layout import BLOCK_KINDS
+from fairseq_adaptive.modules.policies import Place
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
 from fairseq_adaptive.modules.residual_block import AttentionBlock, FeedForwardBlock
-from fairseq_adaptive.modules.transformer_xl.segments import DepthMemory, SegmentStack
 from fairseq_adaptive.modules.stack.schedule import check_kinds, layer_schedule
+from fairseq_adaptive.modules.transformer_xl.segments import DepthMemory, SegmentStack
 
 
 def check_config(cfg, dictionary) -> None:

@@ -250,7 +250,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         alignment_layer=None,
         alignment_heads=None,
     ):
-        """As fairseq's; with policies all depths are one step: attention weights are those of the last of each token."""
+        """As fairseq's; with policies the attention weights are those of the last depth of each token."""
         step = (incremental_state or {}).get(_SEARCH)
         if step is not None:
             return self._search_features(prev_output_tokens, encoder_out, step)

@@ -109,8 +109,8 @@ class DecoderStep:
         return x.unflatten(-1, self._size).permute(1, 2, 0, 3).flatten(0, 1)
 
     def _advance(self, padding):
-        """Make room for the tokens of a step; return what is seen of them, the masks, where depths write, and the keys and
-        values that they read."""
+        """Make room for the tokens of a step; return what is seen of them, the masks, where depths write, and the keys
+        and values that they read."""
         start, end = self._used, self._used + self._rows
         if end > self._seen.size(-1):
             room = self._seen.size(-1)
@@ -236,8 +236,8 @@ class DecoderStep:
 class _StepContext:
     """Of a step in which policies say who is computed: hypotheses are sequences of one token.
 
-    Later tokens read keys and values of all depths: those that a token has not reached are those of its last state, made
-    once for every layer at the end.
+    Later tokens read keys and values of all depths: those that a token has not reached are those of its last state,
+    made once for every layer at the end.
     """
 
     causal, reading, tape_len = True, None, 0

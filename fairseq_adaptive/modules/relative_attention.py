@@ -209,7 +209,9 @@ class RelativeAttention(nn.Module):
             out = relative_attention(*operands, window, self.dropout if self.training else 0.0)
         return self.out_proj(out.permute(1, 2, 0, 3).reshape(*x.shape[:2], inner))
 
-    def distances(self, length: int, positions: RelativePositions, cache: Optional[KeyValueCache], like: Tensor) -> Tensor:
+    def distances(
+        self, length: int, positions: RelativePositions, cache: Optional[KeyValueCache], like: Tensor
+    ) -> Tensor:
         """The projected positions of distances ``length - 1`` to 0, ``[H, length, D]``."""
 
         def project(length):
@@ -251,7 +253,8 @@ class RelativeAttention(nn.Module):
         distances = self.distances(length + 1, positions, cache, queries)
         keys, values = (groups.select(each, 1) for each in (keys, values))
         if single:
-            queries = queries.view(len(queries), self.num_heads, self.head_dim).transpose(0, 1).unsqueeze(2).contiguous()
+            queries = queries.view(len(queries), self.num_heads, self.head_dim).transpose(0, 1)
+            queries = queries.unsqueeze(2).contiguous()
             out = step.attend(queries, keys, values, distances, self.content_bias, self.position_bias)
             return self.out_proj(out.squeeze(2).transpose(0, 1).flatten(1))
         queries = groups.pad(queries).unflatten(-1, (self.num_heads, self.head_dim)).permute(2, 0, 1, 3)  # H G Q D

@@ -54,7 +54,7 @@ class AttentionBlock(ResidualBlock):
         """
         Args:
             x: ``[B, T, C]``, or ``[P, C]`` with ``self_attention``
-            self_attention: what a stack gives in place of the three below: the branch, from what it reads to what it adds
+            self_attention: what a stack gives in place of the three below: from what attention reads to what it adds
             positions: the encodings of distances
             memory: inputs of this block at the M positions before, ``[B, M, C]``, or their keys and values
             window: how many keys each position sees, itself among them (None: all)

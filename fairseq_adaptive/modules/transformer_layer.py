@@ -12,9 +12,9 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor
 
 from fairseq_adaptive.modules.cached_attention import CachedAttention
+from fairseq_adaptive.modules.policies.tape import GatedMLP
 from fairseq_adaptive.modules.residual import run_sublayers
 from fairseq_adaptive.modules.short_attention import ShortAttention
-from fairseq_adaptive.modules.policies.tape import GatedMLP
 
 
 class _Attends:

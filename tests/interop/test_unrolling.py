@@ -56,7 +56,8 @@ def test_configuration_is_that_of_a_plain_model(flags_of, checkpoint):
     options = plain["cfg"]["model"]
     assert type(options) is dict and options["_name"] == "transformer"
     assert options["encoder_layers"] == 6 and options["decoder_layers"] == 5 and options["activation_fn"] == "relu"
-    assert not {"layer_sharing", "init", "encoder_unique_layers", "decoder_unique_layers", "arch"} & set(options)
+    assert not {"layer_sharing", "init", "encoder_unique_layers", "decoder_unique_layers", "arch", "halting", "router",
+                "reader", "decoder_router_kv"} & set(options)
     assert plain["cfg"]["common"]["user_dir"] is None
     assert "last_optimizer_state" not in plain and plain["extra_state"] == state["extra_state"]
     assert state["cfg"] == before and "encoder.layers.5.fc1.weight" not in state["model"]
@@ -94,4 +95,11 @@ def test_refuses_what_a_plain_transformer_cannot_express(flags_of, checkpoint):
     _, state = checkpoint("shared_transformer", **flags_of())
     state["cfg"]["model"] = argparse.Namespace(arch="lstm")
     with pytest.raises(UsageError, match="architecture lstm: only shared_transformer"):
+        unroll_checkpoint(state)
+
+
+@pytest.mark.parametrize("flags", ({"halting": "act"}, {"decoder_router": "mixture_of_depths"}, {"encoder_reader": "tape"}))
+def test_refuses_policies(flags_of, checkpoint, flags):
+    _, state = checkpoint("shared_transformer", **flags_of(2, "cycle", **flags))
+    with pytest.raises(UsageError, match="computes every token at every"):
         unroll_checkpoint(state)

@@ -10,7 +10,6 @@ from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.modules.policies import MixtureOfDepths, Place, build_policy, register_policy
 
 
-
 @register_policy("monotone_capacity")
 class MonotoneCapacity(MixtureOfDepths):
     """Who is left out once stays so: as in the expert-choice router of Mixture-of-Recursions."""

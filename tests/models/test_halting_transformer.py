@@ -5,7 +5,7 @@ import torch
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.modules.policies import ACT, ConfidenceExit, Margin, UniversalACT
+from fairseq_adaptive.modules.policies import ACT, Margin, UniversalACT
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
 
 RULES = ("act", "ut_act", "pondernet", "saturation")

@@ -5,7 +5,6 @@ import random
 import pytest
 import torch
 
-import fairseq_adaptive
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.memory import SegmentMemory
 from fairseq_adaptive.modules.relative_attention import KeyValueCache

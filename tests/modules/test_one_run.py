@@ -287,3 +287,19 @@ def test_unsafe_variants_fail(monkeypatch):
     expected = stack(x, mask, protected)
     monkeypatch.setattr(PackedContext, "hide", lambda self, places: None)
     assert (stack(x, mask, protected) - expected)[~mask.t()].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("autocast", (False, True), ids=("bf16", "autocast"))
+@pytest.mark.parametrize("router, rule", CASES)
+def test_half_precision(router, rule, autocast):
+    """A model in bfloat16, and one under autocast: both runs work, and training has finite gradients."""
+    dtype = torch.float32 if autocast else torch.bfloat16
+    stack = make(router, rule, router_kv=None if router == "none" else "recompute").to(dtype)
+    x, mask, protected = batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with torch.no_grad():
+            outs, _ = both(stack, x.to(dtype), mask, protected)
+        assert all(out.dtype == dtype and out[~mask.t()].isfinite().all() for out in outs)
+        stack.packed, stack.recorder = None, None
+        stack.train()(x.to(dtype), mask, protected)[~mask.t()].float().sin().sum().backward()
+    assert all(each.grad is None or each.grad.isfinite().all() for each in stack.parameters())

@@ -1,5 +1,6 @@
 """Policies: who is computed (routers), who is done (halting rules), who is added (readers). One file a mechanism."""
 
+from fairseq_adaptive.modules.policies.act import ACT, UniversalACT
 from fairseq_adaptive.modules.policies.base import (
     Choice,
     Counts,
@@ -10,11 +11,10 @@ from fairseq_adaptive.modules.policies.base import (
     Router,
     Verdict,
 )
-from fairseq_adaptive.modules.policies.registry import build_policy, policies, register_policy
-from fairseq_adaptive.modules.policies.act import ACT, UniversalACT
 from fairseq_adaptive.modules.policies.confidence import ConfidenceExit, Margin, Saturation
 from fairseq_adaptive.modules.policies.mixture_of_depths import MixtureOfDepths
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
+from fairseq_adaptive.modules.policies.registry import build_policy, policies, register_policy
 from fairseq_adaptive.modules.policies.skimming import Skimming
 from fairseq_adaptive.modules.policies.tape import Tape
 

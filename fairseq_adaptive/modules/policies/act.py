@@ -1,4 +1,4 @@
-"""When a token stops: adaptive computation time (Graves, 2016), in the forms of ALBERT-ACT and the Universal Transformer."""
+"""When a token stops: adaptive computation time (Graves, 2016), as in ALBERT-ACT and the Universal Transformer."""
 
 import torch
 

@@ -111,7 +111,7 @@ class Router(Policy):
             asked: ..., true at tokens that may be chosen; what is said of others is not read
             sentence: ..., the number of the sequence that each token belongs to
             protected: ..., true at tokens that must not be left out; None: there are none
-            causal: a choice must not depend on later tokens of the sequence (of a batch it never may on other sequences)
+            causal: a choice must not depend on later tokens of the sequence (on other sequences it never may)
         """
         raise NotImplementedError
 

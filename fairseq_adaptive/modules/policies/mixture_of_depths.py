@@ -1,7 +1,7 @@
 """Mixture-of-Depths (Raposo et al., 2024): at a depth only the best tokens of each sequence are computed.
 
-As many as there is capacity for; what the layer adds to them is weighted by the router's score. Tokens that are left out
-pass by, and may be chosen again at the next depth.
+As many as there is capacity for; what the layer adds to them is weighted by the router's score. Tokens that are left
+out pass by, and may be chosen again at the next depth.
 """
 
 import torch

@@ -18,8 +18,8 @@ def register_policy(name: str):
         class EveryOther(Router, nn.Module):
             ...
 
-    The arguments of its constructor are those of a :class:`Place` (``dim``, ``depths``, ``scores``, ``heads``), where it
-    has any of them, and what ``--router-args`` and its like give by name.
+    The arguments of its constructor are those of a :class:`Place` (``dim``, ``depths``, ``scores``, ``heads``), where
+    it has any of them, and what ``--router-args`` and its like give by name.
 
     Raises:
         UsageError: for a class that is no policy, and a name that is taken

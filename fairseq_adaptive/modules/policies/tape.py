@@ -26,7 +26,7 @@ class Reading(NamedTuple):
     cost: Tensor  # B, ponder cost
     entries: Tensor  # B x S x K, places in the bank; -1 where nothing was read
     weights: Tensor  # B x S x K, the share of each entry in its token
-    appended: Optional[Tensor] = None  # B x S x C, what joins the sequence: the tokens, through an MLP where there is one
+    appended: Optional[Tensor] = None  # B x S x C, what joins the sequence: the tokens, or what an MLP makes of them
 
 
 class LearnedBank(nn.Module):

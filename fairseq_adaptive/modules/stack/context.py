@@ -1,7 +1,7 @@
 """Where the tokens of a dense run lie, what they see, and what a layer's call gets.
 
-A context belongs to one call of one stack. All that differs between fairseq's layers, packed tokens, tapes and the blocks
-of a Transformer-XL is here, and the run knows none of it.
+A context belongs to one call of one stack. All that differs between fairseq's layers, packed tokens, tapes and the
+blocks of a Transformer-XL is here, and the run knows none of it.
 """
 
 import functools
@@ -167,7 +167,8 @@ class TokenContext(Context):
         keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown)
         attention = functools.partial(
             attend_within, stack[depth].self_attn, self._sequences, kept=shown.visible, keys=keys)
-        return {"self_attention": attention} if self._tape is None else {"self_attention": attention, "tape": self._tape}
+        tape = {} if self._tape is None else {"tape": self._tape}
+        return {"self_attention": attention, **tape}
 
     def finish(self, x):
         return self.put(x, self._x).transpose(0, 1)

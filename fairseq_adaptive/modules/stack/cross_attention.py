@@ -2,7 +2,6 @@
 
 from typing import Optional
 
-import torch
 from torch import Tensor
 
 from fairseq_adaptive.modules.stack.attention import attend_from, heads

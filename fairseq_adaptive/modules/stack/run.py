@@ -1,9 +1,9 @@
 """The two runs of a stack: dense for training, packed for inference.
 
-At each depth a reader may add tokens, a router may say who is computed, before the layer, and a halting rule who is done,
-after it; all three are optional, and go together. A token is running, left out at this depth, or done. A dense run
-computes every token and masks; a packed run computes running tokens only. On the same decisions they give states that
-are equal up to rounding.
+At each depth a reader may add tokens, a router may say who is computed, before the layer, and a halting rule who is
+done, after it; all three are optional, and go together. A token is running, left out at this depth, or done. A dense
+run computes every token and masks; a packed run computes running tokens only. On the same decisions they give states
+that are equal up to rounding.
 """
 
 from typing import List, Optional
@@ -40,6 +40,8 @@ def run_dense(
         the states in the layout that the context was given; with those of all depths, one after the other in the batch,
         where ``stack.every_depth`` is set and the rule weighs depths
     """
+    if not stack.adaptive and stack.recorder is None and context.reading is None:
+        return _run_plain(stack, context, states)
     rule, router, depths, end = stack.halting, stack.router, len(stack), context
     trace = None if stack.recorder is None else Trace(context.tokens, depths)
     x, running, weights, kept, missed = context.start, context.running, None, None, None
@@ -127,6 +129,22 @@ def run_dense(
     if rule is not None:
         x = rule.output(x, carry, None if missed is None else done | ~missed)
     return end.finish(x)
+
+
+def _run_plain(stack, context, states):
+    """All tokens at all depths, and nobody asks: at one token at a time the Python around a layer is felt."""
+    x, weights, going = context.start, None, stack.depths()
+    for depth in range(len(stack)):
+        if depth in going:
+            x, new = context.call(stack, depth, x)
+            weights = weights if new is None else new
+            if states is not None:
+                states.append(context.finish(x))
+        else:
+            context.skip(stack, depth, x)
+    stack.finish_profiling()
+    context.weights = weights
+    return context.finish(x)
 
 
 def _dense_step(stack, context, depth, alive, asked, kept, was_done, done, choice, halting):

@@ -68,7 +68,7 @@ def check_kinds(schedule: Sequence[int], kinds: str, names: Mapping[str, str]) -
         if kinds[first] != kinds[depth]:
             raise UsageError(
                 f"layer {number} cannot serve depth {first} ({names[kinds[first]]}) and depth {depth} "
-                f"({names[kinds[depth]]}) of the layout {kinds}: the schedule {' '.join(map(str, schedule))} must repeat "
-                "the kinds; choose another --layer-sharing or --decoder-unique-layers"
+                f"({names[kinds[depth]]}) of the layout {kinds}: the schedule {' '.join(map(str, schedule))} must "
+                "repeat the kinds; choose another --layer-sharing or --decoder-unique-layers"
             )
     return "".join(kinds[found[number]] for number in sorted(found))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
-from fairseq_adaptive.modules.stack.context import Context, DecoderContext, Reading, encoder_context
+from fairseq_adaptive.modules.stack.context import DecoderContext, Reading, encoder_context
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
@@ -24,9 +24,9 @@ class LayerStack(nn.Module):
     ``stack.layer(number)`` is one of the M.
 
     A layer is called ``layer(x, depth=, residual=, self_attention=, cross_attention=, ...)``; it takes states in any
-    layout, ... x C, where ``self_attention`` (from what its attention reads to what that adds) is given. For policies it
-    has ``attends``, the block that has keys and values: itself, one within it, or None; the block has ``before(x)``, what
-    its attention reads of states, and ``keys_and_values(read)``. ``step_kind`` names it in a trace.
+    layout, ... x C, where ``self_attention`` (from what its attention reads to what that adds) is given. For policies
+    it has ``attends``, the block that has keys and values: itself, one within it, or None; the block has ``before(x)``,
+    what its attention reads of states, and ``keys_and_values(read)``. ``step_kind`` names it in a trace.
 
     Args:
         layers: the M unique layers
@@ -85,6 +85,7 @@ class LayerStack(nn.Module):
             if policy is not None and layerdrop:
                 raise UsageError(f"{flag} decides how many layers run: leave out layerdrop")
         self.router_kv, self.halting_kv = check_pairing(router, halting, router_kv, halting_kv, self.schedule)
+        self._names = tuple(map(str, self.schedule))
         self.layerdrop = layerdrop
         self.residual = residual
         self.pass_depth = pass_depth
@@ -100,7 +101,7 @@ class LayerStack(nn.Module):
         return len(self.schedule)
 
     def __getitem__(self, depth: int) -> nn.Module:
-        return self._modules[str(self.schedule[depth])]
+        return self._modules[self._names[depth]]
 
     def __iter__(self) -> Iterator[nn.Module]:
         return map(self.__getitem__, range(len(self)))
@@ -143,9 +144,10 @@ class LayerStack(nn.Module):
 
     def call(self, depth: int, x: Tensor, **arguments):
         """Run the layer of a depth."""
+        layer = self._modules[self._names[depth]]
         if self.pass_depth:
-            return self[depth](x, depth=depth, residual=self.residual, **arguments)
-        return self[depth](x, **arguments)
+            return layer(x, depth=depth, residual=self.residual, **arguments)
+        return layer(x, **arguments)
 
     def forward(
         self,

@@ -42,7 +42,7 @@ class DepthMemory:
         self.remembered: List = [None] * len(states)
 
     def remember(self, x: Tensor, depth: int):
-        """Take ``[B, T, C]``, which all tokens have at the input of a depth; a cache gets their keys and values instead."""
+        """Take ``[B, T, C]``, which all tokens have at the input of a depth; a cache gets keys and values instead."""
         state = self.states[depth]
         if isinstance(state, KeyValueCache):
             self.remembered[depth] = state
@@ -86,7 +86,7 @@ class SegmentContext(Context):
 
     def arguments(self, stack, depth, x, shown):
         memory = self.memory
-        if stack[depth].attends is None:
+        if stack[depth].attends is None:  # no memory
             return memory.extra[depth]
         memory.remember(x, depth)
         return {"positions": memory.positions, "memory": memory.states[depth], "window": memory.window,
@@ -153,15 +153,15 @@ class SegmentStack(LayerStack):
     """Blocks of a Transformer-XL at the depths of a schedule, each depth with a memory of its own.
 
     Raises:
-        UsageError: for a router, and for tokens that are done and not read as their last state: a memory has no place to
-            say what is hidden, and inputs cannot be those of keys of another depth
+        UsageError: for a router, and for tokens that are done and not read as their last state: a memory has no place
+            to say what is hidden, and inputs cannot be those of keys of another depth
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.router is not None:
-            raise UsageError("a Transformer-XL takes no router: its memory cannot say at which depth a token is hidden; "
-                             "leave out --router")
+            raise UsageError("a Transformer-XL takes no router: its memory cannot say at which depth a token is "
+                             "hidden; leave out --router")
         if self.halting_kv != "recompute":
             raise UsageError(f"--halting-kv {self.halting_kv}: the memory of a Transformer-XL has the states of all "
                              "tokens; choose recompute")

@@ -16,7 +16,7 @@ def attend(
     place: Tensor,
     window: Optional[int] = None,
 ) -> Tensor:
-    """As ``naive.py`` defines it, of queries ``[H, G, Q, D]`` that are at ``place`` ``[G, Q]`` among the K positions."""
+    """As ``naive.py`` defines it, of queries ``[H, G, Q, D]`` at ``place`` ``[G, Q]`` among the K positions."""
     heads, groups, queried, dim = queries.shape
     length, scale = keys.size(2), dim**-0.5
     column = torch.arange(length, device=place.device)
