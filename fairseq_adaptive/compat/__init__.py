@@ -4,7 +4,7 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, precision, workers
+from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, omissions, precision, workers
 
 MENDS = (
     batches.restore_np_compat,
@@ -24,6 +24,9 @@ MENDS = (
     generation.let_models_search,
     labels.check_labels,
     evaluation.hold_weights,
+    omissions.refuse_omissions,
+    omissions.take_trained_length,
+    omissions.refuse_empty_perplexity,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot
