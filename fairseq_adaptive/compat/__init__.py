@@ -27,6 +27,7 @@ MENDS = (
     omissions.refuse_omissions,
     omissions.take_trained_length,
     omissions.refuse_empty_perplexity,
+    workers.validate_uneven_batches,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot
