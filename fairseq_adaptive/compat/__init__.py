@@ -4,7 +4,20 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, omissions, precision, workers
+from fairseq_adaptive.compat import (
+    aliases,
+    batches,
+    checkpoints,
+    evaluation,
+    generation,
+    hypotheses,
+    labels,
+    omissions,
+    precision,
+    quantization,
+    restoring,
+    workers,
+)
 
 MENDS = (
     batches.restore_np_compat,
@@ -28,6 +41,16 @@ MENDS = (
     omissions.take_trained_length,
     omissions.refuse_empty_perplexity,
     workers.validate_uneven_batches,
+    aliases.restore_np_float,
+    aliases.restore_np_int,
+    aliases.name_percentile_method,
+    quantization.quantize_anywhere,
+    hypotheses.tell_sentences_apart,
+    hypotheses.refuse_missing_history,
+    hypotheses.refuse_missing_constraints,
+    hypotheses.align_unknown_words,
+    restoring.explain_other_training,
+    restoring.find_what_to_restore,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot
