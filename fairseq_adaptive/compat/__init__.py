@@ -7,7 +7,9 @@ that mends made at import reach all of it (``fairseq-hydra-train`` imports it la
 from fairseq_adaptive.compat import (
     aliases,
     batches,
+    binaries,
     checkpoints,
+    ensembles,
     evaluation,
     generation,
     hypotheses,
@@ -51,6 +53,9 @@ MENDS = (
     hypotheses.align_unknown_words,
     restoring.explain_other_training,
     restoring.find_what_to_restore,
+    binaries.check_binaries,
+    binaries.check_dictionaries,
+    ensembles.name_wrong_checkpoints,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

@@ -52,7 +52,7 @@ def test_part_of_a_checkpoint_is_refused(part, data, checkpoint, tmp_path):
     state = torch.load(checkpoint, weights_only=True)
     del state[part]
     torch.save(state, tmp_path / "part.pt")
-    with pytest.raises(UsageError, match="part.pt.* has no"):
+    with pytest.raises(UsageError, match="part.pt (has no|is no checkpoint)"):
         restore(data, tmp_path / "part.pt")
 
 
