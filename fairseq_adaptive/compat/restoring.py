@@ -52,8 +52,10 @@ def explain_other_training():
 
 
 def find_what_to_restore():
-    """``--restore-file`` and ``--finetune-from-model`` that name no file are refused; for the first one fairseq trains
-    from nothing."""
+    """``--restore-file`` and ``--finetune-from-model`` that name no file are refused.
+
+    fairseq trains from nothing where the first one is not there.
+    """
     from fairseq import checkpoint_utils
 
     stock = checkpoint_utils.load_checkpoint
