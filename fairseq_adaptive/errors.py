@@ -17,6 +17,18 @@ def _find(error, kinds):
     return None
 
 
+# how messages of fairseq begin that a user can act on, and for which it has no class
+_TOLD = ("The dataset is empty", "sentence at index", "Sentences lengths should not exceed", "Must specify --max-tokens",
+         "Provided Search parameters")
+
+
+def _told(error):
+    """Whether fairseq itself says what is wrong with flags or data: in its commands, assertions check flags."""
+    place = traceback.extract_tb(error.__traceback__)
+    in_command = bool(place) and os.path.basename(os.path.dirname(place[-1].filename)) == "fairseq_cli"
+    return str(error).startswith(_TOLD) or (isinstance(error, AssertionError) and bool(str(error)) and in_command)
+
+
 def report_usage_errors():
     """Let the stock commands end with one line instead of a traceback when the cause is a :class:`UsageError`.
 
@@ -26,7 +38,7 @@ def report_usage_errors():
 
     def hook(kind, error, trace):
         cause = _find(error, (UsageError, FileNotFoundError))
-        if str(error).startswith("The dataset is empty"):  # fairseq has no class for it
+        if _told(error):
             cause = UsageError(error)
         if cause is None or os.environ.get("FAIRSEQ_ADAPTIVE_TRACEBACK") == "1":
             previous(kind, error, trace)
