@@ -24,6 +24,18 @@ def _passes(trace, package):
     return any(os.path.basename(os.path.dirname(file)) == package for file in files)
 
 
+# how messages of fairseq begin that a user can act on, and for which it has no class
+_TOLD = ("The dataset is empty", "sentence at index", "Sentences lengths should not exceed", "Must specify --max-tokens",
+         "Provided Search parameters")
+
+
+def _told(error):
+    """Whether fairseq itself says what is wrong with flags or data: in its commands, assertions check flags."""
+    place = traceback.extract_tb(error.__traceback__)
+    in_command = bool(place) and os.path.basename(os.path.dirname(place[-1].filename)) == "fairseq_cli"
+    return str(error).startswith(_TOLD) or (isinstance(error, AssertionError) and bool(str(error)) and in_command)
+
+
 def report_usage_errors(within: Optional[str] = None):
     """Let this program end with one line instead of a traceback when it ends with a :class:`UsageError`.
 
@@ -39,9 +51,7 @@ def report_usage_errors(within: Optional[str] = None):
     def hook(kind, error, trace):
         cause = error if isinstance(error, UsageError) else None
         if within is None or _passes(trace, within):
-            cause = _find(error, (UsageError, FileNotFoundError))
-            if str(error).startswith("The dataset is empty"):  # fairseq has no class for it
-                cause = UsageError(error)
+            cause = UsageError(error) if _told(error) else _find(error, (UsageError, FileNotFoundError))
         if cause is None or os.environ.get("FAIRSEQ_ADAPTIVE_TRACEBACK") == "1":
             previous(kind, error, trace)
         elif isinstance(cause, UsageError):

@@ -33,6 +33,17 @@ def _installed(module):
     return importlib.util.find_spec(module) is not None
 
 
+def _torchaudio():
+    if not _installed("torchaudio"):
+        return "not installed; only fairseq's speech tasks need it"
+    try:
+        importlib.import_module("torchaudio")
+    except Exception as error:  # an OSError where it is built for another torch
+        return (f"{_version('torchaudio')}  (cannot be imported, and so neither can transformers and peft: {error}; "
+                "pip uninstall torchaudio)")
+    return _version("torchaudio")
+
+
 def versions():
     """Rows (name, text) of what is installed; every distribution that supplies the module fairseq is named."""
     suppliers = sorted(set(importlib.metadata.packages_distributions().get("fairseq", [])))
@@ -44,7 +55,7 @@ def versions():
         fairseq += f"  (cannot be imported: {type(error).__name__}: {error})"
     return [("fairseq_adaptive", fairseq_adaptive.__version__), ("python", platform.python_version()),
             ("platform", platform.platform()), ("torch", torch.__version__), ("fairseq", fairseq),
-            *((package, _version(package)) for package in PACKAGES)]
+            ("torchaudio", _torchaudio()), *((package, _version(package)) for package in PACKAGES)]
 
 
 def devices():

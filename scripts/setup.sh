@@ -16,7 +16,7 @@ extras=test,translation,export,hf,plots,images
 stamp=.venv/installed
 
 # the checksum also covers this folder: a virtual environment that was moved is broken
-wanted=$({ echo "$PWD $extras ${PYTHON:-}"; cat setup.py constraints.txt; } | cksum)
+wanted=$({ echo "$PWD $extras ${PYTHON:-}"; cat setup.py constraints.txt scripts/setup.sh; } | cksum)
 works() { .venv/bin/python -c 'from importlib.util import find_spec
 assert all(map(find_spec, ("torch", "fairseq", "fairseq_adaptive")))' 2> /dev/null; }
 if [ "$(cat "$stamp" 2> /dev/null)" = "$wanted" ] && works; then
@@ -46,5 +46,10 @@ echo "setup: installing into .venv with $("$python" --version); some minutes the
 "$python" -m venv --clear .venv
 .venv/bin/python -m pip install --disable-pip-version-check --editable ".[$extras]" --constraint constraints.txt |
   sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing.*/  installing/p'
+# fairseq requires torchaudio, for speech alone, and PyPI's needs CUDA. Where it is installed and cannot be imported,
+# transformers and peft cannot be imported either; pip check then says that fairseq lacks it, which is harmless
+if ! .venv/bin/python -c 'import torchaudio' 2> /dev/null; then
+  .venv/bin/python -m pip uninstall --disable-pip-version-check --quiet --yes torchaudio
+fi
 echo "$wanted" > "$stamp"
 echo "setup: done; to use it: . .venv/bin/activate"

@@ -1,6 +1,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,14 @@ def test_without_a_working_fairseq(tmp_path):
     assert "cannot be imported: ValueError: mutable default is not allowed" in done.stdout
     assert done.stderr.startswith("error: fairseq cannot be imported") and "Traceback" not in done.stderr
     assert torch.__version__ in done.stdout
+
+
+def test_torchaudio_that_cannot_be_imported(monkeypatch, tmp_path):
+    """It keeps transformers and peft from being imported, on a machine without CUDA."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('Could not load this library')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+        monkeypatch.delitem(sys.modules, name)
+    said = text(info.versions(), "torchaudio")
+    assert "Could not load this library" in said and said.endswith("pip uninstall torchaudio)")

@@ -7,6 +7,13 @@ _EVALUATIONS = {"eval_lm": "eval_lm", "generate": "main", "interactive": "main",
                 "hydra_validate": "validate"}
 
 
+def running(command):
+    """The modules, 0 to 2, in which a command of fairseq_cli has been imported: by name, and as ``python -m``."""
+    name, main = f"fairseq_cli.{command}", sys.modules["__main__"]
+    started = main if getattr(getattr(main, "__spec__", None), "name", None) == name else None
+    return list(filter(None, (sys.modules.get(name), started)))
+
+
 def hold_weights():
     """Within an evaluation and within a search weights are laid out once for all products to come.
 
@@ -17,10 +24,7 @@ def hold_weights():
 
     from fairseq_adaptive.modules.packed_linear import constant_weights
 
-    main = sys.modules["__main__"]
     for command, function in _EVALUATIONS.items():
-        name = f"fairseq_cli.{command}"
-        started = main if getattr(getattr(main, "__spec__", None), "name", None) == name else None  # python -m
-        for module in filter(None, (sys.modules.get(name), started)):
+        for module in running(command):
             setattr(module, function, constant_weights()(getattr(module, function)))
     SequenceGenerator._generate = constant_weights()(SequenceGenerator._generate)

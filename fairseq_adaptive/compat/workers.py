@@ -92,3 +92,26 @@ def exchange_objects():
 
     distributed_utils._broadcast_object_slow = broadcast_object_slow
     distributed_utils.all_gather_list = all_gather_list
+
+
+def validate_uneven_batches():
+    """``fairseq-validate`` takes any number of batches with any number of workers.
+
+    A worker that has no batch left gets an empty one; the trainer knows that, and this command does not.
+    """
+    from fairseq import checkpoint_utils
+
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = checkpoint_utils.load_model_ensemble_and_task
+
+    def load_model_ensemble_and_task(*args, **kwargs):
+        models, cfg, task = stock(*args, **kwargs)
+        if kwargs.get("task") or distributed_utils.get_data_parallel_world_size() == 1:
+            return models, cfg, task
+        valid_step, reduce_metrics = task.valid_step, task.reduce_metrics
+        task.valid_step = lambda sample, *rest: valid_step(sample, *rest) if sample else (0, 0, {})
+        task.reduce_metrics = lambda logs, criterion: reduce_metrics([log for log in logs if log], criterion)
+        return models, cfg, task
+
+    checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task

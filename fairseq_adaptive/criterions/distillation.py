@@ -3,6 +3,9 @@
 import torch
 import torch.nn.functional as F
 from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+from fairseq.tasks import TASK_REGISTRY
+from omegaconf import OmegaConf
 
 from fairseq_adaptive.errors import UsageError
 
@@ -28,6 +31,17 @@ class Watched:
         return output
 
 
+def _load(path, task):
+    if not PathManager.exists(path):
+        raise UsageError(f"--distill-from {path} does not exist")
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    name = OmegaConf.select(state.get("cfg") or OmegaConf.create(), "task._name")
+    theirs = TASK_REGISTRY.get(name, type(task))
+    if not isinstance(task, theirs) and not issubclass(theirs, type(task)):
+        raise UsageError(f"--distill-from {path}: the teacher was trained with --task {name}; train one on the same task")
+    return checkpoint_utils.load_model_ensemble([path], task=task, state=state)[0][0]
+
+
 class Teacher:
     """A trained model whose output another one learns to give.
 
@@ -36,12 +50,11 @@ class Teacher:
         task: of both
 
     Raises:
-        UsageError: when there is none
+        UsageError: when there is none, or one of another task
     """
 
     def __init__(self, path: str, task):
-        models, _ = checkpoint_utils.load_model_ensemble([path], task=task)
-        self._model = models[0].eval().requires_grad_(False)
+        self._model = _load(path, task).eval().requires_grad_(False)
 
     def loss(self, watched: Watched, temperature: float):
         """Mean over the output's rows of KL(teacher || student) at a temperature, times its square (Hinton et al.,

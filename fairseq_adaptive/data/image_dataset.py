@@ -49,6 +49,8 @@ class ImageDataset(FairseqDataset):
         return 1
 
     def collater(self, samples):
+        if not samples:
+            return {}  # of a worker that has no batch left
         image = torch.stack([sample["image"] for sample in samples]).permute(0, 3, 1, 2).float() / 127.5 - 1
         target = torch.tensor([sample["label"] for sample in samples])
         if self.mixup:

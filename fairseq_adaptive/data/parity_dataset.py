@@ -37,6 +37,8 @@ class ParityDataset(FairseqDataset):
         return self.num_tokens(index)
 
     def collater(self, samples):
+        if not samples:
+            return {}  # of a worker that has no batch left
         elements = torch.full((len(samples), self.length), PAD)
         for row, sample in enumerate(samples):
             elements[row, : len(sample["elements"])] = sample["elements"]

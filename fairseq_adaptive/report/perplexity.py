@@ -49,6 +49,10 @@ def _load(checkpoint, data, tokens_per_sample, context_window, overrides):
     )
     if context_window and takes_memory(model):
         raise UsageError("--context-window is for models without a memory; this one has --memory-length")
+    if context_window and length > model.max_positions():
+        raise UsageError(f"segments of {length} tokens, with --context-window, are longer than the "
+                         f"{model.max_positions()} positions that the model reads: use --tokens-per-sample "
+                         f"{model.max_positions()} or less")
     return model, task
 
 

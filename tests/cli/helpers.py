@@ -3,11 +3,15 @@
 Import it as ``from cli.helpers import run, tiny_translation_data, USER_DIR`` from any test.
 """
 
+import contextlib
+import importlib
+import io
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import fairseq_adaptive
 
@@ -31,6 +35,18 @@ def run(command, *args, check=True, env=None, timeout=300, **kwargs):
     if check:
         assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def call(command, *args):
+    """Runs a fairseq command as :func:`run` does, but within this process, and returns what it wrote to stdout.
+
+    An error stays the exception that it is. Logging does not go to what is returned: ask pytest's ``caplog``.
+    """
+    module = importlib.import_module(f"fairseq_cli.{command.removeprefix('fairseq-').replace('-', '_')}")
+    written = io.StringIO()
+    with mock.patch.object(sys, "argv", [command, *map(str, args)]), contextlib.redirect_stdout(written):
+        module.cli_main()
+    return written.getvalue()
 
 
 def tiny_translation_data(folder, n_train=200, n_valid=20, n_test=20, n_words=50, min_length=2, max_length=8, seed=1):

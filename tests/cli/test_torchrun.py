@@ -1,13 +1,15 @@
-"""torchrun on a CPU: two workers train one model, as one worker with twice the batches per update does."""
+"""torchrun on a CPU: several workers train one model, as one worker with so many batches per update does."""
 
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from cli.helpers import TINY_TRANSFORMER, USER_DIR, run, tiny_translation_data
+from families import FAMILIES
 
 # loaded by every Python process of torchrun: notes which worker renames a checkpoint into place
 NOTE_RENAMES = """
@@ -27,8 +29,8 @@ def flags(data, save_dir, epochs, *more):
             "--cpu", "--num-workers", "0", "--log-format", "json", *more]
 
 
-def torchrun(command, *args, **kwargs):
-    return run("torchrun", "--nproc-per-node", "2", Path(sys.executable).parent / command, *args, **kwargs)
+def torchrun(command, *args, workers=2, **kwargs):
+    return run("torchrun", "--nproc-per-node", workers, Path(sys.executable).parent / command, *args, **kwargs)
 
 
 def logged(done, tag):
@@ -41,8 +43,7 @@ def logged(done, tag):
 def trained(tmp_path_factory):
     """Two epochs: by one worker with --update-freq 2; and by two workers, stopped after the first epoch and resumed."""
     folder = tmp_path_factory.mktemp("torchrun")
-    # fairseq-validate cannot share out a number of batches that the number of workers does not divide
-    data = tiny_translation_data(folder / "data", n_train=96, n_valid=16)
+    data = tiny_translation_data(folder / "data", n_train=96, n_valid=17)
     (folder / "sitecustomize.py").write_text(NOTE_RENAMES)
     env = {"PYTHONPATH": f"{folder}:{Path(USER_DIR).parent}", "RENAMES": str(folder / "renames")}
     one = run("fairseq-train", *flags(data, folder / "one", 2, "--update-freq", "2"))
@@ -72,3 +73,31 @@ def test_two_workers_validate(trained):
                     "--path", folder / "two" / "checkpoint_last.pt", "--batch-size", "8", "--cpu",
                     "--log-format", "json")
     assert {record["valid_loss"] for record in logged(done, "valid")} == {valid[-1]["valid_loss"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", (2, 3, 4))
+def test_batches_that_the_workers_do_not_divide(workers, tmp_path):
+    """5 batches, the last one of 3 samples: in the last update, some workers have none."""
+    folder = write_images(tmp_path / "images", 35)
+    flags = [*FAMILIES["adatape_vit"].flags.split(), "--batch-size", "8", "--required-batch-size-multiple", "1",
+             "--user-dir", USER_DIR, "--dropout", "0", "--attention-dropout", "0", "--optimizer", "adam", "--lr", "0.003",
+             "--max-epoch", "1", "--cpu", "--num-workers", "0", "--log-format", "json", "--no-epoch-checkpoints"]
+    one = run("fairseq-train", folder, *flags, "--update-freq", workers, "--save-dir", tmp_path / "one")
+    several = torchrun("fairseq-train", folder, *flags, "--save-dir", tmp_path / "several", workers=workers)
+    for tag, names in ("train", ("loss", "bsz", "num_updates", "gnorm")), ("valid", ("loss",)):
+        figures = [[record[f"{tag}_{name}"] for record in logged(done, tag) for name in names] for done in (one, several)]
+        assert figures[0] == figures[1] and figures[0]
+    valid = torchrun("fairseq-validate", folder, "--user-dir", USER_DIR, "--task", "image_classification", "--path",
+                     tmp_path / "several" / "checkpoint_last.pt", "--batch-size", "8", "--cpu", "--log-format", "json",
+                     "--required-batch-size-multiple", "1", workers=workers)
+    assert {record["valid_loss"] for record in logged(valid, "valid")} == {logged(one, "valid")[0]["valid_loss"]}
+
+
+def write_images(folder, count):
+    folder.mkdir()
+    generator = np.random.default_rng(1)
+    for split in "train", "valid":
+        np.savez(folder / f"{split}.npz", images=generator.integers(0, 200, (count, 8, 8)).astype(np.uint8),
+                 labels=np.arange(count) % 4)
+    return folder

@@ -141,7 +141,7 @@ def test_controller_reaches_the_share_of_flops_that_is_asked_for(build, dictiona
 
 def test_learns_from_a_teacher(build, dictionary, sample, monkeypatch):
     teacher, model = transkimmer(build, no_skimming=True), transkimmer(build, seed=2)
-    monkeypatch.setattr(distillation.checkpoint_utils, "load_model_ensemble", lambda paths, task: ([teacher], None))
+    monkeypatch.setattr(distillation, "_load", lambda path, task: teacher)
     criterion = criterion_of(dictionary, skim_factor=0.0, distill_from="x.pt", distill_weight=2.0,
                              distill_temperature=3.0)
     model.eval()

@@ -1,0 +1,80 @@
+"""Patches of how fairseq goes on from a checkpoint: what does not fit is said in one line."""
+
+import os
+
+from fairseq_adaptive.errors import UsageError
+
+
+def _short(error):
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else f"{text[:300]} ..."
+
+
+def _explain(filename, error, reason):
+    """What a user can put right about a checkpoint that did not load; None for errors of another origin."""
+    if isinstance(reason, UsageError):
+        return UsageError(f"{filename}: {reason}")
+    text = str(error)
+    if isinstance(error, KeyError) or isinstance(reason, KeyError):
+        missing = error if isinstance(error, KeyError) else reason
+        return UsageError(f"{filename} has no {missing}: it is no checkpoint of a training to go on with")
+    if text.startswith("Cannot load model parameters"):
+        return UsageError(f"the model in {filename} is not that of these flags: {_short(reason)}. Use the flags of its "
+                          "training")
+    if isinstance(error, AssertionError) and "please reset the optimizer" in text:
+        return UsageError(f"{filename} is of a training with another one: {_short(text)}. Or begin anew from its "
+                          "weights with --finetune-from-model")
+    if isinstance(error, ValueError) and "loaded state dict" in text:
+        return UsageError(f"the optimizer's state in {filename} does not fit ({_short(text)}): use the flags of its "
+                          "training, or --reset-optimizer")
+    return None
+
+
+def explain_other_training():
+    """A checkpoint of another model, criterion or optimizer is refused with the first things that differ.
+
+    fairseq hides the reason behind "please ensure that the architectures match" and a traceback of both.
+    """
+    from fairseq.trainer import Trainer
+
+    stock = Trainer.load_checkpoint
+
+    def load_checkpoint(self, filename, *args, **kwargs):
+        try:
+            return stock(self, filename, *args, **kwargs)
+        except Exception as error:
+            explained = error if isinstance(error, UsageError) else _explain(filename, error, error.__context__)
+            if explained is None or explained is error:
+                raise
+            raise explained from error
+
+    Trainer.load_checkpoint = load_checkpoint
+
+
+def find_what_to_restore():
+    """``--restore-file`` and ``--finetune-from-model`` that name no file are refused.
+
+    fairseq trains from nothing where the first one is not there.
+    """
+    from fairseq import checkpoint_utils
+
+    stock = checkpoint_utils.load_checkpoint
+
+    def load_checkpoint(cfg, trainer, *args, **kwargs):
+        suffix = trainer.checkpoint_suffix or ""
+        if cfg.restore_file != "checkpoint_last.pt":
+            _check_file("--restore-file", cfg.restore_file.replace(".pt", f"{suffix}.pt"))
+        elif cfg.finetune_from_model is not None:
+            last = os.path.join(cfg.save_dir, f"checkpoint_last{suffix}.pt")
+            if not os.path.exists(last):
+                _check_file("--finetune-from-model", cfg.finetune_from_model)
+        return stock(cfg, trainer, *args, **kwargs)
+
+    def _check_file(flag, path):
+        from fairseq.file_io import PathManager
+
+        if not PathManager.isfile(path):
+            kind = "is a folder: name a checkpoint in it" if os.path.isdir(path) else "does not exist"
+            raise UsageError(f"{flag} {path} {kind}")
+
+    checkpoint_utils.load_checkpoint = load_checkpoint
