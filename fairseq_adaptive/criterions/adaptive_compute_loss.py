@@ -91,17 +91,18 @@ class AdaptiveComputeLoss(FairseqCriterion):
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
         self.cfg, self.task_criterion, self.prices = cfg, task_criterion, _objects("--prices", getattr(cfg, "prices", "{}"))
+        self.task_name = getattr(cfg, "task_criterion", "adaptive_cross_entropy")
         inner = getattr(task_criterion, "kinds", ())
         self.kinds = tuple(kind for kind in self.kinds if kind not in inner)
         if not self.kinds:
-            raise UsageError(f"--task-criterion {cfg.task_criterion} is no criterion of a task: name one such as "
+            raise UsageError(f"--task-criterion {self.task_name} is no criterion of a task: name one such as "
                              "cross_entropy, masked_lm or sentence_prediction")
         self.controllers = {}
         for name, settings in self.steering().items():
             if TARGETS[name].kind in self.kinds:
                 self.controllers[TARGETS[name].kind] = Controller(task, TARGETS[name], **settings)
             elif settings["value"] is not None:
-                raise UsageError(f"{TARGETS[name].flag} steers what --task-criterion {cfg.task_criterion} prices: give it "
+                raise UsageError(f"{TARGETS[name].flag} steers what --task-criterion {self.task_name} prices: give it "
                                  "in --task-criterion-args, or take another criterion")
         self._at_ends = [0, 0]
         self._teacher = None  # no module: it is not trained
@@ -155,7 +156,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
             if name not in names:
                 raise UsageError(f"--prices names {name!r}, which decides nothing here: use {', '.join(sorted(names))}")
         if not found and self.needs:
-            raise UsageError(f"--criterion {self.needs} or train with --criterion {self.cfg.task_criterion}")
+            raise UsageError(f"--criterion {self.needs} or train with --criterion {self.task_name}")
         for each in found:
             if each.policy.kind == "search":
                 measure = getattr(self.cfg, "compute_measure", "flops")

@@ -95,6 +95,6 @@ class PonderLoss(AdaptiveComputeLoss):
         for name, value in totals.items():
             side, _, measure = name.partition("ponder_")
             tokens = totals.get(f"{side}ponder_tokens")
-            if tokens and measure not in ("tokens", "loss", "samples"):
+            if tokens and (measure in ("depth", "remainder", "at_limit") or measure.startswith("share_")):
                 digits = 3 if measure == "depth" else 4
                 metrics.log_scalar(side + measure.replace("share_", "depth_"), value / tokens, tokens, round=digits)
