@@ -2,6 +2,7 @@
 
 import fairseq_adaptive.plugin  # noqa: F401  patches fairseq before a class of it is used
 from fairseq_adaptive.criterions import (  # noqa: F401  registers criterions
+    adaptive_compute_loss,
     adaptive_cross_entropy,
     architecture_entropy_loss,
     fused_label_smoothed_cross_entropy,

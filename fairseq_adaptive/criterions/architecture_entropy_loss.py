@@ -1,6 +1,5 @@
 """The loss of an architecture search: that of the language model, the entropy of the choices, and their compute."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +8,7 @@ from fairseq.criterions import register_criterion
 from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
+from fairseq_adaptive.criterions.adaptive_compute_loss import AdaptiveComputeLoss
 from fairseq_adaptive.criterions.adaptive_cross_entropy import (
     AdaptiveCrossEntropy,
     AdaptiveCrossEntropyConfig,
@@ -16,7 +16,6 @@ from fairseq_adaptive.criterions.adaptive_cross_entropy import (
 )
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.adaptive_softmax import cross_entropies
-from fairseq_adaptive.modules.stochastic_block import KINDS
 from fairseq_adaptive.report.block_costs import MEASURES
 
 
@@ -52,8 +51,12 @@ def language_model_losses(model, net_output, target, label_smoothing=0.0, reduce
     return (loss.sum(), nll.sum()) if reduce else (loss, nll)
 
 
+class LanguageModelLoss(AdaptiveCrossEntropy):
+    losses = staticmethod(language_model_losses)
+
+
 @register_criterion("architecture_entropy_loss", dataclass=ArchitectureEntropyLossConfig)
-class ArchitectureEntropyLoss(AdaptiveCrossEntropy):
+class ArchitectureEntropyLoss(AdaptiveComputeLoss):
     """Language-model loss + entropy weight x entropy + compute weight x max(0, expected compute / target - 1).
 
     The paper (Mandava et al., 2020) publishes neither an entropy nor a compute term: both are this suite's. Each term is
@@ -64,43 +67,36 @@ class ArchitectureEntropyLoss(AdaptiveCrossEntropy):
     ``temperature``, and ``block_I_K``, the probability that block I is of kind K: a, f, or i for identity.
     """
 
-    losses = staticmethod(language_model_losses)
+    kinds, needs, task_class = ("search",), "architecture_entropy_loss is for --arch par_supernet;", LanguageModelLoss
 
     def __init__(self, task, cfg):
-        super().__init__(task, cfg)
         if cfg.target_compute < 0 or cfg.compute_weight < 0 or cfg.entropy_weight < 0:
             raise UsageError("--target-compute, --compute-weight and --entropy-weight are 0 or more")
-        self.cfg = cfg
+        super().__init__(cfg, task, LanguageModelLoss(task, cfg))
 
-    def forward(self, model, sample, reduce=True):
-        decoder = getattr(model, "decoder", None)
-        if not hasattr(decoder, "architecture"):
-            raise UsageError("--criterion architecture_entropy_loss is for --arch par_supernet")
-        decoder.measure_costs(self.cfg.compute_measure, sample["net_input"]["src_tokens"])
-        net_output = model(**sample["net_input"])
-        loss, sample_size, logging_output = self.compute(model, net_output, sample)
-        probabilities = net_output[1]["block_probabilities"]  # [N, 3]
-        entropy = -torch.xlogy(probabilities, probabilities).sum(-1).mean()
-        compute = (probabilities * decoder.block_costs).sum() / (len(probabilities) / 2)
-        warmup = self.cfg.entropy_warmup_updates
-        weight = self.cfg.entropy_weight * (min(1.0, decoder.num_updates / warmup) if warmup else 1.0)
-        penalty = weight * entropy
+    def steering(self):
+        return {}
+
+    def options(self, decision):
+        return {"weight": self.cfg.entropy_weight, "warmup_updates": self.cfg.entropy_warmup_updates}
+
+    def price(self, found, update):
+        """Compute is not steered but has a price above its target, so that a search may end below."""
+        terms, price = super().price(found, update)
         if self.cfg.target_compute:
-            penalty = penalty + self.cfg.compute_weight * torch.relu(compute / self.cfg.target_compute - 1)
-        loss = loss + sample_size * penalty
-        logging_output["loss"] = loss.detach()
-        logging_output["updates"] = 1
-        logging_output["entropy"] = entropy.detach() / math.log(2)
-        logging_output["compute"] = compute.detach()
-        logging_output["temperature"] = decoder.temperature.detach().clone().float()
-        for index, row in enumerate(probabilities.detach()):
-            for kind, probability in zip(KINDS, row, strict=True):
-                logging_output[f"block_{index}_{kind}"] = probability
-        return loss, sample_size, logging_output
+            (each,) = found
+            excess = each.policy.compute(each.trace) / self.cfg.target_compute - 1
+            price = price + self.cfg.compute_weight * torch.relu(excess)
+        return terms, price
+
+    def report(self, log, found, terms, price, loss, size):
+        (each,) = found
+        log.update(loss=loss.detach(), updates=1, temperature=each.policy.temperature.detach().clone().float())
+        log.update((name, value) for name, (value, _) in each.policy.measures(each.trace).items())
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
-        super().reduce_metrics(logging_outputs)
+        LanguageModelLoss.reduce_metrics(logging_outputs)
         count = sum(log.get("updates", 0) for log in logging_outputs)
         if count:
             names = [name for name in logging_outputs[0] if name.startswith("block_")]

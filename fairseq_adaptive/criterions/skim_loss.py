@@ -4,33 +4,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Optional
 
-import torch
-from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.dataclass import FairseqDataclass
+from fairseq.criterions import register_criterion
 from fairseq.logging import metrics
 
-from fairseq_adaptive.criterions.controller import Controller, warmed_up
-from fairseq_adaptive.criterions.distillation import Teacher, Watched
-from fairseq_adaptive.criterions.ponder_loss import build_task_criterion
+from fairseq_adaptive.criterions.adaptive_compute_loss import AdaptiveComputeLoss
+from fairseq_adaptive.criterions.task_criterion import DistillationConfig
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.report.skimming import decided, skim_macs
 
 
 @dataclass
-class SkimLossConfig(FairseqDataclass):
+class SkimLossConfig(DistillationConfig):
     task_criterion: str = field(
         default="sentence_prediction",
         metadata={"help": "the criterion of the task, by the name that --criterion has for it"},
     )
-    task_criterion_args: str = field(
-        default="{}", metadata={"help": "its other flags in JSON, such as '{\"report_mcc\": true}'"}
-    )
-    # the stock task sentence_prediction reads these two from its criterion's flags
-    classification_head_name: str = field(
-        default="sentence_classification_head", metadata={"help": "name of the classification head to use"}
-    )
-    regression_target: bool = field(default=False, metadata={"help": "the target is a number, not a class"})
     skim_factor: float = field(
         default=0.5, metadata={"help": "price of keeping all tokens in all layers (lambda of Guan et al., 2022)"}
     )
@@ -48,111 +35,55 @@ class SkimLossConfig(FairseqDataclass):
     target_flops_rate: float = field(
         default=0.01, metadata={"help": "by how much that price grows in an update while the share stays there"}
     )
-    distill_from: Optional[str] = field(
-        default=None, metadata={"help": "checkpoint of a trained model, such as the dense one, whose output to learn"}
-    )
-    distill_weight: float = field(default=1.0, metadata={"help": "weight of the divergence from that output"})
-    distill_temperature: float = field(default=1.0, metadata={"help": "temperature of both outputs in it"})
-
-
-def _check(cfg):
-    if cfg.skim_factor < 0 or cfg.skim_warmup_updates < 0 or cfg.distill_weight < 0:
-        raise UsageError("--skim-factor, --skim-warmup-updates and --distill-weight cannot be below 0")
-    if cfg.target_flops is not None and not 0 < cfg.target_flops <= 1:
-        raise UsageError(f"--target-flops {cfg.target_flops} is impossible: it is a share above 0 and at most 1")
-    if cfg.distill_temperature <= 0:
-        raise UsageError(f"--distill-temperature {cfg.distill_temperature} is impossible: it is above 0")
-    if cfg.task_criterion in ("skim_loss", "ponder_loss"):
-        raise UsageError(f"--task-criterion {cfg.task_criterion} is no criterion of a task: name one such as "
-                         "sentence_prediction or masked_lm")
 
 
 @register_criterion("skim_loss", dataclass=SkimLossConfig)
-class SkimLoss(FairseqCriterion):
+class SkimLoss(AdaptiveComputeLoss):
     """Loss of the task + lambda x mean over layers of the share of kept tokens (Guan et al., 2022, section 3.4).
 
     With a target the price follows the FLOPs of the decisions that evaluation would make; that is our own. The mean is
-    over the tokens of a batch, padding never counts, and the logged ``loss`` is that of the task alone.
+    over the tokens of a batch, padding never counts, and the logged ``loss`` is that of the task alone. Only skimming is
+    priced: :class:`~fairseq_adaptive.criterions.adaptive_compute_loss.AdaptiveComputeLoss` prices all that a model has.
 
     Args:
         cfg: :class:`SkimLossConfig`
-        task: keeps the state of the controller, so that a resumed training goes on exactly
-
-    Raises:
-        UsageError: for impossible flags, and at the first step for a model that does not skim
+        task, task_criterion, errors: of :class:`~fairseq_adaptive.criterions.adaptive_compute_loss.AdaptiveComputeLoss`
     """
 
-    task_class = None
+    kinds, mark = ("router",), "skim_"
+    needs = "skim_loss needs a model that skims, such as --arch transkimmer_base without --no-skimming;"
 
     def __init__(self, cfg, task, task_criterion):
-        super().__init__(task)
-        self.cfg, self.task_criterion = cfg, task_criterion
-        excess = None if cfg.target_flops is None else lambda share: share - self._target()
-        self.controller = Controller(task, "skimming", ("spent", "dense"), excess, cfg.target_flops_rate)
-        self._update = 0
-        self._teacher = Teacher(cfg.distill_from, task) if cfg.distill_from else None  # no module: it is not trained
+        if cfg.skim_factor < 0 or cfg.skim_warmup_updates < 0:
+            raise UsageError("--skim-factor and --skim-warmup-updates cannot be below 0")
+        super().__init__(cfg, task, task_criterion)
+
+    @property
+    def controller(self):
+        return self.controllers["router"]
+
+    def steering(self):
+        cfg = self.cfg
+        return {"flops": {"value": cfg.target_flops, "gain": cfg.target_flops_gain, "rate": cfg.target_flops_rate,
+                          "warmup_updates": cfg.skim_warmup_updates}}
+
+    def options(self, decision):
+        return {"weight": self.cfg.skim_factor, "warmup_updates": self.cfg.skim_warmup_updates}
+
+    def report(self, log, found, terms, price, loss, size):
+        tokens = sum(each.trace.tokens.sum() for each in found).clamp_min(1)
+        spent, dense = (sum(each) for each in zip(*(each.macs for each in found)))
+        log.update(skim_loss=price.detach() * size, skim_samples=size, skim_factor=terms[0][0] * size,
+                   skim_tokens=tokens, skim_spent=spent, skim_dense=dense)
+        for each in found:
+            for name, (count, _) in each.policy.measures(each.trace).items():
+                if name.startswith("kept_"):
+                    log[f"skim_{name}"] = log.get(f"skim_{name}", 0) + count
 
     @classmethod
-    def build_criterion(cls, cfg, task):
-        _check(cfg)
-        task_criterion = build_task_criterion(cfg, task)
-        # fairseq asks the class, not the instance, how to reduce what it logs
-        return type(cls.__name__, (cls,), {"task_class": type(task_criterion)})(cfg, task, task_criterion)
-
-    def forward(self, model, sample, reduce=True):
-        """Return loss (a sum, to be divided by the sample size), sample size and logging output."""
-        stacks = {name: module for name, module in model.named_modules() if isinstance(module, LayerStack)}
-        name, stack = next(((name, stack) for name, stack in stacks.items() if stack.router is not None), (None, None))
-        if stack is None:
-            raise UsageError("--criterion skim_loss needs a model that skims, such as --arch transkimmer_base without "
-                             f"--no-skimming; or train with --criterion {self.cfg.task_criterion}")
-        watched = Watched(model)
-        with recording(model) as traces:
-            loss, sample_size, logging_output = self.task_criterion(watched, sample, reduce)
-        trace, layer = traces[name][0], stack[0]
-        training = self.training and model.training
-        alive = decided(trace) if training else [step.alive for step in trace.steps]
-        macs = skim_macs(trace, layer.embed_dim, layer.fc1.out_features, alive)
-        tokens = trace.tokens.sum().clamp_min(1)
-        kept = torch.stack([step.kept.sum() for step in trace.steps])  # N
-        self._update = stack.num_updates
-        if training:
-            self.controller.advance(self._update)
-            self.controller.count(*macs)
-        factor = self._factor()
-        price = factor * kept.mean() / tokens
-        if self._teacher is not None:
-            distance = self._teacher.loss(watched, self.cfg.distill_temperature)
-            logging_output["skim_distance"] = distance.detach() * sample_size
-            price = price + self.cfg.distill_weight * distance
-        if reduce:
-            loss = loss + price * sample_size
-        logging_output.update({"skim_loss": price.detach() * sample_size, "skim_samples": sample_size,
-                               "skim_factor": factor * sample_size, "skim_tokens": tokens,
-                               "skim_spent": macs[0], "skim_dense": macs[1]})
-        for depth, count in enumerate(kept.detach(), start=1):
-            logging_output[f"skim_kept_{depth}"] = count
-        return loss, sample_size, logging_output
-
-    def _target(self):
-        return 1 - (1 - self.cfg.target_flops) * warmed_up(self._update, self.cfg.skim_warmup_updates)
-
-    def _factor(self):
-        if self.cfg.target_flops is None:
-            return self.cfg.skim_factor * warmed_up(self._update, self.cfg.skim_warmup_updates)
-        state = self.controller.state
-        return self.cfg.target_flops_gain * state["excess"] + state["sum"]
-
-    @classmethod
-    def reduce_metrics(cls, logging_outputs) -> None:
-        """Log what the task's criterion does; the price and its factor; the share of tokens kept, of all layers and of
-        each; FLOPs and the speed-up that they promise."""
-        cls.task_class.reduce_metrics(logging_outputs)
-        totals = {}
-        for output in logging_outputs:
-            for name, value in output.items():
-                if name.startswith("skim_"):
-                    totals[name] = totals.get(name, 0.0) + float(value)
+    def reduce_prices(cls, totals) -> None:
+        """Log the price and its factor; the share of tokens kept, of all layers and of each; FLOPs and the speed-up that
+        they promise."""
         samples, tokens, dense = (totals.get(f"skim_{name}", 0.0) for name in ("samples", "tokens", "dense"))
         if not samples or not tokens or not dense:
             return
@@ -166,7 +97,3 @@ class SkimLoss(FairseqCriterion):
             metrics.log_scalar(name[len("skim_"):], totals[name] / tokens, tokens, round=4)
         metrics.log_scalar("flops", totals["skim_spent"] / dense, dense, round=4)
         metrics.log_derived("flops_speedup", lambda meters: round(1 / max(meters["flops"].avg, 1e-9), 2))
-
-    @classmethod
-    def logging_outputs_can_be_summed(cls) -> bool:
-        return cls.task_class.logging_outputs_can_be_summed()

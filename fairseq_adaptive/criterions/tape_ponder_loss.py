@@ -6,14 +6,13 @@ Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023), sect
 import math
 from dataclasses import dataclass, field
 
-import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch.nn import functional as F
 
+from fairseq_adaptive.criterions.adaptive_compute_loss import AdaptiveComputeLoss
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules import recording
 
 
 @dataclass
@@ -31,52 +30,72 @@ class TapePonderLossConfig(FairseqDataclass):
     )
 
 
-@register_criterion("tape_ponder_loss", dataclass=TapePonderLossConfig)
-class TapePonderLoss(FairseqCriterion):
-    """Cross-entropy or squared error, plus the ponder cost of the tape; without a tape, the first alone.
-
-    Where tokens halt or are skimmed, too, it is the ``--task-criterion`` of ``ponder_loss`` or ``skim_loss``, which add
-    the price of that. Works with models that return logits B x classes and a dictionary that holds a ``tape``
-    (:class:`~fairseq_adaptive.modules.policies.tape.Reading`), its ``bank_size`` and whether it is ``bank_shared``.
-    Targets are classes, B, or their probabilities, B x classes.
-
-    Raises:
-        UsageError: for impossible flags
-    """
+class Classification(FairseqCriterion):
+    """Cross-entropy or squared error of a sequence. Targets are classes, B, or their probabilities, B x classes."""
 
     def __init__(self, cfg, task):
         super().__init__(task)
-        if cfg.ponder_penalty < 0 or not 0 <= cfg.label_smoothing < 1:
-            raise UsageError("--ponder-penalty cannot be below 0, and --label-smoothing is at least 0 and below 1")
         self.cfg = cfg
 
     def forward(self, model, sample, reduce=True):
         inputs = sample["net_input"]
         if hasattr(model, "classification_heads"):
             inputs = {**inputs, "features_only": True, "classification_head_name": self.cfg.classification_head_name}
-        with recording(model) as traces:
-            logits, extra = model(**inputs)
+        logits, extra = model(**inputs)
         target, size = sample["target"], logits.size(0)
         if self.cfg.regression_target:
-            task_loss = F.mse_loss(logits.view(-1).float(), target.view(-1).float(), reduction="sum")
+            loss = F.mse_loss(logits.view(-1).float(), target.view(-1).float(), reduction="sum")
         else:
             target = target.view(-1) if target.dim() < 2 or target.size(1) == 1 else target
             log_probs = model.get_normalized_probs((logits, extra), log_probs=True)
             shares = F.one_hot(target, log_probs.size(1)) if target.dim() == 1 else target
             smoothing = self.cfg.label_smoothing * model.training
-            task_loss = -((1 - smoothing) * shares * log_probs + smoothing * log_probs / log_probs.size(1)).sum()
-        loss = task_loss
-        log = {"task_loss": task_loss.detach(), "ntokens": sample["ntokens"], "nsentences": size, "sample_size": size}
+            loss = -((1 - smoothing) * shares * log_probs + smoothing * log_probs / log_probs.size(1)).sum()
+        log = {"task_loss": loss.detach(), "ntokens": sample["ntokens"], "nsentences": size, "sample_size": size}
         if not self.cfg.regression_target:
             best = target if target.dim() == 1 else target.argmax(1)
             log["ncorrect"] = (log_probs.argmax(1) == best).sum()
-        if extra.get("tape") is not None:
-            cost = extra["tape"].cost.sum()
-            loss = loss + self.cfg.ponder_penalty * cost
-            (trace,) = (trace for each in traces.values() for trace in each)
-            log.update(ponder_cost=cost.detach(), **tape_sums(lengths=trace.tape_len, **extra))
-        log["loss"] = loss.detach()
         return loss, size, log
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+@register_criterion("tape_ponder_loss", dataclass=TapePonderLossConfig)
+class TapePonderLoss(AdaptiveComputeLoss):
+    """Cross-entropy or squared error, plus the ponder cost of the tape; without a tape, the first alone.
+
+    Where tokens halt or are skimmed, too, it may be the ``--task-criterion`` of ``adaptive_compute_loss``, which adds the price of
+    that.
+
+    Raises:
+        UsageError: for impossible flags
+    """
+
+    kinds, needs, task_class = ("reader",), None, Classification
+
+    def __init__(self, cfg, task):
+        if cfg.ponder_penalty < 0 or not 0 <= cfg.label_smoothing < 1:
+            raise UsageError("--ponder-penalty cannot be below 0, and --label-smoothing is at least 0 and below 1")
+        super().__init__(cfg, task, Classification(cfg, task))
+
+    def steering(self):
+        return {}
+
+    def options(self, decision):
+        return {"weight": self.cfg.ponder_penalty}
+
+    def report(self, log, found, terms, price, loss, size):
+        log["loss"] = loss.detach()
+        for each in found:
+            if each.trace.reading is None:
+                continue
+            lengths, reading = each.trace.tape_len, each.trace.reading
+            used, entries = reading.used()
+            log.update(ponder_cost=reading.cost.detach().sum(), tape_tokens=lengths.sum(), bank_used=used,
+                       bank_entries=entries)
+            log.update((f"tape_len_{length}", (lengths == length).sum()) for length in range(each.policy.room + 1))
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
@@ -103,25 +122,3 @@ class TapePonderLoss(FairseqCriterion):
 def _histogram(meters, lengths):
     shares = ((key.rpartition("_")[2], meters[f"_{key}"].avg) for key in lengths)
     return " ".join(f"{length}:{share:.3f}" for length, share in shares if share > 0)
-
-
-def tape_sums(lengths, tape, bank_size, bank_shared, max_tokens, **unused):
-    """What is logged of a reading, as sums over the rows of a batch.
-
-    Args:
-        lengths: B, how many tape tokens there were
-        tape: the Reading
-        bank_size: N
-        bank_shared: count an entry once a batch, not once a row
-        max_tokens: the longest tape that could be
-
-    Returns:
-        ``tape_tokens``, ``tape_len_0`` ... (rows with a tape of that length), ``bank_used`` of ``bank_entries``
-    """
-    rows = tape.entries.flatten(1)  # B x (S K)
-    read = torch.zeros(len(rows), bank_size + 1, dtype=torch.bool, device=rows.device)
-    read = read.scatter(1, rows.where(rows >= 0, bank_size), True)[:, :bank_size]
-    if bank_shared:
-        read = read.any(0)
-    sums = {f"tape_len_{length}": (lengths == length).sum() for length in range(max_tokens + 1)}
-    return {**sums, "tape_tokens": lengths.sum(), "bank_used": read.sum(), "bank_entries": read.numel()}

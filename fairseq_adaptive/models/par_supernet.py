@@ -14,6 +14,7 @@ from torch import nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.par_transformer_xl import SegmentedLanguageModel, TransformerXLConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
+from fairseq_adaptive.modules.policies import Search
 from fairseq_adaptive.modules.stochastic_block import KINDS, StochasticBlock, mixture_weights
 from fairseq_adaptive.report.block_costs import block_costs
 
@@ -36,7 +37,7 @@ class PARSupernetConfig(TransformerXLConfig):
     )
 
 
-class SupernetDecoder(SegmentedDecoder):
+class SupernetDecoder(Search, SegmentedDecoder):
     """Stochastic blocks, their architecture parameters, and the temperature.
 
     Attributes:
@@ -45,6 +46,8 @@ class SupernetDecoder(SegmentedDecoder):
         block_costs: what a block of each kind costs, ``[3]``, as a share of attention and feed-forward together; zeros
             until :meth:`measure_costs`
     """
+
+    kinds = KINDS
 
     def __init__(self, cfg, dictionary):
         if cfg.blocks < 1:
@@ -69,6 +72,7 @@ class SupernetDecoder(SegmentedDecoder):
     def set_num_updates(self, num_updates):
         """Let the temperature fall from its start, by a constant factor an update, to its end."""
         self.num_updates = num_updates
+        self.blocks.set_num_updates(num_updates)
         start, end, updates = self.schedule
         self.temperature.fill_(start * (end / start) ** min(1.0, num_updates / updates))
 
@@ -98,7 +102,10 @@ class SupernetDecoder(SegmentedDecoder):
         paths = weights.argmax(dim=-1).tolist() if self.sample_paths else [None] * len(weights)
         extra = [{"weights": weight, "path": path} for weight, path in zip(weights, paths, strict=True)]
         x, remembered, _ = super().run_blocks(x, states, tokens, extra)
-        return x, remembered, {"block_probabilities": self.probabilities()}
+        probabilities = self.probabilities()
+        if self.blocks.recorder:
+            self.blocks.recorder[-1].mixture = probabilities
+        return x, remembered, {"block_probabilities": probabilities}
 
 
 @register_model("par_supernet", dataclass=PARSupernetConfig)

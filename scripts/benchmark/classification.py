@@ -22,7 +22,7 @@ from fairseq.models.roberta import RobertaModel
 from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.interop.checkpoint import require_new
 from fairseq_adaptive.modules import recording
-from fairseq_adaptive.report.skimming import skim_macs
+from fairseq_adaptive.modules.stack.compute import stack_macs
 
 STACK = "encoder.sentence_encoder.layers"
 
@@ -72,8 +72,7 @@ def evaluate(classifier, some):
         right += int((scores.argmax(-1) == batch["target"].view(-1)).sum())
         texts += len(scores)
         for trace in traces.get(STACK, []):
-            macs = skim_macs(trace, layers[0].embed_dim, layers[0].fc1.out_features,
-                             [step.alive for step in trace.steps])
+            macs = stack_macs(layers, trace)
             spent, dense = spent + float(macs[0]), dense + float(macs[1])
     return right / texts, dense / spent if spent else 1.0
 

@@ -22,7 +22,7 @@ from fairseq_adaptive.errors import report_usage_errors
 from fairseq_adaptive.models.transkimmer import TranskimmerModel
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.policies import Choice
-from fairseq_adaptive.report.skimming import skim_macs
+from fairseq_adaptive.modules.stack.compute import stack_macs
 
 STACK = "encoder.sentence_encoder.layers"
 
@@ -103,8 +103,7 @@ def main():
                 with torch.no_grad(), recording(model) as traces:
                     ours(tokens)
                 trace = traces[STACK][0]
-                spent, dense = skim_macs(trace, layers[0].embed_dim, layers[0].fc1.out_features,
-                                         [step.alive for step in trace.steps])
+                spent, dense = stack_macs(layers, trace)
                 times = [[], []]
                 for _ in range(args.rounds + 1):
                     for run, measured in zip((peer, ours), times):

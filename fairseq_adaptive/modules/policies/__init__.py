@@ -7,6 +7,7 @@ from fairseq_adaptive.modules.policies.base import (
     Halting,
     LearnedHalting,
     Place,
+    Policy,
     Reader,
     Router,
     Verdict,
@@ -15,6 +16,7 @@ from fairseq_adaptive.modules.policies.confidence import ConfidenceExit, Margin,
 from fairseq_adaptive.modules.policies.mixture_of_depths import MixtureOfDepths
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
 from fairseq_adaptive.modules.policies.registry import build_policy, policies, register_policy
+from fairseq_adaptive.modules.policies.search import Search
 from fairseq_adaptive.modules.policies.skimming import Skimming
 from fairseq_adaptive.modules.policies.tape import Tape
 
@@ -28,10 +30,12 @@ __all__ = [
     "Margin",
     "MixtureOfDepths",
     "Place",
+    "Policy",
     "PonderNet",
     "Reader",
     "Router",
     "Saturation",
+    "Search",
     "Skimming",
     "Tape",
     "UniversalACT",

@@ -24,6 +24,8 @@ class ACT(LearnedHalting):
         UsageError: for a threshold outside (0, 1]
     """
 
+    weight = 0.01
+
     def __init__(self, dim: int, threshold: float = 0.99, bias: float = 0.0):
         super().__init__(dim, bias)
         self.threshold = check_threshold(threshold)
@@ -41,6 +43,10 @@ class ACT(LearnedHalting):
     def price(self, trace):
         """The mean of n + r over the tokens (Graves, 2016)."""
         return trace.ponder_cost() / trace.tokens.sum().clamp_min(1)
+
+    def lever(self, trace):
+        """n + r is flat where it has collapsed, the logits of p are not."""
+        return trace.reluctance() / trace.tokens.sum().clamp_min(1)
 
     def extra_repr(self):
         return f"threshold={self.threshold}"

@@ -6,7 +6,7 @@ carries along, in tensors that begin with the shape of the tokens.
 """
 
 import abc
-from typing import Callable, Dict, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -51,11 +51,31 @@ class Place(NamedTuple):
 
 
 class Policy:
-    """What routers, halting rules and readers have in common."""
+    """What routers, halting rules and readers have in common.
+
+    Attributes:
+        kind: ``router``, ``halting``, ``reader`` or ``search``
+        policy_name: under which it is registered, and logged
+        weight: of the price in a loss where none is given
+    """
+
+    kind, policy_name, weight = "", "", 1.0
 
     def price(self, trace) -> Tensor:
-        """What a run costs, a scalar with a gradient: the mean over its tokens; a loss weighs and adds it."""
+        """What a run costs, a scalar with a gradient: the mean over its tokens; a loss weighs and adds it.
+
+        Further arguments are options that ``--prices`` of ``adaptive_compute_loss`` may give.
+        """
         return torch.zeros((), device=trace.tokens.device)
+
+    def lever(self, trace) -> Optional[Tensor]:
+        """What a controller weighs in place of the price, so that the model spends less, or more where the weight is
+        below 0: a scalar with a gradient; None: the policy cannot be steered."""
+        return self.price(trace)
+
+    def measures(self, trace) -> Dict[str, Tuple]:
+        """What is logged of a run: names, the same in all runs, and of each a sum and what it is divided by."""
+        return {}
 
     def macs(self, counts: Counts) -> float:
         """How many multiply-accumulates deciding took."""
@@ -86,6 +106,7 @@ class Router(Policy):
         computes_all_first: all tokens are computed at the first repeat of every layer
     """
 
+    kind = "router"
     monotone, weighs, default_kv, computes_all_first = True, False, "active", False
 
     def start(self, x: Tensor) -> Carry:
@@ -120,6 +141,18 @@ class Router(Policy):
         gate = choice.run.unsqueeze(-1).to(before)
         return after * gate + before * (1 - gate)
 
+    def decided(self, trace) -> List[Tensor]:
+        """For each depth that ran, B x T, true where a token would be computed in evaluation, of a training step, too."""
+        return [step.alive for step in trace.steps]
+
+    def measures(self, trace):
+        """The share of tokens that are computed: ``kept``, the mean over depths, and that of each depth."""
+        tokens = trace.tokens.sum().clamp_min(1)
+        kept = [step.kept.detach().sum() for step in trace.steps]
+        kept += [torch.zeros_like(tokens)] * (trace.limit - len(kept))  # where no token is left no depth runs
+        each = {f"kept_{depth}": (count, tokens) for depth, count in enumerate(kept, start=1)}
+        return {"kept": (sum(kept) / trace.limit, tokens), **each}
+
 
 class Verdict(NamedTuple):
     """What a halting rule says after a depth.
@@ -147,6 +180,7 @@ class Halting(Policy, nn.Module, abc.ABC):
         compares_states: the rule reads how far a layer moved the state
     """
 
+    kind = "halting"
     weighs_depths, compares_states = False, False
 
     def start(self, x: Tensor) -> Carry:
@@ -174,6 +208,14 @@ class Halting(Policy, nn.Module, abc.ABC):
                 yet to give is the last state's; None: true everywhere
         """
         return state
+
+    def measures(self, trace):
+        """Updates of a token, remainder, the share at the limit, and the share that took 1, 2 ... updates."""
+        tokens = trace.tokens.sum()
+        remainders = 0.0 if trace.remainders is None else (trace.remainders.detach() * trace.tokens).sum()
+        found = {"depth": trace.updates.sum(), "remainder": remainders, "at_limit": trace.at_limit()}
+        found.update((f"depth_{depth}", share) for depth, share in enumerate(trace.histogram(), start=1))
+        return {name: (value, tokens) for name, value in found.items()}
 
 
 class LearnedHalting(Halting):
@@ -208,7 +250,12 @@ class Reader(Policy, nn.Module):
         room: how many tokens it adds at most
     """
 
+    kind = "reader"
     depth, room = 0, 0
+
+    def measures(self, trace):
+        """How many tokens joined a sequence."""
+        return {"length": (trace.tape_len.sum(), len(trace.tokens))}
 
     def read(self, x: Tensor, padding_mask: Tensor, bank: Tensor, bank_padding_mask: Optional[Tensor] = None):
         """Read.

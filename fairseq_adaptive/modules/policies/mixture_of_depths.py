@@ -30,7 +30,7 @@ class MixtureOfDepths(Router, nn.ModuleList):
         UsageError: for a capacity that is not above 0 and at most 1
     """
 
-    monotone, weighs = False, True
+    monotone, weighs, weight = False, True, 0.01
 
     def __init__(self, dim: int, depths: int, capacity: float = 0.5):
         if not 0 < capacity <= 1:
@@ -74,8 +74,9 @@ class MixtureOfDepths(Router, nn.ModuleList):
 
     def price(self, trace):
         """How badly the scores say who is among the best: the mean binary cross-entropy over the tokens asked."""
-        losses = [F.binary_cross_entropy(step.keeping, (step.kept > 0).to(step.keeping), reduction="none") * step.asked
-                  for step in trace.steps]
+        with torch.autocast(trace.tokens.device.type, enabled=False):  # which forbids it on a GPU
+            losses = [F.binary_cross_entropy(step.keeping, (step.kept > 0).to(step.keeping), reduction="none")
+                      * step.asked for step in trace.steps]
         asked = sum(step.asked.sum() for step in trace.steps)
         return sum(each.sum() for each in losses) / asked.clamp_min(1)
 

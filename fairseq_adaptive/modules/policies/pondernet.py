@@ -1,5 +1,7 @@
 """PonderNet: learning to ponder (Banino et al., 2021)."""
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,8 @@ class PonderNet(LearnedHalting):
     Raises:
         UsageError: for a threshold outside (0, 1], and a rate outside (0, 1)
     """
+
+    weight = 0.01
 
     def __init__(self, dim: int, threshold: float = 0.5, bias: float = -1.0, prior_rate: float = 0.2):
         super().__init__(dim, bias)
@@ -63,13 +67,20 @@ class PonderNet(LearnedHalting):
         # nothing is left at the last depth, but of padding and of what a router left out there
         return (carry["expected"] + carry["survival"].unsqueeze(-1) * state).to(state.dtype)
 
-    def price(self, trace):
-        """The mean over the tokens of the divergence from the prior."""
+    def price(self, trace, prior_rate: Optional[float] = None):
+        """The mean over the tokens of the divergence from the prior; 0 in evaluation, where nothing is drawn from it.
+
+        Args:
+            prior_rate: in place of the rule's own
+        """
         if trace.distribution is None:
             return super().price(trace)
-        prior = truncated_geometric(self.prior_rate, trace.limit).to(trace.distribution.device)
+        prior = truncated_geometric(prior_rate or self.prior_rate, trace.limit).to(trace.distribution.device)
         divergence = prior_divergence(trace.distribution, prior) * trace.tokens
         return divergence.sum() / trace.tokens.sum().clamp_min(1)
+
+    def lever(self, trace):
+        """None: the prior says how deep to go."""
 
     def extra_repr(self):
         return f"threshold={self.threshold}"

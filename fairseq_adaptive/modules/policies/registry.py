@@ -34,6 +34,7 @@ def register_policy(name: str):
         if name == "none" or (taken is not None and not again):
             raise UsageError(f"there is a {_WORDS[kind]} {name!r} already: choose another name")
         _REGISTERED[kind][name] = cls
+        cls.policy_name = name
         return cls
 
     return register

@@ -46,6 +46,8 @@ class Skimming(Router, nn.ModuleList):
         noise: how much of the Gumbel noise decides in training, from 0 to 1; 0: training decides as evaluation does
     """
 
+    weight = 0.5
+
     def __init__(self, dim: int, depths: int, bias: float = 5.0, noise: float = 1.0):
         super().__init__(SkimPredictor(dim, bias) for _ in range(depths))
         self.noise = noise
@@ -73,8 +75,18 @@ class Skimming(Router, nn.ModuleList):
 
     def price(self, trace):
         """The mean over layers of the share of kept tokens (section 3.4)."""
-        kept = torch.stack([step.kept.sum() for step in trace.steps])
-        return kept.mean() / trace.tokens.sum().clamp_min(1)
+        kept = sum(step.kept.sum() for step in trace.steps) / trace.limit  # a depth that did not run kept none
+        return kept / trace.tokens.sum().clamp_min(1)
+
+    def decided(self, trace):
+        """Decisions of a training step are drawn: these are what the same probabilities would decide."""
+        alive, found = trace.tokens, []
+        for step in trace.steps:
+            there = trace.present(step)
+            alive = alive & ((step.keeping.detach() >= 0.5) | ~there)
+            found.append(alive & there)
+            alive = alive if step.halted is None else alive & ~step.halted
+        return found
 
     def macs(self, counts):
         return counts.asked * counts.dim * (counts.dim + 2)

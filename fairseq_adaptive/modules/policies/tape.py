@@ -26,7 +26,17 @@ class Reading(NamedTuple):
     cost: Tensor  # B, ponder cost
     entries: Tensor  # B x S x K, places in the bank; -1 where nothing was read
     weights: Tensor  # B x S x K, the share of each entry in its token
-    appended: Optional[Tensor] = None  # B x S x C, what joins the sequence: the tokens, or what an MLP makes of them
+    appended: Optional[Tensor] = None  # B x S x C, what joins the sequence: the tokens, through an MLP where there is one
+    size: int = 0  # N, entries of the bank
+    shared: bool = False  # one bank for all sequences
+
+    def used(self) -> Tuple[Tensor, int]:
+        """How many entries of the bank were read, once a batch where it is shared, and of how many."""
+        rows = self.entries.flatten(1)  # B x (S K)
+        read = torch.zeros(len(rows), self.size + 1, dtype=torch.bool, device=rows.device)
+        read = read.scatter(1, rows.where(rows >= 0, self.size), True)[:, : self.size]
+        read = read.any(0) if self.shared else read
+        return read.sum(), read.numel()
 
 
 class LearnedBank(nn.Module):
@@ -201,7 +211,8 @@ class TapeReader(nn.Module):
         live, entries, weights = (torch.stack(parts, 1) for parts in zip(*steps))
         tokens = _mix(bank, entries, weights).masked_fill(~live.unsqueeze(-1), 0)
         read = live.unsqueeze(-1) & (weights > 0)
-        return Reading(tokens, live, cost, entries.masked_fill(~read, -1), weights * read)
+        return Reading(tokens, live, cost, entries.masked_fill(~read, -1), weights * read,
+                       size=size, shared=bank.dim() == 2)
 
     def _read(self, query, keys, used):
         """Return (running, entries, weights) of each step, and the ponder cost.
@@ -247,6 +258,8 @@ class Tape(Reader):
         query: ``mean`` of the states, or the ``first`` state ([CLS])
         depth: before which depth it is read
     """
+
+    policy_name, weight = "tape", 0.01
 
     def __init__(self, reader: TapeReader, mlp: Optional[nn.Module] = None, query: str = "mean", depth: int = 0):
         super().__init__()
@@ -298,6 +311,12 @@ class Tape(Reader):
     def price(self, trace):
         """The mean over the sequences of the ponder cost of reading."""
         return super().price(trace) if trace.reading is None else trace.reading.cost.mean()
+
+    def measures(self, trace):
+        if trace.reading is None:
+            return super().measures(trace)
+        cost = trace.reading.cost.detach().sum(), len(trace.tokens)
+        return {**super().measures(trace), "cost": cost, "bank_used": trace.reading.used()}
 
 
 @register_policy("tape")

@@ -46,6 +46,7 @@ class Trace:
         remainders: B x T, ACT's remainder (Graves, 2016), 0 at padding and where a token reached the limit
         distribution: N x B x T, PonderNet's probability that a token halts at each depth, with gradient; in training
         reading: what a reader added, or None
+        mixture: N x K, of a supernet how probable each kind of each block is, with gradient; or None
     """
 
     tokens: Tensor
@@ -54,6 +55,7 @@ class Trace:
     remainders: Optional[Tensor] = None
     distribution: Optional[Tensor] = None
     reading: Optional[Any] = None
+    mixture: Optional[Tensor] = None
 
     def extend(self, reading):
         """Tokens have joined, at the end: they were not there at the depths before."""
@@ -65,6 +67,13 @@ class Trace:
                 if each is not None:
                     setattr(step, name, torch.cat((each, each.new_zeros(live.shape)), 1))
             step.tape = torch.zeros_like(live.sum(1))
+
+    def present(self, step: Step) -> Tensor:
+        """B x T, true at tokens that were there at a depth: those of a tape join on the way."""
+        if self.reading is None or step.tape is None or step.tape.any():
+            return self.tokens
+        return self.tokens & (torch.arange(self.tokens.size(1), device=self.tokens.device)
+                              < self.tokens.size(1) - self.reading.live.size(1))
 
     @property
     def tape_len(self) -> Tensor:

@@ -1,0 +1,281 @@
+"""The loss of models that spend compute where it pays: ``--criterion adaptive_compute_loss``, a task's loss and the prices of
+the model's policies."""
+
+import inspect
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.logging import metrics
+from torch import Tensor
+
+from fairseq_adaptive.criterions.controller import TARGETS, Controller, warmed_up
+from fairseq_adaptive.criterions.decisions import Decision, decisions
+from fairseq_adaptive.criterions.distillation import Teacher, Watched
+from fairseq_adaptive.criterions.expected_output import ExpectedOutput
+from fairseq_adaptive.criterions.task_criterion import DistillationConfig, build_task_criterion
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules import LayerStack, recording
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 100  # updates in a row with all tokens at one end before a warning
+
+
+@dataclass
+class AdaptiveComputeLossConfig(DistillationConfig):
+    prices: str = field(
+        default="{}",
+        metadata={"help": "weights of the policies' prices, in JSON: '{\"skimming\": 0.3, \"decoder_act\": {\"weight\": "
+                  "0.01, \"warmup_updates\": 1000}}'. A key is a policy's name, with its side where both have one; or "
+                  "router, halting, reader or search for all of a kind. Further entries are options of that price, such "
+                  "as prior_rate of pondernet (default: each policy's own weight)"},
+    )
+    target_depth: Optional[float] = field(
+        default=None, metadata={"help": "mean number of updates of a token to steer the halting rules to"}
+    )
+    target_flops: Optional[float] = field(
+        default=None, metadata={"help": "share of the dense model's FLOPs to steer the routers to, above 0 and at most 1"}
+    )
+    target_tape: Optional[float] = field(
+        default=None, metadata={"help": "mean number of tape tokens of a sequence to steer the readers to"}
+    )
+    target_compute: Optional[float] = field(
+        default=None, metadata={"help": "expected compute of a supernet to steer to, as a share of a Transformer-XL's"}
+    )
+    target_args: str = field(
+        default="{}",
+        metadata={"help": "how to steer, in JSON: '{\"depth\": {\"weight\": 0.1, \"gain\": 1, \"rate\": 0.01, "
+                  "\"warmup_updates\": 0}}' (these are the defaults; of flops and compute the weight is 1)"},
+    )
+
+
+def _objects(flag: str, text: str) -> Dict:
+    try:
+        found = json.loads(text)
+        assert isinstance(found, dict)
+        return found
+    except (ValueError, AssertionError) as error:
+        raise UsageError(f"{flag} {text!r} is no JSON object: write {{\"name\": value}}") from error
+
+
+@register_criterion("adaptive_compute_loss", dataclass=AdaptiveComputeLossConfig)
+class AdaptiveComputeLoss(FairseqCriterion):
+    """Loss of the task + the sum over the model's policies of weight x price.
+
+    Prices are those that the policies ask, see :meth:`fairseq_adaptive.modules.policies.Policy.price`: means over the
+    tokens of a batch, in which padding never counts. A kind of policies with a target is steered instead: a controller
+    weighs the policies' levers. Where a halting rule weighs depths, PonderNet's, the loss of the task is the expected
+    one. The logged ``loss`` is that of the task alone. Logged besides: of each policy its ``price``, that price's
+    ``weight`` and what the policy measures, under its name.
+
+    A task criterion that prices policies itself keeps them: this one prices the others.
+
+    Args:
+        cfg: :class:`AdaptiveComputeLossConfig`
+        task: keeps the states of controllers, so that a resumed training goes on exactly
+        task_criterion: the criterion of the task
+
+    Raises:
+        UsageError: for impossible flags, and at the first step for a model without policies
+    """
+
+    kinds: Tuple[str, ...] = ("router", "halting", "reader", "search")
+    mark = "adaptive_"  # begins, or is in, the names of the sums that are logged
+    needs = "adaptive_compute_loss needs a model with a policy: add --router, --halting or --reader,"
+    advice = ("a lower weight in --prices or with warmup_updates there", "raise its weight in --prices")
+    task_class = None
+
+    def __init__(self, cfg, task, task_criterion):
+        super().__init__(task)
+        self.cfg, self.task_criterion, self.prices = cfg, task_criterion, _objects("--prices", getattr(cfg, "prices", "{}"))
+        self.task_name = getattr(cfg, "task_criterion", "adaptive_cross_entropy")
+        inner = getattr(task_criterion, "kinds", ())
+        self.kinds = tuple(kind for kind in self.kinds if kind not in inner)
+        if not self.kinds:
+            raise UsageError(f"--task-criterion {self.task_name} is no criterion of a task: name one such as "
+                             "cross_entropy, masked_lm or sentence_prediction")
+        self.controllers = {}
+        for name, settings in self.steering().items():
+            if TARGETS[name].kind in self.kinds:
+                self.controllers[TARGETS[name].kind] = Controller(task, TARGETS[name], **settings)
+            elif settings["value"] is not None:
+                raise UsageError(f"{TARGETS[name].flag} steers what --task-criterion {self.task_name} prices: give it "
+                                 "in --task-criterion-args, or take another criterion")
+        self._at_ends = [0, 0]
+        self._teacher = None  # no module: it is not trained
+        if getattr(cfg, "distill_from", None):
+            if cfg.distill_temperature <= 0 or cfg.distill_weight < 0:
+                raise UsageError(f"--distill-temperature {cfg.distill_temperature} is impossible, it is above 0; or "
+                                 f"--distill-weight {cfg.distill_weight}, it is not below 0")
+            self._teacher = Teacher(cfg.distill_from, task)
+
+    @classmethod
+    def build_criterion(cls, cfg, task):
+        if cls.task_class is not None:
+            return cls(cfg=cfg, task=task)
+        task_criterion = build_task_criterion(cfg, task)
+        # fairseq asks the class, not the instance, how to reduce what it logs
+        return type(cls.__name__, (cls,), {"task_class": type(task_criterion)})(cfg, task, task_criterion)
+
+    def steering(self) -> Dict[str, Dict]:
+        """Of each of the :data:`TARGETS` that has a controller what the controller takes."""
+        given, settings = _objects("--target-args", self.cfg.target_args), {}
+        for name in TARGETS:
+            value, more = getattr(self.cfg, f"target_{name}"), given.pop(name, {})
+            if more and value is None:
+                raise UsageError(f"--target-args says how to steer {name}: add {TARGETS[name].flag}")
+            if not isinstance(more, dict) or set(more) - {"weight", "gain", "rate", "warmup_updates"}:
+                raise UsageError(f"--target-args {name}: give weight, gain, rate and warmup_updates, not {more}")
+            if value is not None or name == "depth":  # depth is watched in any case
+                settings[name] = {"value": value, **more}
+        if given:
+            raise UsageError(f"--target-args {', '.join(given)}: its names are {', '.join(TARGETS)}")
+        return settings
+
+    def options(self, decision: Decision) -> Dict:
+        """The weight of a policy's price, ``warmup_updates``, and options of that price."""
+        policy, found = decision.policy, {}
+        for key in dict.fromkeys((policy.kind, policy.policy_name, decision.label)):
+            given = self.prices.get(key, {})
+            found.update(given if isinstance(given, dict) else {"weight": given})
+        return found
+
+    def found(self, model, sample) -> List[Decision]:
+        """The decisions that this criterion prices.
+
+        Raises:
+            UsageError: where there are none, or not those that flags name
+        """
+        every = decisions(model)
+        found = [each for each in every if each.policy.kind in self.kinds]
+        names = {name for each in found for name in (each.policy.kind, each.policy.policy_name, each.label)}
+        for name in self.prices:
+            if name not in names:
+                raise UsageError(f"--prices names {name!r}, which decides nothing here: use {', '.join(sorted(names))}")
+        if not found and self.needs:
+            raise UsageError(f"--criterion {self.needs} or train with --criterion {self.task_name}")
+        for each in found:
+            if each.policy.kind == "search":
+                measure = getattr(self.cfg, "compute_measure", "flops")
+                each.policy.measure_costs(measure, sample["net_input"]["src_tokens"])
+        for kind, controller in self.controllers.items():
+            steered, target = [each for each in found if each.policy.kind == kind], controller.target
+            if controller.value is None:
+                continue
+            if not steered:
+                raise UsageError(f"{target.flag} steers the {kind} of a model, which this one has not: leave it out")
+            most = max(map(target.most, steered))
+            if target.unit and controller.value > most:
+                raise UsageError(f"{target.flag} {controller.value} is impossible: the model has {most} {target.unit}")
+        return found
+
+    def forward(self, model, sample, reduce=True):
+        """Return loss (a sum, to be divided by the sample size), sample size and logging output."""
+        found, training = self.found(model, sample), self.training and model.training
+        stacks = [module for module in model.modules() if isinstance(module, LayerStack)]
+        last = stacks[-1] if stacks else None  # from which the model's output is made
+        update = last.num_updates if stacks else 0
+        weighed = training and "halting" in self.kinds and last is not None and last.halting is not None
+        weighed = weighed and last.halting.weighs_depths and not isinstance(model, ExpectedOutput)
+        if weighed and self.controllers["halting"].value is not None:
+            raise UsageError("--target-depth steers ACT's time penalty; with PonderNet, set --prior-rate to 1 over it")
+        if weighed and self._teacher is not None:
+            raise UsageError("--distill-from learns one output, and PonderNet trains those of all depths: use "
+                             "--halting act")
+        watched = model if self._teacher is None else Watched(model)
+        with recording(model) as traces:
+            criterion_model = ExpectedOutput(model, last, traces) if weighed else watched
+            loss, size, log = self.task_criterion(criterion_model, sample, reduce)
+        found = [each.ran(traces[each.name][0], training) for each in found]
+        if training:
+            self._steer(found, update)
+        terms, price = self.price(found, update)
+        if self._teacher is not None:
+            distance = self._teacher.loss(watched, self.cfg.distill_temperature)
+            log[f"{self.mark}distance"] = distance.detach() * size
+            price = price + self.cfg.distill_weight * distance
+        if reduce:
+            loss = loss + price * size
+        self.report(log, found, terms, price, loss, size)
+        return loss, size, log
+
+    def _steer(self, found, update):
+        for kind, controller in self.controllers.items():
+            mine = [each for each in found if each.policy.kind == kind]
+            if mine:
+                most = max(map(controller.target.most, mine))
+                controller.advance(update, most)
+                ratio = controller.count(*(sum(each) for each in zip(*map(controller.target.spent, mine))))
+                if kind == "halting" and controller.value is None:
+                    self._warn_of_collapse(ratio, most)
+
+    def price(self, found: List[Decision], update: int) -> Tuple[List[Tuple], Tensor]:
+        """Return weight and price of each decision, and their sum."""
+        terms = []
+        for each in found:
+            controller, lever = self.controllers.get(each.policy.kind), None
+            if controller is not None and controller.value is not None:
+                lever = each.policy.lever(each.trace)
+            if lever is not None:
+                terms.append((controller.factor, lever))
+                continue
+            options = self.options(each)
+            weight = options.pop("weight", each.policy.weight) * warmed_up(update, options.pop("warmup_updates", 0))
+            known = inspect.signature(each.policy.price).parameters
+            for option in options:
+                if option not in known:
+                    raise UsageError(f"the price of {each.label} has no option {option!r}: give weight, warmup_updates"
+                                     f"{''.join(f', {name}' for name in list(known)[1:])}")
+            terms.append((weight, each.policy.price(each.trace, **options)))
+        return terms, sum(weight * price for weight, price in terms)
+
+    def report(self, log: Dict, found: List[Decision], terms: List[Tuple], price, loss, size):
+        """Add sums to the logging output: a measure, and what it is divided by."""
+        for each, (weight, priced) in zip(found, terms):
+            measures = {"price": (weight * priced.detach() * size, size), "weight": (weight * size, size)}
+            measures.update(each.policy.measures(each.trace))
+            if each.macs is not None:
+                measures["flops"] = each.macs
+            for name, (value, of) in measures.items():
+                log[f"{self.mark}sum_{each.label}_{name}"] = value
+                log[f"{self.mark}of_{each.label}_{name}"] = of
+
+    def _warn_of_collapse(self, depth, limit):
+        if limit == 1:
+            return
+        for end, reached in enumerate((depth < 1.01, depth > limit - 0.01)):
+            self._at_ends[end] = self._at_ends[end] + 1 if reached else 0
+        if self._at_ends[0] == PATIENCE:
+            logger.warning("all tokens have halted at the first step for %d updates: there the halting unit gets no "
+                           "gradient any more. Start again with %s", PATIENCE, self.advice[0])
+        if self._at_ends[1] == PATIENCE:
+            logger.warning("no token has halted before the last of %d steps for %d updates: %s, or set --target-depth",
+                           limit, PATIENCE, self.advice[1])
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        """Log what the task's criterion does, and what the policies cost and did."""
+        cls.task_class.reduce_metrics(logging_outputs)
+        totals = {}
+        for output in logging_outputs:
+            for name, value in output.items():
+                if cls.mark in name:
+                    totals[name] = totals.get(name, 0.0) + float(value)
+        if totals:
+            cls.reduce_prices(totals)
+
+    @classmethod
+    def reduce_prices(cls, totals: Dict[str, float]) -> None:
+        """Log what :meth:`report` has summed."""
+        start = f"{cls.mark}sum_"
+        for name in (each[len(start):] for each in totals if each.startswith(start)):
+            of = totals[f"{cls.mark}of_{name}"]
+            if of:
+                metrics.log_scalar(name, totals[start + name] / of, of, round=4)
+
+    @classmethod
+    def logging_outputs_can_be_summed(cls) -> bool:
+        return cls.task_class.logging_outputs_can_be_summed()

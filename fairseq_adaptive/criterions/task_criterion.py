@@ -1,0 +1,57 @@
+"""The criterion of the task, within one that adds prices to its loss."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY, CRITERION_REGISTRY, FairseqCriterion, build_criterion
+from fairseq.dataclass import FairseqDataclass
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fairseq_adaptive.errors import UsageError
+
+
+@dataclass
+class TaskCriterionConfig(FairseqDataclass):
+    task_criterion: str = field(
+        default="cross_entropy", metadata={"help": "the criterion of the task, by the name that --criterion has for it"}
+    )
+    task_criterion_args: str = field(
+        default="{}", metadata={"help": "its flags in JSON, such as '{\"label_smoothing\": 0.1}'"}
+    )
+    # the stock task sentence_prediction reads these two from its criterion's flags
+    classification_head_name: str = field(
+        default="sentence_classification_head", metadata={"help": "name of the classification head to use"}
+    )
+    regression_target: bool = field(default=False, metadata={"help": "the labels are numbers"})
+
+
+@dataclass
+class DistillationConfig(TaskCriterionConfig):
+    distill_from: Optional[str] = field(
+        default=None, metadata={"help": "checkpoint of a trained model, such as the dense one, whose output to learn"}
+    )
+    distill_weight: float = field(default=1.0, metadata={"help": "weight of the divergence from that output"})
+    distill_temperature: float = field(default=1.0, metadata={"help": "temperature of both outputs in it"})
+
+
+def build_task_criterion(cfg, task) -> FairseqCriterion:
+    """Return the criterion that ``--task-criterion`` and ``--task-criterion-args`` name.
+
+    Raises:
+        UsageError: when there is none of that name, or it has no such flags
+    """
+    if cfg.task_criterion not in CRITERION_REGISTRY:
+        raise UsageError(f"--task-criterion {cfg.task_criterion!r} is unknown: name one that --criterion takes, such "
+                         "as cross_entropy, masked_lm or sentence_prediction")
+    try:
+        known = getattr(CRITERION_DATACLASS_REGISTRY.get(cfg.task_criterion), "__dataclass_fields__", {})
+        shared = {name: cfg[name] for name in ("classification_head_name", "regression_target") if name in known}
+        flags = OmegaConf.create({"_name": cfg.task_criterion, **shared, **json.loads(cfg.task_criterion_args)})
+        if OmegaConf.is_config(cfg):  # criterions read some flags of the optimizer and of the program
+            flags._set_parent(cfg._get_root())
+        return build_criterion(flags, task)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UsageError(f"--task-criterion-args {cfg.task_criterion_args!r} does not fit {cfg.task_criterion}: "
+                         f"{' '.join(str(error).split())}") from error
