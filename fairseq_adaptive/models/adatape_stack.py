@@ -102,11 +102,13 @@ class TapeClassifier(ExplainsLoading, BaseFairseqModel):
         layer_cfg = sharing_config(cfg, ("encoder",), encoder=policies)
         layer_cfg.tape_ffn_embed_dim = cfg.tape_ffn_embed_dim if cfg.tape_tokens else 0
         self.tape = build_tape(cfg, cfg.encoder_embed_dim, cfg.encoder_attention_heads, cfg.encoder_layers)
+        schedule = layer_schedule(layer_cfg.layer_sharing, cfg.encoder_unique_layers, cfg.encoder_layers)
+        heads = cfg.encoder_attention_heads
         self.layers = LayerStack(
             (EncoderLayer(layer_cfg) for _ in range(cfg.encoder_unique_layers)),
-            layer_schedule(layer_cfg.layer_sharing, cfg.encoder_unique_layers, cfg.encoder_layers),
+            schedule,
             pass_depth=True,
-            **policies.stack_arguments(Place(cfg.encoder_embed_dim, cfg.encoder_layers, heads=cfg.encoder_attention_heads)),
+            **policies.stack_arguments(Place(cfg.encoder_embed_dim, cfg.encoder_layers, heads=heads, schedule=schedule)),
         )
         self.layer_norm = nn.LayerNorm(cfg.encoder_embed_dim)
         self.output_projection = nn.Linear(cfg.encoder_embed_dim, num_classes)
