@@ -102,6 +102,9 @@ class MixtureOfDepths(Router, nn.ModuleList):
         for unit in self:
             unit.predictor = small_mlp(dim) if predictor else None
 
+    def start(self, x):
+        return {"gate": torch.ones_like(x[..., 0])}
+
     def choose(self, depth, x, carry, asked, sentence, protected, causal):
         if (depth + 1) % self.every:
             ones = x.new_ones(x.shape[:-1])

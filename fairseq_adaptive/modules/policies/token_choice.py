@@ -7,6 +7,7 @@ choice router could not be read: the equations here are not checked against it.
 from typing import Optional, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
@@ -90,7 +91,7 @@ class TokenChoice(Recursions):
             total = total + self.z_loss * (steps[0].score ** 2 * steps[0].asked).sum() / tokens
         if self.balance == "bias":
             return total
-        chances, loads = (torch.stack([(each * step.asked).sum() for each, step in zip(found, steps)]) / tokens
-                          for found in ([step.keeping for step in steps], [step.kept.detach() > 0 for step in steps]))
-        chances, loads = (each - torch.cat((each[1:], each.new_zeros(1))) for each in (chances, loads))
-        return total + len(steps) * (chances * loads).sum()
+        chances, loads = (torch.stack([(each * step.asked).sum() for each, step in zip(found, steps)]) / tokens for found in (
+            [step.keeping for step in steps], [(step.kept > 0).to(step.keeping) for step in steps]))
+        chances, loads = (each - F.pad(each[1:], (0, 1)) for each in (chances, loads))  # from "at least" to "exactly"
+        return total + self.count * (chances * loads).sum()
