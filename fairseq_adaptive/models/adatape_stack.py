@@ -101,11 +101,12 @@ class TapeClassifier(ExplainsLoading, BaseFairseqModel):
         policies = tape_policies(cfg)
         layer_cfg = sharing_config(cfg, ("encoder",), encoder=policies)
         layer_cfg.tape_ffn_embed_dim = cfg.tape_ffn_embed_dim if cfg.tape_tokens else 0
-        place = Place(cfg.encoder_embed_dim, cfg.encoder_layers, heads=cfg.encoder_attention_heads)
         self.tape = build_tape(cfg, cfg.encoder_embed_dim, cfg.encoder_attention_heads, cfg.encoder_layers)
+        schedule = layer_schedule(layer_cfg.layer_sharing, cfg.encoder_unique_layers, cfg.encoder_layers)
+        place = Place(cfg.encoder_embed_dim, cfg.encoder_layers, heads=cfg.encoder_attention_heads, schedule=schedule)
         self.layers = LayerStack(
             (EncoderLayer(layer_cfg) for _ in range(cfg.encoder_unique_layers)),
-            layer_schedule(layer_cfg.layer_sharing, cfg.encoder_unique_layers, cfg.encoder_layers),
+            schedule,
             pass_depth=True,
             **policies.stack_arguments(place),
         )

@@ -96,10 +96,11 @@ class AlbertActEncoder(FairseqEncoder):
         layer.self_attn_layer_norm.eps = layer.final_layer_norm.eps = LAYER_NORM_EPS
         policies = Policies(args, "encoder")
         check_used(args, policies)
-        place = Place(args.encoder_embed_dim, args.encoder_layers, self.word_scores, args.encoder_attention_heads)
-        self.layers = LayerStack(
-            [layer], (0,) * args.encoder_layers, pass_depth=True, **policies.stack_arguments(place)
+        schedule = (0,) * args.encoder_layers
+        place = Place(
+            args.encoder_embed_dim, args.encoder_layers, self.word_scores, args.encoder_attention_heads, schedule
         )
+        self.layers = LayerStack([layer], schedule, pass_depth=True, **policies.stack_arguments(place))
         self.reader = policies.build("reader", place)
         self.pooler = nn.Linear(args.encoder_embed_dim, args.encoder_embed_dim)
         self.lm_head = MaskedLMHead(args.encoder_embed_dim, self.embed_tokens.weight, args.activation_fn)

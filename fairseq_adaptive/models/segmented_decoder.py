@@ -121,7 +121,7 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
             raise UsageError("--halting decides how many layers run: leave out --decoder-layerdrop")
         check_used(cfg, policies)
         scores = None if parse_cutoffs(cfg.adaptive_softmax_cutoff) else self.word_scores
-        place = Place(cfg.decoder_embed_dim, depths, scores, cfg.decoder_attention_heads)
+        place = Place(cfg.decoder_embed_dim, depths, scores, cfg.decoder_attention_heads, schedule)
         return SegmentStack(
             [self.build_block(kind, cfg, *biases) for kind in check_kinds(schedule, kinds, BLOCK_KINDS)],
             schedule,

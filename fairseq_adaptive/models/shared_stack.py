@@ -27,6 +27,7 @@ from fairseq_adaptive.modules.packed_linear import PackedLinear
 from fairseq_adaptive.modules.policies import Place
 
 INITIALISATIONS = ("default", "admin")
+MIXTURE_OF_RECURSIONS = {"layer_sharing": "middle_cycle", "router": "mixture_of_recursions"}  # of presets
 _SEARCH = "search"  # its place in an incremental state
 
 
@@ -110,13 +111,14 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
 
 def _build_stack(cfg, side, layers, sublayers, scores=None):
     half = getattr(cfg, side)
+    schedule = layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
     return (DecoderStack if side == "decoder" else LayerStack)(
         layers,
-        layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers),
+        schedule,
         layerdrop=half.layerdrop,
         residual=AdminResidual(half.layers, sublayers, half.embed_dim) if cfg.init == "admin" else None,
         pass_depth=True,
-        **half.policies.stack_arguments(Place(half.embed_dim, half.layers, scores, half.attention_heads)),
+        **half.policies.stack_arguments(Place(half.embed_dim, half.layers, scores, half.attention_heads, schedule)),
     )
 
 

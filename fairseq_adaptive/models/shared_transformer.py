@@ -11,6 +11,7 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq_adaptive.models.beam_generator import BeamGenerator
 from fairseq_adaptive.models.policy_flags import add_policy_args
 from fairseq_adaptive.models.shared_stack import (
+    MIXTURE_OF_RECURSIONS,
     ExplainsLoading,
     SharedTransformerDecoder,
     SharedTransformerEncoder,
@@ -103,3 +104,19 @@ def shared_transformer_tiny(args):
     """Width 128, 3 unique layers at 6 depths: for Multi30k and for tests."""
     _defaults(args, **_both(embed_dim=128, ffn_embed_dim=256, attention_heads=4, layers=6, unique_layers=3))
     shared_transformer(args)
+
+
+@register_model_architecture("shared_transformer", "mixture_of_recursions_iwslt_de_en")
+def mixture_of_recursions_iwslt_de_en(args):
+    """The width of ``transformer_iwslt_de_en``; encoder and decoder have 3 recursions of 2 layers between a first and a
+    last of their own, 8 depths, and tokens choose among them (Bae et al., 2025, expert choice)."""
+    _defaults(args, **_both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4, layers=8, unique_layers=4, normalize_before=True),
+              **MIXTURE_OF_RECURSIONS)
+    shared_transformer(args)
+
+
+@register_model_architecture("shared_transformer", "mixture_of_recursions_tiny")
+def mixture_of_recursions_tiny(args):
+    """As ``mixture_of_recursions_iwslt_de_en``, of width 128: for Multi30k and for tests."""
+    _defaults(args, **_both(embed_dim=128, ffn_embed_dim=256))
+    mixture_of_recursions_iwslt_de_en(args)

@@ -67,7 +67,7 @@ class ParameterSharedTransformerEncoder(nn.Module):
     ):
         super().__init__()
         schedule = layer_schedule(mode, num_unique_layers, num_total_layers)
-        place = Place(d_model, num_total_layers, heads=nhead)
+        place = Place(d_model, num_total_layers, heads=nhead, schedule=schedule)
         self.layers = LayerStack(
             [
                 # sequence-first as the seed's: torch's fused path for batch-first layers rounds differently in

@@ -18,22 +18,30 @@ from fairseq_adaptive.modules import STRATEGIES, layer_schedule
         ("sequence", 3, 7, "0001112"),
         ("cycle", 3, 7, "0120120"),
         ("cycle_rev", 3, 7, "0120210"),
+        # Mixture-of-Recursions: the first and the last depth are not shared
+        ("middle_cycle", 4, 8, "01212123"),
+        ("middle_sequence", 4, 8, "01112223"),
+        ("middle_cycle", 12, 32, [0, *(1 + depth % 10 for depth in range(30)), 11]),
+        ("middle_cycle", 3, 5, "01112"),
+        ("middle_cycle", 2, 2, "01"),
     ],
 )
 def test_published_tables(strategy, unique, total, expected):
-    assert "".join(map(str, layer_schedule(strategy, unique, total))) == expected
+    assert list(layer_schedule(strategy, unique, total)) == list(map(int, expected))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("total", range(1, 13))
 def test_every_schedule(strategy, total):
-    for unique in range(1, total + 1):
+    for unique in range(3 if strategy.startswith("middle") else 1, total + 1):
         schedule = layer_schedule(strategy, unique, total)
         assert isinstance(schedule, tuple) and len(schedule) == total and schedule[0] == 0
         assert set(schedule) <= set(range(unique))
-        if strategy != "sequence" or total % unique == 0:
+        if not strategy.endswith("sequence") or total % unique == 0:
             assert set(schedule) == set(range(unique))
-        if strategy == "sequence":
+        if strategy.startswith("middle"):
+            assert schedule.count(0) == schedule.count(unique - 1) == 1 and schedule[-1] == unique - 1
+        if strategy.endswith("sequence"):
             assert list(schedule) == sorted(schedule)
         if strategy == "cycle_rev" and total >= 2 * unique:
             assert schedule[-unique:] == tuple(reversed(range(unique)))
@@ -42,7 +50,8 @@ def test_every_schedule(strategy, total):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_no_sharing_and_full_sharing(strategy):
     assert layer_schedule(strategy, 6, 6) == (0, 1, 2, 3, 4, 5)
-    assert layer_schedule(strategy, 1, 6) == (0,) * 6
+    if not strategy.startswith("middle"):
+        assert layer_schedule(strategy, 1, 6) == (0,) * 6
 
 
 @pytest.mark.parametrize(
@@ -53,6 +62,8 @@ def test_no_sharing_and_full_sharing(strategy):
         (("cycle", 0, 6), "0 unique layers cannot serve 6 depths.*between 1 and 6"),
         (("sequence", -1, 6), "-1 unique layers.*between 1 and 6"),
         (("cycle", 1, 0), "at least 1 layer, not 0"),
+        (("middle_cycle", 2, 6), "the first and the last of 6 depths.*at least 3 unique layers, not 2"),
+        (("middle_sequence", 1, 6), "at least 3 unique layers, not 1"),
     ],
 )
 def test_impossible_values_say_what_is_possible(arguments, message):

@@ -14,17 +14,20 @@ from fairseq_adaptive.modules.policies.base import (
 )
 from fairseq_adaptive.modules.policies.confidence import ConfidenceExit, Margin, Saturation
 from fairseq_adaptive.modules.policies.mixture_of_depths import MixtureOfDepths
+from fairseq_adaptive.modules.policies.mixture_of_recursions import ExpertChoice
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
 from fairseq_adaptive.modules.policies.registry import build_policy, policies, register_policy
 from fairseq_adaptive.modules.policies.search import Search
 from fairseq_adaptive.modules.policies.skimming import Skimming
 from fairseq_adaptive.modules.policies.tape import Tape
+from fairseq_adaptive.modules.policies.token_choice import TokenChoice
 
 __all__ = [
     "ACT",
     "Choice",
     "ConfidenceExit",
     "Counts",
+    "ExpertChoice",
     "Halting",
     "LearnedHalting",
     "Margin",
@@ -38,6 +41,7 @@ __all__ = [
     "Search",
     "Skimming",
     "Tape",
+    "TokenChoice",
     "UniversalACT",
     "Verdict",
     "build_policy",

@@ -6,7 +6,7 @@ carries along, in tensors that begin with the shape of the tokens.
 """
 
 import abc
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +42,14 @@ class Place(NamedTuple):
         depths: N
         scores: maps states, ... x C, to the logits of words, ... x V; None where the stack has none
         heads: of its attention
+        schedule: N, the layer that serves each depth; empty: each depth has its own
     """
 
     dim: int
     depths: int
     scores: Optional[Callable] = None
     heads: int = 1
+    schedule: Sequence[int] = ()
 
 
 class Policy:
@@ -88,12 +90,14 @@ class Choice(NamedTuple):
     Attributes:
         run: ..., 1 where the token is to be computed and 0 where it is left out, with a gradient where there is one
         probability: ..., what it was drawn from, or the score
-        carry: what the router wants back at the next depth; None: what it had
+        carry: what the router wants back at the next depth, and in :meth:`Router.combine`; None: what it had
+        score: ..., the logit that a price is made of; None: there is none
     """
 
     run: Tensor
     probability: Tensor
     carry: Optional[Carry] = None
+    score: Optional[Tensor] = None
 
 
 class Router(Policy):
@@ -103,7 +107,7 @@ class Router(Policy):
         monotone: who is left out once is not asked again
         weighs: :meth:`combine` does more than to take the state after the layer where the token was computed
         default_kv: what others see of a token that is left out, where ``--router-kv`` says nothing
-        computes_all_first: all tokens are computed at the first repeat of every layer
+        computes_all_first: all tokens are computed at the first repeat of every layer that runs again
     """
 
     kind = "router"
@@ -137,7 +141,7 @@ class Router(Policy):
         raise NotImplementedError
 
     def combine(self, before: Tensor, after: Tensor, choice: Choice) -> Tensor:
-        """... x C, what is made of the states before and after the layer."""
+        """... x C, what is made of the states before and after the layer; ``choice.carry`` is that of these tokens."""
         gate = choice.run.unsqueeze(-1).to(before)
         return after * gate + before * (1 - gate)
 

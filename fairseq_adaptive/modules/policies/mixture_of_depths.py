@@ -4,6 +4,8 @@ As many as there is capacity for; what the layer adds to them is weighted by the
 out pass by, and may be chosen again at the next depth.
 """
 
+from typing import Union
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,72 +15,124 @@ from fairseq_adaptive.modules.policies.base import Choice, Router, upcast
 from fairseq_adaptive.modules.policies.registry import register_policy
 
 
+class Score(nn.Linear):
+    """Scores of tokens, ... x C -> ... x K, in float32 and more: half precision makes ties of near ones."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            x = upcast(x)
+            return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+def small_mlp(dim: int, count: int = 1) -> nn.Module:
+    """Scores with 2 C hidden units between."""
+    return nn.Sequential(Score(dim, 2 * dim), nn.GELU(), Score(2 * dim, count))
+
+
+def share_of(capacity: Union[float, str]) -> float:
+    """0.125 and "12.5%" -> 0.125.
+
+    Raises:
+        UsageError: for a share that is not above 0 and at most 1
+    """
+    text = str(capacity)
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UsageError(f"a capacity of {capacity} is impossible: it is a share above 0 and at most 1, or \"12.5%\"")
+    return share
+
+
+def best(key: Tensor, room: Tensor, asked: Tensor, sentence: Tensor, protected=None) -> Tensor:
+    """..., true at the ``room`` (B) tokens of each sequence that have the greatest keys, of those that are asked."""
+    shape, sentence, asked = key.shape, sentence.flatten(), asked.flatten()
+    key = key.detach().double().flatten().masked_fill(~asked, -torch.inf)
+    if protected is not None:
+        key = key.masked_fill(protected.flatten() & asked, torch.inf)
+    order = key.argsort(descending=True, stable=True)
+    order = order[sentence[order].argsort(stable=True)]  # by sequence, the best first
+    counts, place = sentence.bincount(minlength=len(room)), torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=key.device)
+    place = place - (counts.cumsum(0) - counts)[sentence]
+    return ((place < room[sentence]) & asked).view(shape)
+
+
+def count(asked: Tensor, sentence: Tensor) -> Tensor:
+    """B, how many tokens of each sequence are asked."""
+    return sentence[asked].bincount(minlength=int(sentence.max()) + 1 if sentence.numel() else 0)
+
+
 @register_policy("mixture_of_depths")
 class MixtureOfDepths(Router, nn.ModuleList):
-    """One linear layer for each depth.
+    """One linear layer for each routed depth.
 
     The best of a sequence are known when all of it is there. Where a choice must not depend on later tokens, in
-    evaluation of a decoder, those are computed that have a score of 0 and more: :meth:`price` teaches the scores to say
-    who is among the best. (Not a sigmoid of 0.5 and more, which a score just below 0 has, too.)
+    evaluation of a decoder, those are computed that have a score of 0 and more: :meth:`price` teaches the scores, or the
+    predictor's where there is one, to say who is among the best. (Not a sigmoid of 0.5 and more, which a score just below
+    0 has, too.)
+
+    The equations are from a secondary source, not checked against the paper: x + r f(x) with r = w x + b for the best, f
+    without the outer residual; a capacity of 12.5% at every other depth.
 
     Args:
         dim: C
         depths: N
-        capacity: share of the tokens that is computed, at least one of a sequence
+        capacity: share of the tokens that is computed, at least one of a sequence; a number up to 1, or "12.5%"
+        every: 2: every other depth is routed, the second first, and the others compute all tokens; 1: each is
+        weighting: of what the layer adds: ``score``, as in the paper, or its ``sigmoid``
+        predictor: a small network of its own says who is computed in a decoder's evaluation; it reads the state without a
+            gradient, so that learning to say so does not move the scores
 
     Raises:
-        UsageError: for a capacity that is not above 0 and at most 1
+        UsageError: for values that are impossible
     """
 
     monotone, weighs, weight = False, True, 0.01
 
-    def __init__(self, dim: int, depths: int, capacity: float = 0.5):
-        if not 0 < capacity <= 1:
-            raise UsageError(f"a capacity of {capacity} is impossible: it is a share above 0 and at most 1")
-        super().__init__(nn.Linear(dim, 1) for _ in range(depths))
-        self.capacity = capacity
+    def __init__(self, dim: int, depths: int, capacity: Union[float, str] = 0.5, every: int = 1,
+                 weighting: str = "score", predictor: bool = False):
+        if every not in range(1, depths + 1):
+            raise UsageError(f"every {every}: of {depths} depths each (1), every other (2) or every {depths}th is routed")
+        if weighting not in ("score", "sigmoid"):
+            raise UsageError(f"unknown weighting {weighting!r}: choose score or sigmoid")
+        super().__init__(Score(dim, 1) for _ in range(depths // every))
+        self.capacity, self.every, self.weighting = share_of(capacity), every, weighting
+        for unit in self:
+            unit.predictor = small_mlp(dim) if predictor else None
+
+    def start(self, x):
+        return {"gate": torch.ones_like(x[..., 0])}
 
     def choose(self, depth, x, carry, asked, sentence, protected, causal):
-        scores = self._scores(depth, x)
+        if (depth + 1) % self.every:
+            ones = x.new_ones(x.shape[:-1])
+            return Choice(ones, ones, {"gate": ones})
+        unit = self[depth // self.every]
+        score = guess = unit(x).squeeze(-1)
+        if unit.predictor is not None:
+            guess = unit.predictor(x.detach()).squeeze(-1)
         if causal and not self.training:
-            run = scores >= 0
+            run = guess >= 0
             run = (run if protected is None else run | protected) & asked
         else:
-            run = self._best(scores.detach().double(), asked, sentence, protected)
-        return Choice(run.to(scores), scores.sigmoid())
-
-    def _scores(self, depth, x):
-        with torch.autocast(x.device.type, enabled=False):  # half precision makes ties of near scores
-            x, unit = upcast(x), self[depth]
-            return F.linear(x, unit.weight.to(x.dtype), unit.bias.to(x.dtype)).squeeze(-1)
-
-    def _best(self, key: Tensor, asked: Tensor, sentence: Tensor, protected) -> Tensor:
-        """..., true at the best of each sequence."""
-        shape, sentence, asked = key.shape, sentence.flatten(), asked.flatten()
-        key = key.flatten().masked_fill(~asked, -torch.inf)
-        if protected is not None:
-            key = key.masked_fill(protected.flatten() & asked, torch.inf)
-        batch = int(sentence.max()) + 1 if sentence.numel() else 0
-        order = key.argsort(descending=True, stable=True)
-        order = order[sentence[order].argsort(stable=True)]  # by sequence, the best first
-        counts, there = sentence.bincount(minlength=batch), sentence[asked].bincount(minlength=batch)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=key.device)
-        place = place - (counts.cumsum(0) - counts)[sentence]
-        room = (self.capacity * there).ceil().clamp_min(1).long()
-        return ((place < room[sentence]) & asked).view(shape)
+            room = (self.capacity * count(asked, sentence)).ceil().clamp_min(1)
+            run = best(score, room, asked, sentence, protected)
+        gate = score if self.weighting == "score" else score.sigmoid()
+        return Choice(run.to(score), guess.sigmoid(), {"gate": gate}, guess)
 
     def combine(self, before, after, choice):
-        share = choice.run.to(choice.probability) * choice.probability  # 0 for who passes by
+        share = choice.run.to(choice.carry["gate"]) * choice.carry["gate"]  # 0 for who passes by
         return before + share.unsqueeze(-1).to(before) * (after - before)
 
     def price(self, trace):
-        """How badly the scores say who is among the best: the mean binary cross-entropy over the tokens asked."""
-        with torch.autocast(trace.tokens.device.type, enabled=False):  # which forbids it on a GPU
-            losses = [F.binary_cross_entropy(step.keeping, (step.kept > 0).to(step.keeping), reduction="none")
-                      * step.asked for step in trace.steps]
-        asked = sum(step.asked.sum() for step in trace.steps)
-        return sum(each.sum() for each in losses) / asked.clamp_min(1)
+        """How badly it is told who is among the best: the mean binary cross-entropy over the tokens asked."""
+        steps = [step for step in trace.steps if step.score is not None]
+        losses = [F.binary_cross_entropy_with_logits(step.score, (step.kept > 0).to(step.score), reduction="none")
+                  * step.asked for step in steps]
+        asked = sum((step.asked.sum() for step in steps), trace.tokens.new_zeros((), dtype=torch.long))
+        return sum((each.sum() for each in losses), super().price(trace)) / asked.clamp_min(1)
 
     def macs(self, counts):
-        return counts.asked * counts.dim
+        return counts.asked * counts.dim / self.every

@@ -43,9 +43,9 @@ def check_pairing(
     if router_kv == "keep":
         raise UsageError("--router-kv keep: a token that is left out at once has no keys to keep; choose active or "
                          "recompute")
-    if router_kv == "first" and not (single and router.computes_all_first):
-        raise UsageError("--router-kv first needs one layer at all depths and a router that computes all tokens at the "
-                         "first: here a token that is left out there has no keys; choose active or recompute")
+    if router_kv == "first" and not router.computes_all_first:
+        raise UsageError("--router-kv first needs a router that computes all tokens at the first repeat of every layer: "
+                         "here a token that is left out there has no keys; choose active or recompute")
     if halting_kv == "keep" and not repeats:
         raise UsageError("--halting-kv keep needs a layer that serves several depths: here each runs once, and a token "
                          "that has halted has no keys of it; choose recompute or active")

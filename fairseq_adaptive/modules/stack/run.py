@@ -80,7 +80,7 @@ def run_dense(
             routed = routed if choice.carry is None else choice.carry
             open_to = torch.ones_like(choice.run) if kept is None or not router.monotone else kept
             kept = torch.where(done, open_to, open_to * choice.run)  # who has halted is not asked, and seen as it was
-            choice = Choice(kept, choice.probability)
+            choice = choice._replace(run=kept, carry=routed)
             alive = running & (kept > 0)
             left = running & ~alive
             missed = left if missed is None else missed | left
@@ -155,6 +155,7 @@ def _dense_step(stack, context, depth, alive, asked, kept, was_done, done, choic
     if choice is not None:
         step.kept, step.asked = put(kept.masked_fill(was_done, 0.0)) * context.tokens, put(asked) & context.tokens
         step.probability = step.keeping = put(choice.probability)
+        step.score = put(choice.score)
     if halting is not None:
         step.halted, step.probability = put(alive & done), put(halting)
     return step
@@ -231,9 +232,13 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
             if trace is not None:
                 step.kept, step.asked = put(choice.run.to(choice.probability), places), put(asked, places)
                 step.probability = step.keeping = put(choice.probability, places)
+                step.score = None if choice.score is None else put(choice.score, places)
             run = choice.run > 0
             some = run.nonzero().squeeze(1)
-            choice = Choice(*(each.index_select(0, some) for each in choice[:2])) if router.weighs else None
+            if router.weighs:
+                choice = Choice(*(each.index_select(0, some) for each in choice[:2]), _at(routed, some))
+            else:
+                choice = None
             if router.monotone:
                 leave(run, stack.router_kv if stack.router_kv == "active" else None, torch.zeros_like(run))
                 some = None

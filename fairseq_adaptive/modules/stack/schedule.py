@@ -1,14 +1,15 @@
 """Which layer serves which depth.
 
 Takase and Kiyono, *Lessons on Parameter Sharing across Layers in Transformers* (SustaiNLP 2023), Section 3: M unique
-layers serve N depths under one of three strategies.
+layers serve N depths under one of three strategies. Bae et al., *Mixture-of-Recursions* (2025), leave the first and the last
+layer out of the sharing.
 """
 
 from typing import Dict, Mapping, Sequence, Tuple
 
 from fairseq_adaptive.errors import UsageError
 
-STRATEGIES = ("sequence", "cycle", "cycle_rev")
+STRATEGIES = ("sequence", "cycle", "cycle_rev", "middle_cycle", "middle_sequence")
 
 
 def layer_schedule(strategy: str, num_unique: int, num_total: int) -> Tuple[int, ...]:
@@ -19,11 +20,16 @@ def layer_schedule(strategy: str, num_unique: int, num_total: int) -> Tuple[int,
     ``num_total``: the map is then that of the authors' code, where ``sequence`` can leave the last layers unused (5
     layers at 6 depths give 0 0 1 1 2 2; :class:`~fairseq_adaptive.modules.LayerStack` refuses such a schedule).
 
+    ``middle_cycle`` and ``middle_sequence`` give the first and the last depth a layer of their own, and those between to
+    the other layers by ``cycle`` and ``sequence``.
+
     >>> layer_schedule("cycle_rev", 3, 6)
     (0, 1, 2, 2, 1, 0)
+    >>> layer_schedule("middle_cycle", 4, 8)
+    (0, 1, 2, 1, 2, 1, 2, 3)
 
     Args:
-        strategy: one of ``sequence``, ``cycle``, ``cycle_rev``
+        strategy: one of :data:`STRATEGIES`
         num_unique: M, how many layers have parameters of their own, 1 <= M <= N
         num_total: N, how many depths there are
 
@@ -39,6 +45,14 @@ def layer_schedule(strategy: str, num_unique: int, num_total: int) -> Tuple[int,
             f"{num_unique} unique layers cannot serve {num_total} depths: "
             f"the number of unique layers must be between 1 and {num_total}"
         )
+    if num_unique == num_total:
+        return tuple(range(num_total))
+    if strategy.startswith("middle_"):
+        if num_unique < 3:
+            raise UsageError(f"{strategy} gives the first and the last of {num_total} depths layers of their own: "
+                             f"it needs at least 3 unique layers, not {num_unique}")
+        middle = layer_schedule(strategy[len("middle_") :], num_unique - 2, num_total - 2)
+        return (0, *(1 + number for number in middle), num_unique - 1)
     if strategy == "sequence":
         repeats = -(-num_total // num_unique)
         return tuple(depth // repeats for depth in range(num_total))

@@ -22,6 +22,7 @@ class Step:
         tape: B, how many tape tokens were there; None in a model without a tape. They are the last places of T
         keeping: what a router's choice was drawn from, where a halting rule is there, too
         asked: true where a router was asked
+        score: a router's logits, which its price is made of; None where it has none
     """
 
     layer: int
@@ -33,6 +34,7 @@ class Step:
     tape: Optional[Tensor] = None
     keeping: Optional[Tensor] = None
     asked: Optional[Tensor] = None
+    score: Optional[Tensor] = None
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Trace:
         live = reading.live
         self.tokens, self.reading = torch.cat((self.tokens, live), 1), reading
         for step in self.steps:
-            for name in ("alive", "kept", "halted", "probability", "keeping", "asked"):
+            for name in ("alive", "kept", "halted", "probability", "keeping", "asked", "score"):
                 each = getattr(step, name)
                 if each is not None:
                     setattr(step, name, torch.cat((each, each.new_zeros(live.shape)), 1))
