@@ -77,11 +77,11 @@ def test_sentences_that_halt_under_the_stock_task(tmp_path):
 
 
 def test_refuses_in_one_line(tmp_path):
-    flags = "--halting", "act", "--skimming", "--save-dir", tmp_path / "save"
+    flags = "--router", "mixture_of_depths", "--skimming", "--save-dir", tmp_path / "save"
     done = run("fairseq-train", *PARITY, *flags, check=False)
     assert done.returncode != 0 and "Traceback" not in done.stderr and not list((tmp_path / "save").iterdir())
-    assert re.search("^error: --skimming cannot be combined with --halting: .*leave one of them out$", done.stderr,
-                     re.M)
+    assert re.search("^error: --skimming and --router mixture_of_depths contradict each other: leave one of them out$",
+                     done.stderr, re.M)
 
 
 def test_imagenet_script_on_a_small_folder(tmp_path):
