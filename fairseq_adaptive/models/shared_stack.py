@@ -24,6 +24,7 @@ from fairseq_adaptive.modules.decoder_step import DecoderStep
 from fairseq_adaptive.modules.dropout import quicken_dropout
 from fairseq_adaptive.modules.halting_rules import RULES, build_halting
 from fairseq_adaptive.modules.packed_linear import PackedLinear
+from fairseq_adaptive.ranges import LAYERS, POSITIVE_SHARE
 
 INITIALISATIONS = ("default", "admin")
 _SEARCH = "search"  # its place in an incremental state
@@ -46,7 +47,7 @@ def add_sharing_args(parser, sides):
     for side in sides:
         parser.add_argument(
             f"--{side}-unique-layers",
-            type=int,
+            type=LAYERS,
             metavar="M",
             help=f"how many {side} layers have parameters of their own; they serve --{side}-layers depths "
             "(default: half of them)",
@@ -64,7 +65,7 @@ def add_halting_args(parser, sides=()):
     parser.add_argument("--halting", choices=RULES, help=HALTING_HELP["halting"])
     for side in sides:
         parser.add_argument(f"--{side}-halting", choices=RULES, help=f"in the {side} (default: --halting)")
-    parser.add_argument("--halting-threshold", type=float, metavar="H", help=HALTING_HELP["halting_threshold"])
+    parser.add_argument("--halting-threshold", type=POSITIVE_SHARE, metavar="H", help=HALTING_HELP["halting_threshold"])
 
 
 def sharing_architecture(args, sides):

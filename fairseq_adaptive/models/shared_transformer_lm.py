@@ -19,6 +19,7 @@ from fairseq_adaptive.models.shared_stack import (
 )
 from fairseq_adaptive.modules import STRATEGIES
 from fairseq_adaptive.modules.halting_rules import RULES
+from fairseq_adaptive.ranges import LAYERS, POSITIVE_SHARE, check_ranges, ranged
 
 
 @dataclass
@@ -27,12 +28,9 @@ class SharedTransformerLanguageModelConfig(TransformerLanguageModelConfig):
         default="cycle_rev",
         metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"},
     )
-    decoder_unique_layers: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "how many layers have parameters of their own; they serve --decoder-layers depths "
-            "(default: half of them)"
-        },
+    decoder_unique_layers: Optional[int] = ranged(
+        None, LAYERS, "how many layers have parameters of their own; they serve --decoder-layers depths (default: half "
+        "of them)"
     )
     init: ChoiceEnum(INITIALISATIONS) = field(
         default="default",
@@ -42,7 +40,7 @@ class SharedTransformerLanguageModelConfig(TransformerLanguageModelConfig):
         },
     )
     halting: ChoiceEnum(RULES) = field(default="none", metadata={"help": HALTING_HELP["halting"]})
-    halting_threshold: Optional[float] = field(default=None, metadata={"help": HALTING_HELP["halting_threshold"]})
+    halting_threshold: Optional[float] = ranged(None, POSITIVE_SHARE, HALTING_HELP["halting_threshold"])
 
 
 @register_model("shared_transformer_lm", dataclass=SharedTransformerLanguageModelConfig)
@@ -54,6 +52,7 @@ class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
     @classmethod
     def build_model(cls, args, task):
         sharing_architecture(args, ("decoder",))
+        check_ranges(args, SharedTransformerLanguageModelConfig)
         cfg = sharing_config(args, ("decoder",))
         # fairseq's own model, built without layers, brings the embeddings and the checks of its many options
         shell = copy.deepcopy(args)

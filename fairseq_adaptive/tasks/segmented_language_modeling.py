@@ -13,6 +13,7 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageMode
 from fairseq_adaptive.data.segment_stream import SegmentStream
 from fairseq_adaptive.data.segmented_dataset import SegmentedDataset, SegmentIterator
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import check_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class SegmentedLanguageModelingTask(LanguageModelingTask):
             if getattr(args, name, None) not in (None, defaults[name]):
                 raise UsageError(f"--{name.replace('_', '-')} has no meaning for --task segmented_language_modeling, "
                                  "which reads the whole text in order; use --task language_modeling")
+        check_ranges(args, cls)
         return super().setup_task(args, **kwargs)
 
     def build_model(self, args, from_checkpoint=False):

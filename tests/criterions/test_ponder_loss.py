@@ -237,8 +237,8 @@ def test_warns_of_collapse_once(build, dictionary, sample, caplog, bias, message
         ({"task_criterion": "mlm"}, "--task-criterion 'mlm' is unknown"),
         ({"task_criterion_args": '{"label_smoothing": 0.1}'}, "does not fit masked_lm: .*label_smoothing"),
         ({"task_criterion_args": "label_smoothing=0.1"}, "does not fit masked_lm"),
-        ({"target_depth": 0.5}, "--target-depth 0.5 is impossible"),
-        ({"time_penalty": -1.0}, "cannot be below 0"),
+        ({"target_depth": 0.5}, "--target-depth is 0.5"),
+        ({"time_penalty": -1.0}, "--time-penalty is -1.0"),
         ({"prior_rate": 1.0}, "between 0 and 1"),
     ],
 )

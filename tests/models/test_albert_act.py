@@ -99,7 +99,7 @@ def test_loads_without_the_heads_of_another_task(build, tokens):
     [
         ({"encoder_layers": 0}, "at least 1 layer"),
         ({"encoder_attention_heads": 3}, "cannot be divided among 3 heads"),
-        ({"halting_threshold": 1.5}, "above 0 and at most 1"),
+        ({"halting_threshold": 1.5}, "above 0 and up to 1"),
     ],
 )
 def test_refuses_impossible_flags(build, flags, message):
