@@ -79,7 +79,7 @@ class Range:
             UsageError: when it is no number, or out of range
         """
         if value not in self:
-            raise UsageError(f"{name} is {str(value)[:40]}: {self.wanted}")
+            raise UsageError(f"{name} is {str(value) if isinstance(value, (int, float)) else repr(value):.40}: {self.wanted}")
         return value
 
 
@@ -95,6 +95,9 @@ BANK = Range(int, 1, 10**7)
 COUNT = Range(int, 1, 10**9)
 UPDATES = Range(int, 0, 10**9)
 BATCH = Range(int, 1, 1 << 20)
+ROUNDS = Range(int, 1, 100000)
+SEED = Range(int, 0, (1 << 32) - 1)
+THREADS = Range(int, 1, 4096)
 SHARE = Range(float, 0, 1)
 POSITIVE_SHARE = Range(float, 0, 1, above=True)
 DROPOUT = Range(float, 0, 1, below=True)

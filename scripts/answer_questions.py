@@ -5,7 +5,6 @@ Writes predictions.json and nbest_predictions.json, for version 2 also null_odds
 folder.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -18,16 +17,17 @@ from omegaconf import OmegaConf
 import fairseq_adaptive  # noqa: F401  registers models, one line for an error
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, require_new
+from fairseq_adaptive.ranges import BATCH, NUMBER, Parser
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("questions", help="JSON in the format of SQuAD v1.1 or v2.0")
     parser.add_argument("--path", required=True, metavar="FILE", help="checkpoint of --task question_answering")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="must not exist")
     parser.add_argument("--data", metavar="FOLDER", help="with dict.txt and the vocabulary (default: as in training)")
-    parser.add_argument("--null-threshold", type=float, help="(default: as in training)")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--null-threshold", type=NUMBER, help="(default: as in training)")
+    parser.add_argument("--batch-size", type=BATCH, default=32)
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     args = parser.parse_args()
 

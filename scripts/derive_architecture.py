@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Prints the layout that a search has found, as a flag for training, and what it costs beside a Transformer-XL."""
 
-import argparse
 
 import torch
 
 import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
 from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.ranges import BATCH, POSITIONS, Parser
 from fairseq_adaptive.report.architecture import (
     animate_course,
     compare_compute,
@@ -19,10 +19,11 @@ from fairseq_adaptive.report.architecture import (
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", help="of a training of --arch par_supernet")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows of the measured step (default: 8)")
-    parser.add_argument("--tokens-per-sample", type=int, default=128, metavar="N",
+    parser.add_argument("--batch-size", type=BATCH, default=8, metavar="N",
+                        help="rows of the measured step (default: 8)")
+    parser.add_argument("--tokens-per-sample", type=POSITIONS, default=128, metavar="N",
                         help="length of its segments (default: 128)")
     parser.add_argument("--log", metavar="FILE", help="log of that training, for the pictures")
     parser.add_argument("--plot", metavar="PNG", help="draw the probabilities of all blocks over the training")

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Writes a model with shared layers as a plain fairseq Transformer, or as a CTranslate2 model, of the shared size."""
 
-import argparse
 
 import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
 from fairseq_adaptive.interop import (
@@ -11,10 +10,11 @@ from fairseq_adaptive.interop import (
     save_checkpoint,
     unroll_checkpoint,
 )
+from fairseq_adaptive.ranges import Parser
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", help="of training, or averaged")
     parser.add_argument("--to", required=True, choices=("fairseq", "ctranslate2"))
     parser.add_argument("--output", required=True, metavar="PATH",

@@ -5,7 +5,6 @@ By default every line of the text is printed, coloured by depth. Reads the encod
 in the published layout of ALBERT-ACT.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub import AlbertActModel
 from fairseq_adaptive.interop import albert_act, require_new
 from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
+from fairseq_adaptive.ranges import BATCH, Parser
 from fairseq_adaptive.report.depth_map import (
     depth_tables,
     format_tables,
@@ -54,14 +54,14 @@ def read_lines(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("model", help="a checkpoint, or a folder or Hugging Face name of a published ALBERT-ACT")
     parser.add_argument("--data", metavar="FOLDER", help="of a checkpoint: where dict.txt is (default: as in training)")
     parser.add_argument("--spm", metavar="FILE", help="SentencePiece model of the text (default: spiece.model in the "
                         "folder of a published model)")
     parser.add_argument("--input", default="-", metavar="FILE", help="the text, a sentence or paragraph a line "
                         "(default: standard input)")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="lines at a time (default: 16)")
+    parser.add_argument("--batch-size", type=BATCH, default=16, metavar="N", help="lines at a time (default: 16)")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto",
                         help="never: print depths as numbers (default: colours in a terminal)")
     parser.add_argument("--html", metavar="FILE", help="write the coloured text as a page; must not exist")
@@ -69,8 +69,6 @@ def main():
                         help="print the mean depth by frequency rank, part of the text and token type")
     parser.add_argument("--plot", metavar="PNG", help="draw these tables; must not exist")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error("--batch-size is at least 1")
 
     logging.disable(logging.INFO)
     for path in filter(None, (args.html, args.plot)):

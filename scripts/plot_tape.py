@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Shows which patches an adatape_vit reads, over all images and for each class, and how long its tapes are."""
 
-import argparse
 import logging
 
 import torch
@@ -10,15 +9,16 @@ from fairseq import checkpoint_utils
 import fairseq_adaptive  # noqa: F401  registers task and model
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.ranges import BATCH, Parser
 from fairseq_adaptive.report.tape_map import plot_map, read_map
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("data", help="the folder that the model was trained on")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT")
     parser.add_argument("--gen-subset", default="test", metavar="SPLIT", help="train, valid or test (default)")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=BATCH, default=256)
     parser.add_argument("--output", required=True, metavar="PNG", help="the picture; must not exist")
     args = parser.parse_args()
 

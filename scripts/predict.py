@@ -5,7 +5,6 @@ A line each: the label, its probability, and the text, in a terminal coloured by
 sentence_prediction has trained.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ import fairseq_adaptive  # noqa: F401  one line for an error
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub import TranskimmerClassifier
 from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.ranges import BATCH, Parser
 from fairseq_adaptive.report.depth_map import legend, to_html, to_text
 
 
@@ -35,7 +35,7 @@ def read_texts(path, pairs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("--data", metavar="FOLDER", help="the binarised training data (default: as in training)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="vocab.txt, or vocab.json and merges.txt (default: in "
@@ -43,13 +43,11 @@ def main():
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
     parser.add_argument("--input", default="-", metavar="FILE", help="a text a line (default: standard input)")
     parser.add_argument("--pairs", action="store_true", help="a line has two texts with a tab between them")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="lines at a time (default: 32)")
+    parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="lines at a time (default: 32)")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto",
                         help="never: print the layer behind each token (default: colours in a terminal)")
     parser.add_argument("--html", metavar="FILE", help="write the coloured texts as a page; must not exist")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error("--batch-size is at least 1")
 
     logging.disable(logging.INFO)
     if args.html:

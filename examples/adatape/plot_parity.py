@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Draws the accuracy of train-parity.sh over epochs and over lengths, from its logs, and prints the table."""
 
-import argparse
 import logging
 import re
 from collections import defaultdict
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.ranges import Parser
 
 VALID = re.compile(r"epoch (\d+) \| valid on 'valid' subset .*?\| accuracy ([\d.]+)(?:.*?\| tape_len ([\d.]+))?")
 SECONDS = re.compile(r"done training in ([\d.]+) seconds")
@@ -17,7 +17,7 @@ SECONDS = re.compile(r"done training in ([\d.]+) seconds")
 def main():
     report_usage_errors()
     logging.getLogger().setLevel(logging.WARNING)  # importing fairseq sets DEBUG, and matplotlib lists every font
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="with MODEL-LENGTH-SEED/train.log")
     parser.add_argument("--output", required=True, metavar="PNG", help="the picture; must not exist")
     args = parser.parse_args()

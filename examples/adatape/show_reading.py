@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Shows what an adatape_parity reads, token by token, in order; and whether that gives the parity away."""
 
-import argparse
 import logging
 from collections import Counter
 
@@ -10,12 +9,13 @@ from fairseq import checkpoint_utils
 
 import fairseq_adaptive  # noqa: F401  registers task and model
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import COUNT, Parser
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("path", help="a checkpoint of train-parity.sh adatape")
-    parser.add_argument("--sequences", type=int, default=2000, help="how many of the validation set (default 2000)")
+    parser.add_argument("--sequences", type=COUNT, default=2000, help="how many of the validation set (default 2000)")
     args = parser.parse_args()
 
     logging.getLogger().setLevel(logging.WARNING)

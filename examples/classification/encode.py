@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Splits texts with labels, NAME.txt, into NAME.label and pieces of words, NAME.input0 and of pairs NAME.input1."""
 
-import argparse
 import math
 import os
 
@@ -12,6 +11,7 @@ from fairseq_adaptive.data.squad import cut, load_tokenizer
 from fairseq_adaptive.data.text_pairs import check_vocabulary, shorten
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
+from fairseq_adaptive.ranges import POSITIONS, Parser
 
 
 def check_label(label, regression):
@@ -24,7 +24,7 @@ def check_label(label, regression):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("texts", nargs="+", metavar="NAME.txt",
                         help="a line is a label, a tab or a space, and a text; of pairs a label, a tab, a "
                         "text, a tab and a text")
@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
     parser.add_argument("--pairs", action="store_true", help="a line has two texts")
     parser.add_argument("--regression", action="store_true", help="labels are numbers")
-    parser.add_argument("--max-length", type=int, default=512, help="cut texts off at this many tokens, with the "
+    parser.add_argument("--max-length", type=POSITIONS, default=512, help="cut texts off at this many tokens, with the "
                         "special ones that fairseq adds (default: %(default)s)")
     args = parser.parse_args()
 

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Scores a trained model on texts with labels by the metric of their task, and writes GLUE's test set submissions."""
 
-import argparse
 import logging
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ import fairseq_adaptive  # noqa: F401  one line for an error
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub import TranskimmerClassifier
 from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.ranges import BATCH, POSITIONS, Parser
 
 METRICS = {
     "accuracy": accuracy_score,
@@ -48,15 +48,16 @@ def written(label):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("task", choices=NAMES)
     parser.add_argument("texts", type=Path, help="folder that texts.py made, or any with dev.txt or test.txt")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT")
     parser.add_argument("--data", metavar="FOLDER", help="the bin folder of prepare.sh (default: as in training)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="with the vocabulary (default: that of the data)")
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
-    parser.add_argument("--max-length", type=int, metavar="N", help="as in prepare.sh (default: all that it can read)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--max-length", type=POSITIONS, metavar="N",
+                        help="as in prepare.sh (default: all that it can read)")
+    parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--submission", type=Path, metavar="FOLDER",
                         help="write the labels of GLUE's test sets there, in the files that its site takes")
     args = parser.parse_args()

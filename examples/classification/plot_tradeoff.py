@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Draws accuracy over measured speed-up from the JSON files of scripts/benchmark/classification.py, a panel each."""
 
-import argparse
 import json
 from pathlib import Path
 
 from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.report.pictures import pyplot
 
 
@@ -37,7 +37,7 @@ def draw(axes, title, models, size):
 
 def main():
     report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("results", nargs="+", metavar="TITLE=JSON")
     parser.add_argument("--batch-size", default="32", metavar="N", help="whose times are drawn (default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="PNG", help="the picture; must not exist")

@@ -5,7 +5,6 @@ Writes train.txt, dev.txt and test.txt, as far as their labels are published, an
 sets, where a number is in the label's place. Between label and text, and between two texts, there is a tab.
 """
 
-import argparse
 import csv
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import Dict, Iterator, List, NamedTuple, Tuple
 import fairseq_adaptive  # noqa: F401  one line for an error
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.ranges import Parser
 
 
 class Glue(NamedTuple):
@@ -155,7 +155,7 @@ def parts_of(task: str, raw: Path) -> Iterator[Tuple[str, Rows]]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("task", choices=NAMES)
     parser.add_argument("raw", type=Path, help="the folder that download.sh made, or one of GLUE's layout")
     parser.add_argument("output", type=Path, help="new folder")

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Learns one joint SentencePiece model on a parallel training set and splits all its sets into pieces."""
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
 
 import sentencepiece as spm
+
+from fairseq_adaptive.ranges import WORDS, Parser
 
 FILES = [f"{split}.{lang}" for split in ("train", "valid", "test") for lang in ("en", "de")]
 
@@ -49,10 +50,10 @@ def read_corpus(folder: Path):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("corpus", type=Path, help="a folder with {train,valid,test}.{en,de}, one sentence a line")
     parser.add_argument("out", type=Path, help="a new folder; gets these files in pieces, and sentencepiece.model")
-    parser.add_argument("--vocab-size", type=int, default=4000, help="how many pieces at most (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=WORDS, default=4000, help="how many pieces at most (default: %(default)s)")
     args = parser.parse_args()
     if args.out.exists():
         parser.error(f"{args.out} exists already; remove it or name another folder")

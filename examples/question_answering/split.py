@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Splits a file in the format of SQuAD by article, so that no text is in both parts."""
 
-import argparse
 import json
 import random
 
@@ -9,6 +8,7 @@ import fairseq_adaptive  # noqa: F401  one line for an error
 from fairseq_adaptive.data.squad import read_squad
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.ranges import SEED, Parser, Range
 
 
 def count(articles):
@@ -16,17 +16,15 @@ def count(articles):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("file", help="JSON in the format of SQuAD v1.1 or v2.0")
     parser.add_argument("train", help="must not exist")
     parser.add_argument("valid", help="must not exist")
-    parser.add_argument("--valid-share", type=float, default=0.1, help="of the questions, more or less (default: "
-                        "%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the choice of articles (default: %(default)s)")
+    parser.add_argument("--valid-share", type=Range(float, 0, 1, above=True, below=True), default=0.1,
+                        help="of the questions, more or less (default: %(default)s)")
+    parser.add_argument("--seed", type=SEED, default=1, help="of the choice of articles (default: %(default)s)")
     args = parser.parse_args()
 
-    if not 0 < args.valid_share < 1:
-        raise UsageError(f"--valid-share {args.valid_share} is impossible: it is above 0 and below 1")
     for path in (args.train, args.valid):
         require_new(path)
     read_squad(args.file)  # refuses what training would refuse

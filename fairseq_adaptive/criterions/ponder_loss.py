@@ -107,7 +107,6 @@ class PonderLoss(FairseqCriterion):
 
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
-        check_ranges(cfg, PonderLossConfig)
         truncated_geometric(cfg.prior_rate, 1)
         self.cfg, self.task_criterion = cfg, task_criterion
         excess = None if cfg.target_depth is None else lambda depth: depth / cfg.target_depth - 1
@@ -116,6 +115,7 @@ class PonderLoss(FairseqCriterion):
 
     @classmethod
     def build_criterion(cls, cfg, task):
+        check_ranges(cfg, PonderLossConfig)
         task_criterion = build_task_criterion(cfg, task)
         # fairseq asks the class, not the instance, how to reduce what it logs
         return type(cls.__name__, (cls,), {"task_class": type(task_criterion)})(cfg, task, task_criterion)

@@ -4,10 +4,12 @@ import argparse
 import os
 from typing import Any, Dict
 
+import torch
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import require_new, whole_file  # noqa: F401  require_new was here once
 
 
 def load_checkpoint(path) -> Dict[str, Any]:
@@ -39,25 +41,11 @@ def model_options(state: Dict[str, Any]) -> Dict[str, Any]:
     return options
 
 
-def require_new(path) -> str:
-    """Return ``path`` as a string.
-
-    Raises:
-        UsageError: when something is there already, or its folder is missing
-    """
-    path = os.fspath(path)
-    if os.path.lexists(path):
-        raise UsageError(f"{path} exists and is left as it is: name another output, or remove it first")
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise UsageError(f"cannot write {path}: there is no folder {folder}")
-    return path
-
-
 def save_checkpoint(state: Dict[str, Any], path):
-    """Write a checkpoint to a temporary file, then give it its name.
+    """Write a checkpoint to a file beside ``path``, then give it its name.
 
     Raises:
         UsageError: when ``path`` exists, or the file cannot be written
     """
-    checkpoint_utils.torch_persistent_save(state, require_new(path))
+    with whole_file(path) as part:
+        torch.save(state, part)

@@ -21,7 +21,7 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_config,
 )
 from fairseq_adaptive.modules.tape import LearnedBank
-from fairseq_adaptive.ranges import BANK, declare_ranges
+from fairseq_adaptive.ranges import BANK, check_ranges, declare_ranges
 
 TAPE_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TapeConfig) if field.name != "_name"}
 
@@ -130,6 +130,7 @@ class AdaTapeModel(ExplainsLoading, RobertaModel):
     @classmethod
     def build_model(cls, args, task):
         adatape(args)
+        check_ranges(args, cls)
         if not hasattr(args, "max_positions"):
             args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
         return cls(args, AdaTapeEncoder(args, task.source_dictionary))

@@ -52,12 +52,12 @@ class SegmentedLanguageModelingTask(LanguageModelingTask):
 
     @classmethod
     def setup_task(cls, args, **kwargs):
+        check_ranges(args, cls)
         defaults = {field.name: field.default for field in fields(LanguageModelingConfig)}
         for name in WITHOUT_MEANING:
             if getattr(args, name, None) not in (None, defaults[name]):
                 raise UsageError(f"--{name.replace('_', '-')} has no meaning for --task segmented_language_modeling, "
                                  "which reads the whole text in order; use --task language_modeling")
-        check_ranges(args, cls)
         return super().setup_task(args, **kwargs)
 
     def build_model(self, args, from_checkpoint=False):

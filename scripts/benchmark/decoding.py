@@ -20,6 +20,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_adaptive.interop import convert_to_ctranslate2, load_checkpoint, save_checkpoint, unroll_checkpoint
 from fairseq_adaptive.modules.halting import HaltingRule
+from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser, Range
 
 
 def fairseq_search(args, path, generator_class=None):
@@ -61,13 +62,13 @@ def require_same(stock, ours):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="folder of fairseq-preprocess")
     parser.add_argument("checkpoint", help="of a shared_transformer")
-    parser.add_argument("--beam", type=int, default=5)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--sentences", type=int, default=192, help="of the test set, a round (an eighth at batch 1)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often all are measured in turn")
+    parser.add_argument("--beam", type=Range(int, 1, 1000), default=5)
+    parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 64])
+    parser.add_argument("--sentences", type=COUNT, default=192, help="of the test set, a round (an eighth at batch 1)")
+    parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
     parser.add_argument("--cpu-time", action="store_true", help="of this process, for busy machines")
     args = parser.parse_args()
     describe(args)
