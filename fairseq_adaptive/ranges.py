@@ -79,7 +79,8 @@ class Range:
             UsageError: when it is no number, or out of range
         """
         if value not in self:
-            raise UsageError(f"{name} is {str(value) if isinstance(value, (int, float)) else repr(value):.40}: {self.wanted}")
+            shown = str(value) if isinstance(value, (int, float)) else repr(value)
+            raise UsageError(f"{name} is {shown[:40]}: {self.wanted}")
         return value
 
 

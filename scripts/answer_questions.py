@@ -8,7 +8,6 @@ folder.
 import json
 import logging
 import os
-import tempfile
 
 import torch
 from fairseq import checkpoint_utils, tasks, utils
@@ -16,7 +15,8 @@ from omegaconf import OmegaConf
 
 import fairseq_adaptive  # noqa: F401  registers models, one line for an error
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop.checkpoint import load_checkpoint, require_new
+from fairseq_adaptive.files import require_new, whole_folder
+from fairseq_adaptive.interop.checkpoint import load_checkpoint
 from fairseq_adaptive.ranges import BATCH, NUMBER, Parser
 
 
@@ -52,14 +52,11 @@ def main():
             sample = utils.move_to_cuda(sample) if device.type == "cuda" else sample
             task.collect(sample, model(**sample["net_input"], spans=True)[0])
     answers, lists, odds = task.answers("test")
-    with tempfile.TemporaryDirectory(prefix=".answers", dir=os.path.dirname(os.path.abspath(args.output))) as scratch:
-        made = os.path.join(scratch, "made")
-        os.mkdir(made)
+    with whole_folder(args.output) as made:
         files = {"predictions": answers, "nbest_predictions": lists, **({"null_odds": odds} if odds else {})}
         for name, content in files.items():
             with open(os.path.join(made, f"{name}.json"), "w", encoding="utf-8") as file:
                 json.dump(content, file, indent=1, ensure_ascii=False)
-        os.rename(made, args.output)
     if task.has_answers("test"):
         print(json.dumps(task.evaluate("test"), indent=1))
     print(f"wrote {args.output}/predictions.json ({len(answers)} questions)")

@@ -5,7 +5,8 @@
 import torch
 
 import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
-from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import require_new
 from fairseq_adaptive.ranges import BATCH, POSITIONS, Parser
 from fairseq_adaptive.report.architecture import (
     animate_course,
@@ -16,6 +17,7 @@ from fairseq_adaptive.report.architecture import (
     plot_course,
     read_probabilities,
 )
+from fairseq_adaptive.report.pictures import require_picture
 
 
 def main():
@@ -32,8 +34,12 @@ def main():
     if bool(args.log) != bool(args.plot or args.animation):
         parser.error("--plot and --animation are drawn from --log: give both")
 
-    for picture in filter(None, (args.plot, args.animation)):
-        require_new(picture)
+    if args.plot:
+        require_picture(args.plot)
+    if args.animation:
+        require_new(args.animation)
+        if not args.animation.lower().endswith(".gif"):
+            raise UsageError(f"{args.animation} is no name of an animation: end it in .gif")
     probabilities, options = load_search(args.checkpoint)
     course = read_probabilities(args.log) if args.log else None
     blocks = found_blocks(probabilities)

@@ -2,7 +2,6 @@
 """Finds the cutoffs that make an adaptive softmax fastest for a vocabulary, and prints the flags to use them."""
 
 import logging
-import os
 
 import torch
 
@@ -11,6 +10,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.ranges import COUNT, FACTOR, WIDTH, Parser, Range
 from fairseq_adaptive.report.calibration import measure_costs
 from fairseq_adaptive.report.cutoffs import Costs, Shape, best_clusters, optimal_cutoffs, plot_times, read_counts
+from fairseq_adaptive.report.pictures import require_picture
 
 logging.disable(logging.INFO)  # importing fairseq lets everybody's debugging messages through
 
@@ -56,8 +56,8 @@ def main():
     args = parser.parse_args()
 
     shape = Shape(args.hidden_dim, args.factor, args.tokens)
-    if args.plot and os.path.exists(args.plot):
-        raise UsageError(f"{args.plot} exists already: choose another name for --plot")
+    if args.plot:
+        require_picture(args.plot)
     given = costs(args.costs) if args.costs else None
     counts = read_counts(args.dictionary or args.counts, bool(args.dictionary))
     if args.clusters != "auto":  # so that too many are refused before anything is measured

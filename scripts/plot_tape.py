@@ -4,12 +4,12 @@
 import logging
 
 import torch
-from fairseq import checkpoint_utils
 
 import fairseq_adaptive  # noqa: F401  registers task and model
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.interop.checkpoint import load_model
 from fairseq_adaptive.ranges import BATCH, Parser
+from fairseq_adaptive.report.pictures import require_picture
 from fairseq_adaptive.report.tape_map import plot_map, read_map
 
 
@@ -23,8 +23,8 @@ def main():
     args = parser.parse_args()
 
     logging.getLogger().setLevel(logging.WARNING)  # importing fairseq sets DEBUG, and matplotlib lists every font
-    require_new(args.output)
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides={"data": args.data})
+    require_picture(args.output)
+    model, task = load_model(args.path, {"data": args.data})
     if getattr(model, "bank_embedding", None) is None:
         raise UsageError(f"{args.path} is no adatape_vit with a bank of patches: there are no places to show")
     task.load_dataset(args.gen_subset)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Says the label of raw texts, and shows before which layer each token was skimmed.
 
-A line each: the label, its probability, and the text, in a terminal coloured by layer. Reads checkpoints that --task
-sentence_prediction has trained.
+A line for each line, blank ones too: the label, its probability, and the text, in a terminal coloured by layer. Reads
+checkpoints that --task sentence_prediction has trained.
 """
 
 import logging
@@ -11,26 +11,22 @@ import sys
 
 import fairseq_adaptive  # noqa: F401  one line for an error
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import read_lines, require_new, whole_file
 from fairseq_adaptive.hub import TranskimmerClassifier
-from fairseq_adaptive.interop import require_new
 from fairseq_adaptive.ranges import BATCH, Parser
 from fairseq_adaptive.report.depth_map import legend, to_html, to_text
 
 
 def read_texts(path, pairs):
-    try:
-        with sys.stdin if path == "-" else open(path, encoding="utf-8") as file:
-            texts = [line.rstrip("\n") for line in file if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    if not texts:
+    texts = read_lines(path)
+    if not any(text.strip() for text in texts):
         raise UsageError("there is no text to read: it is empty")
     if not pairs:
         return texts
     split = [tuple(text.split("\t")) for text in texts]
-    wrong = next((text for text, parts in zip(texts, split) if len(parts) != 2), None)
-    if wrong is not None:
-        raise UsageError(f"{wrong!r} is no pair: with --pairs a tab is between two texts")
+    for number, parts in enumerate(split, start=1):
+        if len(parts) != 2:
+            raise UsageError(f"line {number} is no pair: with --pairs a tab is between two texts, not {parts[0]!r:.60}")
     return split
 
 
@@ -64,7 +60,7 @@ def main():
             f"{prediction.label}\t{prediction.probabilities[prediction.label]:.3f}")
         print(f"{head}\t{to_text(sentence, colour)}")
     if args.html:
-        with open(args.html, "x", encoding="utf-8") as file:
+        with whole_file(args.html) as part, open(part, "w", encoding="utf-8") as file:
             file.write(to_html(sentences, f"Skimmed by {os.path.basename(args.checkpoint)}"))
         print("wrote", args.html, file=sys.stderr)
 

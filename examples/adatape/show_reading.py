@@ -5,10 +5,10 @@ import logging
 from collections import Counter
 
 import torch
-from fairseq import checkpoint_utils
 
 import fairseq_adaptive  # noqa: F401  registers task and model
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.checkpoint import load_model
 from fairseq_adaptive.ranges import COUNT, Parser
 
 
@@ -19,7 +19,7 @@ def main():
     args = parser.parse_args()
 
     logging.getLogger().setLevel(logging.WARNING)
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([args.path])
+    model, task = load_model(args.path)
     if getattr(model, "tape", None) is None:
         raise UsageError(f"{args.path} has no tape: train it with train-parity.sh adatape")
     task.load_dataset("valid")

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Splits texts with labels, NAME.txt, into NAME.label and pieces of words, NAME.input0 and of pairs NAME.input1."""
 
+import contextlib
 import math
 import os
 
@@ -10,6 +11,7 @@ from texts import read_texts
 from fairseq_adaptive.data.squad import cut, load_tokenizer
 from fairseq_adaptive.data.text_pairs import check_vocabulary, shorten
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import whole_file
 from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
 from fairseq_adaptive.ranges import POSITIONS, Parser
 
@@ -51,16 +53,18 @@ def main():
         raise UsageError(f"--max-length {args.max_length} leaves no room for a text")
     kinds = ["label", "input0", "input1"][: 2 + args.pairs]
     for path in args.texts:
-        files = [open(f"{path.removesuffix('.txt')}.{kind}", "w", encoding="utf-8") for kind in kinds]
-        for number, (label, *texts) in enumerate(read_texts(path, args.pairs), start=1):
-            if not check_label(label, args.regression):
-                raise UsageError(f"{path}, line {number}: the label {label!r} is "
-                                 + ("no number" if args.regression else "not one word"))
-            parts = shorten([*map(pieces_of, texts)], room)
-            for file, line in zip(files, [label, *map(" ".join, parts)]):
-                file.write(line + "\n")
-        for file in files:
-            file.close()
+        with contextlib.ExitStack() as stack:
+            files = []
+            for kind in kinds:
+                part = stack.enter_context(whole_file(f"{path.removesuffix('.txt')}.{kind}"))
+                files.append(stack.enter_context(open(part, "w", encoding="utf-8")))
+            for number, (label, *texts) in enumerate(read_texts(path, args.pairs), start=1):
+                if not check_label(label, args.regression):
+                    raise UsageError(f"{path}, line {number}: the label {label!r} is "
+                                     + ("no number" if args.regression else "not one word"))
+                parts = shorten([*map(pieces_of, texts)], room)
+                for file, line in zip(files, [label, *map(" ".join, parts)]):
+                    file.write(line + "\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from texts import NAMES, PAIRS, read_texts
 
 import fairseq_adaptive  # noqa: F401  one line for an error
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import require_new, whole_file
 from fairseq_adaptive.hub import TranskimmerClassifier
-from fairseq_adaptive.interop.checkpoint import require_new
 from fairseq_adaptive.ranges import BATCH, POSITIONS, Parser
 
 METRICS = {
@@ -88,7 +88,7 @@ def main():
             scores = (f"{name} {100 * METRICS[name](true, found):.2f}" for name in OF_TASK.get(args.task, ["accuracy"]))
             print(f"{path.name}: {len(texts)} texts, {', '.join(scores)}", flush=True)
         else:
-            with open(target, "x", encoding="utf-8") as file:
+            with whole_file(target) as part, open(part, "w", encoding="utf-8") as file:
                 file.write("index\tprediction\n")
                 file.writelines(f"{name}\t{written(label)}\n" for name, label in zip(names, found))
             print("wrote", target, flush=True)

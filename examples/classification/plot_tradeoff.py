@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 from fairseq_adaptive.errors import UsageError, report_usage_errors
-from fairseq_adaptive.interop import require_new
 from fairseq_adaptive.ranges import Parser
-from fairseq_adaptive.report.pictures import pyplot
+from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
 
 
 def read(path):
@@ -42,7 +41,7 @@ def main():
     parser.add_argument("--batch-size", default="32", metavar="N", help="whose times are drawn (default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="PNG", help="the picture; must not exist")
     args = parser.parse_args()
-    require_new(args.output)
+    require_picture(args.output)
     titles, paths = zip(*(result.rpartition("=")[::2] for result in args.results))
     results = [read(path) for path in paths]
     lacking = next((path for path, models in zip(paths, results) if args.batch_size not in models[0]["speed"]), None)
@@ -53,7 +52,7 @@ def main():
     for panel in zip(panels[0], titles, results):
         draw(*panel, args.batch_size)
     figure.tight_layout()
-    figure.savefig(args.output, dpi=110)
+    save_figure(figure, args.output, dpi=110)
     print("wrote", args.output)
 
 

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """Learns one joint SentencePiece model on a parallel training set and splits all its sets into pieces."""
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
 
 import sentencepiece as spm
-
-from fairseq_adaptive.ranges import WORDS, Parser
 
 FILES = [f"{split}.{lang}" for split in ("train", "valid", "test") for lang in ("en", "de")]
 
@@ -50,11 +49,13 @@ def read_corpus(folder: Path):
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path, help="a folder with {train,valid,test}.{en,de}, one sentence a line")
     parser.add_argument("out", type=Path, help="a new folder; gets these files in pieces, and sentencepiece.model")
-    parser.add_argument("--vocab-size", type=WORDS, default=4000, help="how many pieces at most (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=4000, help="how many pieces at most (default: %(default)s)")
     args = parser.parse_args()
+    if not 8 <= args.vocab_size <= 1 << 24:
+        parser.error(f"--vocab-size is {args.vocab_size}: use a whole number from 8 to {1 << 24:,}")
     if args.out.exists():
         parser.error(f"{args.out} exists already; remove it or name another folder")
     try:

@@ -7,7 +7,7 @@ import random
 import fairseq_adaptive  # noqa: F401  one line for an error
 from fairseq_adaptive.data.squad import read_squad
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.files import read_json, require_new, whole_file
 from fairseq_adaptive.ranges import SEED, Parser, Range
 
 
@@ -28,8 +28,7 @@ def main():
     for path in (args.train, args.valid):
         require_new(path)
     read_squad(args.file)  # refuses what training would refuse
-    with open(args.file, encoding="utf-8") as file:
-        content = json.load(file)
+    content = read_json(args.file)
     titled = {}
     for number, article in enumerate(content["data"]):
         titled.setdefault(article.get("title", number), []).append(article)
@@ -42,7 +41,7 @@ def main():
         valid = valid + titled[titles.pop()]
     train = [article for title in titles for article in titled[title]]
     for path, articles in ((args.train, train), (args.valid, valid)):
-        with open(path, "w", encoding="utf-8") as file:
+        with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
             json.dump({**content, "data": articles}, file, ensure_ascii=False)
         print(f"{path}: {len(articles)} articles, {count(articles)} questions")
 

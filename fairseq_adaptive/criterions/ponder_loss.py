@@ -81,7 +81,7 @@ def build_task_criterion(cfg, task) -> FairseqCriterion:
         if OmegaConf.is_config(cfg):  # criterions read some flags of the optimizer and of the program
             flags._set_parent(cfg._get_root())
         return build_criterion(flags, task)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
         raise UsageError(f"--task-criterion-args {cfg.task_criterion_args!r} does not fit {cfg.task_criterion}: "
                          f"{' '.join(str(error).split())}") from error
 

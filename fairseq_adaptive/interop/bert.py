@@ -127,7 +127,8 @@ def read_vocabulary(path) -> List[str]:
     if not str(path).endswith(".json"):
         return read_lines(path)
     numbers = read_json(path)
-    if not all(isinstance(number, int) for number in numbers.values()) or sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):
+    whole = all(isinstance(number, int) for number in numbers.values())
+    if not whole or sorted(numbers.values()) != list(range(len(numbers))):
         raise UsageError(f"{path} does not number its symbols from 0 without gaps")
     return sorted(numbers, key=numbers.get)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, whole_folder
-from fairseq_adaptive.interop.checkpoint import save_checkpoint
+from fairseq_adaptive.interop.checkpoint import require_finite, save_checkpoint
 from fairseq_adaptive.ranges import Range
 
 # each module has add_args(parser) for the flags of its own, and convert(args) -> (state of a checkpoint, Dictionary);
@@ -132,8 +132,7 @@ class Weights:
         if not tensor.is_floating_point():
             raise UsageError(f"{name} holds numbers of type {str(tensor.dtype).removeprefix('torch.')}: save weights as "
                              "floating-point numbers")
-        if not tensor.isfinite().all():
-            raise UsageError(f"{name} holds NaN or infinity: the file is damaged, or the training of the model failed")
+        require_finite({name: tensor}, "the weights")
         if tuple(tensor.shape) != shape:
             raise UsageError(f"{name} has the shape {tuple(tensor.shape)}, but by config.json it should be {shape}")
         self.left.discard(name)

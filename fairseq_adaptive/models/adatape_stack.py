@@ -140,7 +140,8 @@ class TapeClassifier(ExplainsLoading, BaseFairseqModel):
         super().__init__()
         check_flags(cfg, type(self))
         cfg = Namespace(**vars(cfg))
-        cfg.encoder_unique_layers = cfg.encoder_unique_layers or cfg.encoder_layers
+        if cfg.encoder_unique_layers is None:
+            cfg.encoder_unique_layers = cfg.encoder_layers
         cfg.encoder_normalize_before, cfg.init = True, "default"
         if str(cfg.halting) == "pondernet":
             raise UsageError(

@@ -9,7 +9,8 @@ from fairseq.data import Dictionary, data_utils
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.report.pictures import pyplot
+from fairseq_adaptive.ranges import BATCH
+from fairseq_adaptive.report.pictures import pyplot, save_figure
 
 WORD_START = "▁"  # of SentencePiece
 COLOURS = (159, 153, 147, 183, 219, 218, 217, 216, 209, 203)  # of a terminal, from shallow to deep
@@ -55,8 +56,9 @@ def read_depths(
         longest: tokens of a text, special ones included (default: what the model can read)
 
     Raises:
-        UsageError: for another model
+        UsageError: for another model, or a batch size below 1
     """
+    BATCH.check(batch_size, "batch_size")
     name, encoder = halting_stack(model.eval()), model.encoder
     cls = [dictionary.bos()] if hasattr(model, "sentence_order") else []
     if longest is None:
@@ -218,5 +220,4 @@ def plot_tables(tables: Table, limit: int, path: str):
         panel.set(title=table, ylim=(0, limit))
         panel.tick_params(axis="x", rotation=90)
     panels[0].set_ylabel("mean updates")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)

@@ -19,7 +19,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.models.roberta import RobertaModel
 
-from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.files import require_new, whole_file
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser
 from fairseq_adaptive.report.skimming import skim_macs
@@ -163,7 +163,7 @@ def main():
         about = {"date": str(date.today()), "torch": torch.__version__, "threads": torch.get_num_threads(),
                  "processor": platform.processor() or platform.machine(), "subset": args.subset,
                  "clock": "processor" if args.clock is time.process_time else "wall", "rounds": args.rounds}
-        with open(args.output, "x", encoding="utf-8") as file:
+        with whole_file(args.output) as part, open(part, "w", encoding="utf-8") as file:
             json.dump({**about, "models": rows}, file, indent=1)
         print("wrote", args.output)
 

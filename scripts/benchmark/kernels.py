@@ -26,6 +26,7 @@ import torch
 from adaptive_softmax import start_memory, used_memory
 from kernel_cases import CASES
 
+from fairseq_adaptive.files import whole_file
 from fairseq_adaptive.ops import OPS
 from fairseq_adaptive.ops.matmul import linear
 from fairseq_adaptive.ranges import ROUNDS, Parser
@@ -219,7 +220,7 @@ def main():
     table(found)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(args.output, "x") as file:
+        with whole_file(args.output) as part, open(part, "w", encoding="utf-8") as file:
             json.dump(found, file, indent=1)
             file.write("\n")
 
