@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils, tasks, utils
 from omegaconf import OmegaConf
 
 import fairseq_adaptive  # noqa: F401  registers models, one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_folder
 from fairseq_adaptive.interop.checkpoint import load_checkpoint
@@ -63,4 +64,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,6 +3,7 @@
 
 
 import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import average_checkpoints, last_checkpoints, require_new, save_checkpoint
 from fairseq_adaptive.ranges import COUNT, Parser
 
@@ -35,4 +36,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,6 +4,7 @@
 import os
 
 import fairseq_adaptive  # noqa: F401  registers models, one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.interop.checkpoint import require_new
 from fairseq_adaptive.interop.conversion import FORMATS, find_format, write_folder
 from fairseq_adaptive.ranges import Parser
@@ -35,4 +36,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

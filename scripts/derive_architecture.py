@@ -5,6 +5,7 @@
 import torch
 
 import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new
 from fairseq_adaptive.ranges import BATCH, POSITIONS, Parser
@@ -64,4 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

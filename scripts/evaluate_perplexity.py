@@ -14,6 +14,7 @@ import warnings
 import torch
 
 import fairseq_adaptive  # noqa: F401  registers tasks and models, one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.ranges import BATCH, DISTANCE, POSITIONS, Parser
 from fairseq_adaptive.report.perplexity import count_bytes, count_text, perplexities, score_text
 
@@ -64,4 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,6 +3,7 @@
 
 
 import fairseq_adaptive  # noqa: F401  safe loading, one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import (
     convert_to_ctranslate2,
     load_checkpoint,
@@ -36,4 +37,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

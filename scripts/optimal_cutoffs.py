@@ -6,6 +6,7 @@ import logging
 import torch
 
 import fairseq_adaptive  # noqa: F401  one line for an error
+from fairseq_adaptive.command import device, run
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.ranges import COUNT, FACTOR, WIDTH, Parser, Range
 from fairseq_adaptive.report.calibration import measure_costs
@@ -51,7 +52,8 @@ def main():
     parser.add_argument("--least-head", type=Range(int, 4, 1 << 24), default=4, metavar="N",
                         help="keep at least this many entries in the first cluster, with fairseq's four special "
                         "symbols (default: 4)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for --calibrate")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="for --calibrate")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the cost of 1 to 6 clusters")
     args = parser.parse_args()
 
@@ -90,4 +92,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,6 +12,7 @@ import sys
 import torch
 
 import fairseq_adaptive  # noqa: F401  registers tasks and models, one line for an error
+from fairseq_adaptive.command import run, wants_colour
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_lines, require_new, whole_file
 from fairseq_adaptive.hub import AlbertActModel
@@ -92,7 +93,7 @@ def main():
             plot_tables(tables, limit, args.plot)
             print("wrote", args.plot)
     if not (args.html or args.table or args.plot):
-        colour = args.color == "always" or args.color == "auto" and sys.stdout.isatty()
+        colour = wants_colour(args.color)
         if colour:
             print(legend(limit))
         for sentence in sentences:
@@ -100,4 +101,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

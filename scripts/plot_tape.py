@@ -6,6 +6,7 @@ import logging
 import torch
 
 import fairseq_adaptive  # noqa: F401  registers task and model
+from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_model
 from fairseq_adaptive.ranges import BATCH, Parser
@@ -51,4 +52,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

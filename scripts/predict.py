@@ -10,6 +10,7 @@ import os
 import sys
 
 import fairseq_adaptive  # noqa: F401  one line for an error
+from fairseq_adaptive.command import run, wants_colour
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_lines, require_new, whole_file
 from fairseq_adaptive.hub import TranskimmerClassifier
@@ -52,7 +53,7 @@ def main():
     classifier = TranskimmerClassifier.from_pretrained(args.checkpoint, args.data, args.tokenizer, cased=args.cased)
     predictions = classifier.predict(texts, args.batch_size)
     sentences = [prediction.sentence for prediction in predictions]
-    colour = args.color == "always" or args.color == "auto" and sys.stdout.isatty()
+    colour = wants_colour(args.color)
     if colour:
         print(legend(sentences[0].limit, sentences[0].measure, sentences[0].last))
     for prediction, sentence in zip(predictions, sentences):
@@ -66,4 +67,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
@@ -71,4 +72,4 @@ def _plot(runs, path):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 import fairseq_adaptive  # noqa: F401  one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.files import require_new, whole_folder
 from fairseq_adaptive.ranges import Parser
 
@@ -28,4 +29,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

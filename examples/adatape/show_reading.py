@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 
 import fairseq_adaptive  # noqa: F401  registers task and model
+from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_model
 from fairseq_adaptive.ranges import COUNT, Parser
@@ -43,4 +44,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

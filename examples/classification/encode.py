@@ -8,6 +8,7 @@ import os
 from fairseq.data import Dictionary
 from texts import read_texts
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.data.squad import cut, load_tokenizer
 from fairseq_adaptive.data.text_pairs import check_vocabulary, shorten
 from fairseq_adaptive.errors import UsageError
@@ -68,4 +69,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from texts import NAMES, PAIRS, read_texts
 
 import fairseq_adaptive  # noqa: F401  one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_file
 from fairseq_adaptive.hub import TranskimmerClassifier
@@ -95,4 +96,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

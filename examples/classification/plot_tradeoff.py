@@ -4,6 +4,7 @@
 import json
 from pathlib import Path
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError, report_usage_errors
 from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
@@ -57,4 +58,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

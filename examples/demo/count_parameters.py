@@ -11,6 +11,7 @@ logging.disable(logging.INFO)
 from fairseq import checkpoint_utils, tasks  # noqa: E402
 
 import fairseq_adaptive  # noqa: E402,F401  registers the model
+from fairseq_adaptive.command import run
 
 
 def count_parameters(cfg, task) -> int:
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,6 +3,7 @@
 
 
 import fairseq_adaptive  # noqa: F401  one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.tasks.question_answering import QuestionAnsweringConfig, QuestionAnsweringTask
 
@@ -19,4 +20,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

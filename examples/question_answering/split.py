@@ -5,6 +5,7 @@ import json
 import random
 
 import fairseq_adaptive  # noqa: F401  one line for an error
+from fairseq_adaptive.command import run
 from fairseq_adaptive.data.squad import read_squad
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, require_new, whole_file
@@ -47,4 +48,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

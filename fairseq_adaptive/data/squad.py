@@ -104,10 +104,13 @@ def load_tokenizer(folder, cased: bool):
     except ImportError as error:
         raise UsageError("to cut words into pieces, install tokenizers: pip install 'fairseq_adaptive[hf]'") from error
     vocabulary, numbers, merges = (os.path.join(folder, name) for name in ("vocab.txt", "vocab.json", "merges.txt"))
-    if os.path.isfile(vocabulary):
-        return BertWordPieceTokenizer(vocabulary, lowercase=not cased), False
-    if os.path.isfile(numbers) and os.path.isfile(merges):
-        return ByteLevelBPETokenizer(numbers, merges, add_prefix_space=True, trim_offsets=True), True
+    try:
+        if os.path.isfile(vocabulary):
+            return BertWordPieceTokenizer(vocabulary, lowercase=not cased), False
+        if os.path.isfile(numbers) and os.path.isfile(merges):
+            return ByteLevelBPETokenizer(numbers, merges, add_prefix_space=True, trim_offsets=True), True
+    except Exception as error:  # the library has no class of its own for damaged files
+        raise UsageError(f"the vocabulary in {folder} is damaged: {' '.join(str(error).split())}") from error
     raise UsageError(f"there is neither vocab.txt nor vocab.json with merges.txt in {folder}: --tokenizer names the "
                      "folder that the model was converted from")
 

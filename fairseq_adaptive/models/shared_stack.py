@@ -107,6 +107,9 @@ def sharing_config(args, sides) -> TransformerConfig:
         cfg.checkpoint_activations = True
     for side in sides:
         half = getattr(cfg, side)
+        if half.embed_dim % half.attention_heads:
+            raise UsageError(f"--{side}-embed-dim {half.embed_dim} cannot be divided among {half.attention_heads} heads: "
+                             f"choose another --{side}-attention-heads")
         half.unique_layers = getattr(args, f"{side}_unique_layers")
         layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
         if half.halting != "none" and half.layerdrop:

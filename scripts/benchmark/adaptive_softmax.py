@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from common import describe
 from fairseq.modules import AdaptiveSoftmax as FairseqAdaptiveSoftmax
 
+from fairseq_adaptive.command import device, run
 from fairseq_adaptive.modules.adaptive_softmax import AdaptiveSoftmax
 from fairseq_adaptive.ranges import COUNT, DROPOUT, FACTOR, ROUNDS, WIDTH, WORDS, Parser
 
@@ -32,7 +33,7 @@ def main():
     parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often all are measured in turn")
     parser.add_argument("--peer", metavar="FOLDER", help="a checkout of kimiyoung/transformer-xl to measure beside")
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device, default="cpu")
     args = parser.parse_args()
     describe(args)
     torch.manual_seed(1)
@@ -152,4 +153,4 @@ def used_memory(device):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,6 +15,7 @@ from fairseq.logging import metrics
 from torch.utils.flop_counter import FlopCounterMode
 
 import fairseq_adaptive  # noqa: F401  registers tasks, models and criterions
+from fairseq_adaptive.command import run
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser
 
 
@@ -66,4 +67,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

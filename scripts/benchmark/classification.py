@@ -19,6 +19,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.models.roberta import RobertaModel
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.files import require_new, whole_file
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser
@@ -169,4 +170,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

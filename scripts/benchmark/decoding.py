@@ -18,6 +18,7 @@ from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.sequence_generator import SequenceGenerator
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import convert_to_ctranslate2, load_checkpoint, save_checkpoint, unroll_checkpoint
 from fairseq_adaptive.modules.halting import HaltingRule
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser, Range
@@ -112,4 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,6 +16,7 @@ import torch
 from common import describe
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairseq_adaptive.command import device, run
 from fairseq_adaptive.hub import AlbertActModel
 from fairseq_adaptive.interop.albert_act import FIXED, NAMES, numbered_dictionary, read_config
 from fairseq_adaptive.models.albert_act import AlbertActModel as FairseqModel
@@ -67,7 +68,7 @@ def main():
     parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[8, 32])
     parser.add_argument("--halting-bias", type=BIAS, default=-2.2, help="of the halting unit: the lower, the deeper")
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device, default="cpu")
     parser.add_argument("--seed", type=SEED, default=1)
     args = parser.parse_args()
     describe(args)
@@ -114,5 +115,4 @@ def main():
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+    run(torch.no_grad()(main))

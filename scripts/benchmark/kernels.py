@@ -26,6 +26,7 @@ import torch
 from adaptive_softmax import start_memory, used_memory
 from kernel_cases import CASES
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.files import whole_file
 from fairseq_adaptive.ops import OPS
 from fairseq_adaptive.ops.matmul import linear
@@ -226,4 +227,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

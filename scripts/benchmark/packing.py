@@ -15,6 +15,7 @@ from common import describe
 from skimming import build, plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
 
 MOVES = ("index_select", "index_copy_", "index", "nonzero")
@@ -94,4 +95,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from common import describe
 from torch import nn
 
+from fairseq_adaptive.command import device, run
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
 from fairseq_adaptive.ranges import BATCH, DISTANCE, HEADS, POSITIONS, ROUNDS, THREADS, WIDTH, Parser
 
@@ -230,7 +231,7 @@ def main():
     parser.add_argument("--rounds", type=ROUNDS, default=11, help="how often all are measured in turn")
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     parser.add_argument("--threads", type=THREADS, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     names = ["ours", "plain"] + (["public"] if args.peer else [])
@@ -244,4 +245,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -18,6 +18,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.roberta import RobertaModel
 
+from fairseq_adaptive import command
 from fairseq_adaptive.models.transkimmer import TranskimmerModel
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
@@ -118,4 +119,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

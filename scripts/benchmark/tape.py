@@ -14,6 +14,7 @@ from common import describe
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.models.adatape_vit import AdaTapeViT, AdaTapeViTConfig
 from fairseq_adaptive.ranges import BATCH, POSITIVE, ROUNDS, WIDTH, Parser
 
@@ -65,4 +66,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

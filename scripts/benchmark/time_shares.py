@@ -27,6 +27,7 @@ from fairseq.trainer import Trainer
 from families import add_sizes, flags_of, write_data
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.modules.dropout import FastDropout
 from fairseq_adaptive.ranges import ROUNDS, THREADS, Parser
 
@@ -147,4 +148,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

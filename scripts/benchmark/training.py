@@ -12,6 +12,7 @@ from common import build_pair, compare, describe, parser
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.ranges import COUNT
 
 STOCK = "--optimizer adam --lr 5e-4 --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.1"
@@ -58,4 +59,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,6 +16,7 @@ from common import describe
 from fairseq.data import Dictionary
 from torch import nn
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.models.par_transformer_xl import PARTransformerXLConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.modules.memory import SegmentMemory
@@ -201,4 +202,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
