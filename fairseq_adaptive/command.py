@@ -34,8 +34,10 @@ def run(main) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
+        if error.errno is None:  # fairseq's own: it says what is missing
+            raise UsageError(str(error)) from error
         what = error.filename or "the output"
-        raise UsageError(f"cannot read or write {what}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read or write {what}: {error.strerror}") from error
 
 
 def device(text: str) -> str:

@@ -7,7 +7,6 @@ in the published layout of ALBERT-ACT.
 
 import logging
 import os
-import sys
 
 import torch
 

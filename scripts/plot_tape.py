@@ -11,6 +11,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_model
 from fairseq_adaptive.ranges import BATCH, Parser
 from fairseq_adaptive.report.pictures import require_picture
+from fairseq_adaptive.report.printable import printable
 from fairseq_adaptive.report.tape_map import plot_map, read_map
 
 
@@ -40,7 +41,7 @@ def main():
           f"tape {counted.mean_length:.2f}, images/s {counted.rows.sum() / counted.seconds:.0f}")
     for name, lengths, rows in zip(task.classes, counted.lengths, counted.rows):
         shares = " ".join(f"{length}:{n / rows:.3f}" for length, n in enumerate(lengths.tolist()) if n)
-        print(f"class {name}: {rows} images, tapes {shares}")
+        print(f"class {printable(name)}: {rows} images, tapes {shares}")
     grid = [side // model.bank_embedding.projection.kernel_size[0] for side in task.image_size]
     labels = [dataset.images.label(index) for index in range(len(dataset))]
     example = None

@@ -16,6 +16,7 @@ from fairseq_adaptive.files import read_lines, require_new, whole_file
 from fairseq_adaptive.hub import TranskimmerClassifier
 from fairseq_adaptive.ranges import BATCH, Parser
 from fairseq_adaptive.report.depth_map import legend, to_html, to_text
+from fairseq_adaptive.report.printable import printable
 
 
 def read_texts(path, pairs):
@@ -58,7 +59,7 @@ def main():
         print(legend(sentences[0].limit, sentences[0].measure, sentences[0].last))
     for prediction, sentence in zip(predictions, sentences):
         head = f"{prediction.label:.3f}" if not prediction.probabilities else (
-            f"{prediction.label}\t{prediction.probabilities[prediction.label]:.3f}")
+            f"{printable(prediction.label)}\t{prediction.probabilities[prediction.label]:.3f}")
         print(f"{head}\t{to_text(sentence, colour)}")
     if args.html:
         with whole_file(args.html) as part, open(part, "w", encoding="utf-8") as file:

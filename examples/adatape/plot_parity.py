@@ -12,6 +12,7 @@ from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
 
 VALID = re.compile(r"epoch (\d+) \| valid on 'valid' subset .*?\| accuracy ([\d.]+)(?:.*?\| tape_len ([\d.]+))?")
+NAME = re.compile(r".+-\d{1,9}-\d{1,9}")
 SECONDS = re.compile(r"done training in ([\d.]+) seconds")
 
 
@@ -26,7 +27,7 @@ def main():
 
     runs = defaultdict(dict)  # (model, length) -> seed -> accuracies
     print("| model | length | seed | accuracy after each epoch | tape | seconds |\n|---|---|---|---|---|---|")
-    for log in sorted(args.folder.glob("*-*-*/train.log"), key=_key):
+    for log in sorted((log for log in args.folder.glob("*/train.log") if NAME.fullmatch(log.parent.name)), key=_key):
         model, length, seed = _key(log)
         text = log.read_text(encoding="utf-8", errors="replace")
         valid = VALID.findall(text)

@@ -39,7 +39,7 @@ def known(labels, classifier, path):
             raise UsageError(f"{path}: {error}, but the model gives numbers") from None
     strange = next((label for label in labels if label not in classifier.labels), None)
     if strange is not None:
-        raise UsageError(f"{path} has the label {strange}, which the model does not know: its labels are "
+        raise UsageError(f"{path} has the label {strange!r}, which the model does not know: its labels are "
                          f"{', '.join(classifier.labels)}")
     return labels
 

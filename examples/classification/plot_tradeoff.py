@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """Draws accuracy over measured speed-up from the JSON files of scripts/benchmark/classification.py, a panel each."""
 
-import json
-from pathlib import Path
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError, report_usage_errors
+from fairseq_adaptive.files import read_json
 from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
 
@@ -13,8 +12,13 @@ from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figur
 def read(path):
     """The models of a file, the dense one first."""
     try:
-        models = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        models = read_json(path)["models"]
+        for model in models:
+            float(model["accuracy"]), float(model["flops_speedup"]), model["name"], model["speed"], model["accuracies"]
+        models[0]
+    except (IndexError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"{path} was not written by scripts/benchmark/classification.py --output: {error!r}") from None
     return models
 

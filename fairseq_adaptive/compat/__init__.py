@@ -4,7 +4,7 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, precision, workers
+from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, paths, precision, workers
 
 MENDS = (
     batches.restore_np_compat,
@@ -24,6 +24,8 @@ MENDS = (
     generation.let_models_search,
     labels.check_labels,
     evaluation.hold_weights,
+    paths.refuse_missing_restore_file,
+    paths.refuse_unwritable_save_dir,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot
