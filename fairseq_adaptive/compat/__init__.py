@@ -24,7 +24,6 @@ MENDS = (
     generation.let_models_search,
     labels.check_labels,
     evaluation.hold_weights,
-    paths.refuse_missing_restore_file,
     paths.refuse_unwritable_save_dir,
 )
 applied = []  # names of the mends that are in force, in order
