@@ -9,9 +9,9 @@ import fairseq_adaptive  # noqa: F401  registers task and model
 from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_model
+from fairseq_adaptive.printable import printable
 from fairseq_adaptive.ranges import BATCH, Parser
 from fairseq_adaptive.report.pictures import require_picture
-from fairseq_adaptive.report.printable import printable
 from fairseq_adaptive.report.tape_map import plot_map, read_map
 
 

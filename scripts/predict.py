@@ -14,9 +14,9 @@ from fairseq_adaptive.command import run, wants_colour
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_lines, require_new, whole_file
 from fairseq_adaptive.hub import TranskimmerClassifier
+from fairseq_adaptive.printable import printable
 from fairseq_adaptive.ranges import BATCH, Parser
 from fairseq_adaptive.report.depth_map import legend, to_html, to_text
-from fairseq_adaptive.report.printable import printable
 
 
 def read_texts(path, pairs):

@@ -19,7 +19,7 @@ from fairseq_adaptive.command import device, run, wants_colour
 from fairseq_adaptive.data.squad import load_tokenizer, read_squad
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, read_lines, whole_file, whole_folder
-from fairseq_adaptive.interop import albert_act, bert, transfo_xl
+from fairseq_adaptive.interop import albert_act, bert, save_checkpoint, transfo_xl
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINED = {
@@ -574,3 +574,64 @@ def test_weights_that_are_not_finite_are_not_converted(value):
         Weights({"a": torch.tensor([1.0, value])}).take("a", 2)
     with pytest.raises(UsageError, match="type int64"):
         Weights({"a": torch.tensor([1, 2])}).take("a", 2)
+
+
+STOCK = (
+    ("dataset", "batch_size", (0, -1, 10**9)),
+    ("dataset", "batch_size_valid", (0, -1)),
+    ("dataset", "max_tokens", (0, -5)),
+    ("dataset", "num_workers", (-1, 10**6)),
+    ("dataset", "required_batch_size_multiple", (0,)),
+    ("optimization", "clip_norm", (math.nan, math.inf, -1.0)),
+    ("optimization", "max_update", (-1,)),
+    ("optimization", "max_epoch", (-1,)),
+    ("optimization", "update_freq", ([0], [1, -1])),
+    ("optimization", "lr", ([math.nan], [-0.1], [0.1, math.inf])),
+    ("checkpoint", "save_interval", (0,)),
+    ("common", "log_interval", (0, -1)),
+    ("eval_lm", "context_window", (-1,)),
+)
+
+
+@pytest.mark.parametrize(
+    "group, name, value", [(group, name, value) for group, name, values in STOCK for value in values]
+)
+def test_numbers_of_fairseq_are_refused_before_work(group, name, value):
+    from fairseq.dataclass.configs import FairseqConfig
+    from fairseq.distributed import utils as distributed_utils
+    from fairseq.trainer import Trainer
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.structured(FairseqConfig)
+    cfg.dataset.num_workers = 1  # the class is shared
+    worked = []
+    distributed_utils.call_main(cfg, worked.append)
+    assert len(worked) == 1
+    cfg[group][name] = value
+    for call in (lambda: distributed_utils.call_main(cfg, worked.append), lambda: Trainer(cfg, None, None, None)):
+        with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')} is .*: use a "):
+            call()
+    assert len(worked) == 1
+
+
+def test_messages_do_not_control_the_terminal():
+    error = UsageError("the label '\x1b[31m\u202ebad' is unknown\nknown are a")
+    assert str(error) == "the label '\\x1b[31m\\u202ebad' is unknown\nknown are a"
+
+
+@pytest.mark.parametrize("saves", ("torch", "text"))
+def test_a_write_that_the_system_refuses(tmp_path, saves):
+    """As on a full disk, but for real: no file may grow beyond a limit."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(UsageError, match="cannot write .*/result: File too large; nothing of it was left"):
+            if saves == "torch":
+                save_checkpoint({"a": torch.zeros(100_000)}, tmp_path / "result")
+            else:
+                with whole_file(tmp_path / "result") as part:
+                    Path(part).write_text("a" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

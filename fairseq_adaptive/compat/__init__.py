@@ -4,7 +4,17 @@
 that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
 """
 
-from fairseq_adaptive.compat import batches, checkpoints, evaluation, generation, labels, paths, precision, workers
+from fairseq_adaptive.compat import (
+    batches,
+    checkpoints,
+    evaluation,
+    generation,
+    labels,
+    numbers,
+    paths,
+    precision,
+    workers,
+)
 
 MENDS = (
     batches.restore_np_compat,
@@ -25,6 +35,7 @@ MENDS = (
     labels.check_labels,
     evaluation.hold_weights,
     paths.refuse_unwritable_save_dir,
+    numbers.check_stock_numbers,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

@@ -78,6 +78,9 @@ def build_task_criterion(cfg, task) -> FairseqCriterion:
         known = getattr(CRITERION_DATACLASS_REGISTRY.get(cfg.task_criterion), "__dataclass_fields__", {})
         shared = {name: cfg[name] for name in ("classification_head_name", "regression_target") if name in known}
         flags = OmegaConf.create({"_name": cfg.task_criterion, **shared, **json.loads(cfg.task_criterion_args)})
+        config = CRITERION_DATACLASS_REGISTRY.get(cfg.task_criterion)
+        if config is not None:
+            check_ranges({name: each for name, each in flags.items() if isinstance(each, (int, float))}, config)
         if OmegaConf.is_config(cfg):  # criterions read some flags of the optimizer and of the program
             flags._set_parent(cfg._get_root())
         return build_criterion(flags, task)

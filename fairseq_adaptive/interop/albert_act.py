@@ -17,7 +17,7 @@ from torch import Tensor
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_folder
 from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
-from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options
+from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options, save_tensors
 from fairseq_adaptive.interop.conversion import Weights, check_heads, check_numbers, new_state, read_folder
 from fairseq_adaptive.models.albert_act import AlbertActEncoder, albert_act_base
 from fairseq_adaptive.ranges import DROPOUT, INHERITED, WIDTH, WORDS, Range
@@ -224,6 +224,6 @@ def convert_back(args) -> None:
     with whole_folder(output) as made:
         with open(os.path.join(made, "config.json"), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=2)
-        torch.save(tensors, os.path.join(made, "pytorch_model.bin"))
+        save_tensors(tensors, os.path.join(made, "pytorch_model.bin"))
         if tokenizer is not None:
             tokenizer.save(made)

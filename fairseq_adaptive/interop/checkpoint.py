@@ -88,4 +88,10 @@ def save_checkpoint(state: Dict[str, Any], path):
         UsageError: when ``path`` exists, or the file cannot be written
     """
     with whole_file(path) as part:
-        torch.save(state, part)
+        save_tensors(state, part)
+
+
+def save_tensors(content, path) -> None:
+    """``torch.save``, but where it cannot write, it says why: given a name, torch writes past Python and its errors."""
+    with open(path, "wb") as file:
+        torch.save(content, file)

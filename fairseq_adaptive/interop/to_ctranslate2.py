@@ -4,13 +4,12 @@ import argparse
 import os
 from typing import Any, Dict, Optional
 
-import torch
 from fairseq.data.data_utils import infer_language_pair
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_folder
-from fairseq_adaptive.interop.checkpoint import model_options
+from fairseq_adaptive.interop.checkpoint import model_options, save_tensors
 
 # CTranslate2's converter checks some flags itself; of these it would lose weights, or die without saying why
 _UNKNOWN_TO_CTRANSLATE2 = (
@@ -51,7 +50,7 @@ def convert_to_ctranslate2(
     _refuse_unknown(options)
     with whole_folder(output) as made:
         plain = os.path.join(os.path.dirname(made), "plain.pt")  # goes away with what is around the new folder
-        torch.save({"args": None, "cfg": {"model": options}, "model": state["model"]}, plain)
+        save_tensors({"args": None, "cfg": {"model": options}, "model": state["model"]}, plain)
         converter = FairseqConverter(plain, os.fspath(data_dir))
         try:
             converter.convert(made, force=True)

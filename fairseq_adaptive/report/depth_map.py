@@ -9,9 +9,9 @@ from fairseq.data import Dictionary, data_utils
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.printable import printable
 from fairseq_adaptive.ranges import BATCH
 from fairseq_adaptive.report.pictures import pyplot, save_figure
-from fairseq_adaptive.report.printable import printable
 
 WORD_START = "▁"  # of SentencePiece
 COLOURS = (159, 153, 147, 183, 219, 218, 217, 216, 209, 203)  # of a terminal, from shallow to deep

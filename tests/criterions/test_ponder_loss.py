@@ -254,3 +254,11 @@ def test_refuses_models_that_do_not_halt(build, dictionary, sample):
         criterion_of(dictionary, target_depth=5.5)(albert(build), sample)
     with pytest.raises(UsageError, match="set --prior-rate"):
         criterion_of(dictionary, target_depth=2.0)(albert(build, "pondernet"), sample)
+
+
+@pytest.mark.parametrize("flags", ("NaN", "Infinity", "-0.1", "1"))
+def test_numbers_of_the_task_criterion_have_ranges(flags):
+    cfg = OmegaConf.create({"task_criterion": "label_smoothed_cross_entropy", "classification_head_name": "head",
+                            "task_criterion_args": f'{{"label_smoothing": {flags}}}', "regression_target": False})
+    with pytest.raises(UsageError, match="--label-smoothing is .*: use a number from 0 to below 1"):
+        build_task_criterion(cfg, None)

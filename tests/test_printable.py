@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from fairseq_adaptive.report.depth_map import Sentence, to_html, to_text
-from fairseq_adaptive.report.printable import printable
+from fairseq_adaptive.printable import printable
 
 CONTROLS = [
     chr(number)
