@@ -140,7 +140,7 @@ def read_json(path, kind: type = dict) -> Any:
     except UsageError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged or no JSON: {error}") from None
+        raise UsageError(f"{path} is cut short, damaged or no JSON: {error}") from None
     if not isinstance(content, kind):
         raise UsageError(f"{path} is no JSON {'object' if kind is dict else 'array'}")
     return content

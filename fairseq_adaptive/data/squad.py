@@ -28,7 +28,7 @@ def read_squad(path) -> Tuple[List[Question], bool]:
     """
     articles = read_json(path).get("data")
     if not isinstance(articles, list):
-        raise UsageError(f"{path} is not in the format of SQuAD: it has no list \"data\"")
+        raise UsageError(f"{path} is not in the format of SQuAD: it has no \"data\" in a list")
     questions, seen, version_2 = [], set(), False
     for number, article in enumerate(articles):
         where = f"{path}, article {number}"
