@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Optional
 
-import torch
 from fairseq.criterions import (
     CRITERION_DATACLASS_REGISTRY,
     CRITERION_REGISTRY,
@@ -24,6 +23,7 @@ from fairseq_adaptive.criterions.expected_output import ExpectedOutput
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.modules.policies.pondernet import prior_divergence, truncated_geometric
+from fairseq_adaptive.ranges import POSITIVE_SHARE, PRICE, UPDATES, Range, check_ranges, ranged
 
 logger = logging.getLogger(__name__)
 
@@ -38,29 +38,25 @@ class PonderLossConfig(FairseqDataclass):
     task_criterion_args: str = field(
         default="{}", metadata={"help": "its flags in JSON, such as '{\"label_smoothing\": 0.1}'"}
     )
-    time_penalty: float = field(
-        default=0.01,
-        metadata={"help": "price of n + r, updates and remainder, of a token on average (Graves, 2016). The published "
-                  "penalties of ALBERT-ACT are for the sum over a sequence: multiply them by its length"},
+    time_penalty: float = ranged(
+        0.01, PRICE, "price of n + r, updates and remainder, of a token on average (Graves, 2016). The published "
+        "penalties of ALBERT-ACT are for the sum over a sequence: multiply them by its length"
     )
-    time_penalty_warmup_updates: int = field(
-        default=0,
-        metadata={"help": "updates in which the penalty rises from 0, so that the model finds a use for depth"},
+    time_penalty_warmup_updates: int = ranged(
+        0, UPDATES, "updates in which the penalty rises from 0, so that the model finds a use for depth"
     )
-    target_depth: Optional[float] = field(
-        default=None,
-        metadata={"help": "mean number of updates to steer to; takes the place of --time-penalty, in either direction"},
+    target_depth: Optional[float] = ranged(
+        None, Range(float, 1, 1000),
+        "mean number of updates to steer to; takes the place of --time-penalty, in either direction"
     )
-    target_depth_weight: float = field(
-        default=0.1, metadata={"help": "weight of the steering when the depth is twice the target"}
+    target_depth_weight: float = ranged(0.1, PRICE, "weight of the steering when the depth is twice the target")
+    target_depth_rate: float = ranged(
+        0.01, PRICE, "by how much of that weight it grows in an update while the depth stays there"
     )
-    target_depth_rate: float = field(
-        default=0.01, metadata={"help": "by how much of that weight it grows in an update while the depth stays there"}
+    prior_rate: float = ranged(
+        0.2, POSITIVE_SHARE, "PonderNet: rate of the geometric prior; 1 over the depth to aim at"
     )
-    prior_rate: float = field(
-        default=0.2, metadata={"help": "PonderNet: rate of the geometric prior; 1 over the depth to aim at"}
-    )
-    kl_weight: float = field(default=0.01, metadata={"help": "PonderNet: weight of the divergence from the prior"})
+    kl_weight: float = ranged(0.01, PRICE, "PonderNet: weight of the divergence from the prior")
     # the stock task sentence_prediction reads these two from its criterion's flags
     classification_head_name: str = field(
         default="sentence_classification_head", metadata={"help": "name of the classification head to use"}
@@ -81,10 +77,13 @@ def build_task_criterion(cfg, task) -> FairseqCriterion:
         known = getattr(CRITERION_DATACLASS_REGISTRY.get(cfg.task_criterion), "__dataclass_fields__", {})
         shared = {name: cfg[name] for name in ("classification_head_name", "regression_target") if name in known}
         flags = OmegaConf.create({"_name": cfg.task_criterion, **shared, **json.loads(cfg.task_criterion_args)})
+        config = CRITERION_DATACLASS_REGISTRY.get(cfg.task_criterion)
+        if config is not None:
+            check_ranges({name: each for name, each in flags.items() if isinstance(each, (int, float))}, config)
         if OmegaConf.is_config(cfg):  # criterions read some flags of the optimizer and of the program
             flags._set_parent(cfg._get_root())
         return build_criterion(flags, task)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
         raise UsageError(f"--task-criterion-args {cfg.task_criterion_args!r} does not fit {cfg.task_criterion}: "
                          f"{' '.join(str(error).split())}") from error
 
@@ -110,10 +109,6 @@ class PonderLoss(FairseqCriterion):
 
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
-        if cfg.time_penalty < 0 or cfg.kl_weight < 0 or cfg.time_penalty_warmup_updates < 0:
-            raise UsageError("--time-penalty, --kl-weight and --time-penalty-warmup-updates cannot be below 0")
-        if cfg.target_depth is not None and cfg.target_depth < 1:
-            raise UsageError(f"--target-depth {cfg.target_depth} is impossible: every token takes at least 1 update")
         truncated_geometric(cfg.prior_rate, 1)
         self.cfg, self.task_criterion = cfg, task_criterion
         excess = None if cfg.target_depth is None else lambda depth: depth / cfg.target_depth - 1
@@ -122,6 +117,7 @@ class PonderLoss(FairseqCriterion):
 
     @classmethod
     def build_criterion(cls, cfg, task):
+        check_ranges(cfg, PonderLossConfig)
         task_criterion = build_task_criterion(cfg, task)
         # fairseq asks the class, not the instance, how to reduce what it logs
         return type(cls.__name__, (cls,), {"task_class": type(task_criterion)})(cfg, task, task_criterion)

@@ -14,6 +14,7 @@ from fairseq_adaptive.criterions.distillation import Teacher, Watched
 from fairseq_adaptive.criterions.ponder_loss import build_task_criterion
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.ranges import POSITIVE_SHARE, PRICE, TEMPERATURE, UPDATES, check_ranges, ranged
 from fairseq_adaptive.report.skimming import decided, skim_macs
 
 
@@ -31,37 +32,31 @@ class SkimLossConfig(FairseqDataclass):
         default="sentence_classification_head", metadata={"help": "name of the classification head to use"}
     )
     regression_target: bool = field(default=False, metadata={"help": "the target is a number, not a class"})
-    skim_factor: float = field(
-        default=0.5, metadata={"help": "price of keeping all tokens in all layers (lambda of Guan et al., 2022)"}
+    skim_factor: float = ranged(
+        0.5, PRICE, "price of keeping all tokens in all layers (lambda of Guan et al., 2022)"
     )
-    skim_warmup_updates: int = field(
-        default=0, metadata={"help": "updates in which that price rises from 0, or the target falls from 1"}
+    skim_warmup_updates: int = ranged(
+        0, UPDATES, "updates in which that price rises from 0, or the target falls from 1"
     )
-    target_flops: Optional[float] = field(
-        default=None,
-        metadata={"help": "share of the dense model's FLOPs to steer to, predictors included, above 0 and at most 1; "
-                  "takes the place of --skim-factor, in either direction"},
+    target_flops: Optional[float] = ranged(
+        None, POSITIVE_SHARE, "share of the dense model's FLOPs to steer to, predictors included; takes the place of "
+        "--skim-factor, in either direction"
     )
-    target_flops_gain: float = field(
-        default=1.0, metadata={"help": "price of keeping all tokens when the share is 1 above the target"}
+    target_flops_gain: float = ranged(
+        1.0, PRICE, "price of keeping all tokens when the share is 1 above the target"
     )
-    target_flops_rate: float = field(
-        default=0.01, metadata={"help": "by how much that price grows in an update while the share stays there"}
+    target_flops_rate: float = ranged(
+        0.01, PRICE, "by how much that price grows in an update while the share stays there"
     )
     distill_from: Optional[str] = field(
         default=None, metadata={"help": "checkpoint of a trained model, such as the dense one, whose output to learn"}
     )
-    distill_weight: float = field(default=1.0, metadata={"help": "weight of the divergence from that output"})
-    distill_temperature: float = field(default=1.0, metadata={"help": "temperature of both outputs in it"})
+    distill_weight: float = ranged(1.0, PRICE, "weight of the divergence from that output")
+    distill_temperature: float = ranged(1.0, TEMPERATURE, "temperature of both outputs in it")
 
 
 def _check(cfg):
-    if cfg.skim_factor < 0 or cfg.skim_warmup_updates < 0 or cfg.distill_weight < 0:
-        raise UsageError("--skim-factor, --skim-warmup-updates and --distill-weight cannot be below 0")
-    if cfg.target_flops is not None and not 0 < cfg.target_flops <= 1:
-        raise UsageError(f"--target-flops {cfg.target_flops} is impossible: it is a share above 0 and at most 1")
-    if cfg.distill_temperature <= 0:
-        raise UsageError(f"--distill-temperature {cfg.distill_temperature} is impossible: it is above 0")
+    check_ranges(cfg, SkimLossConfig)
     if cfg.task_criterion in ("skim_loss", "ponder_loss"):
         raise UsageError(f"--task-criterion {cfg.task_criterion} is no criterion of a task: name one such as "
                          "sentence_prediction or masked_lm")

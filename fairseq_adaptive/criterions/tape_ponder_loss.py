@@ -12,16 +12,14 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch.nn import functional as F
 
-from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import recording
+from fairseq_adaptive.ranges import DROPOUT, PRICE, check_ranges, ranged
 
 
 @dataclass
 class TapePonderLossConfig(FairseqDataclass):
-    ponder_penalty: float = field(default=0.01, metadata={"help": "weight of the mean ponder cost of a sequence"})
-    label_smoothing: float = field(
-        default=0.0, metadata={"help": "epsilon for label smoothing, 0 means no label smoothing"}
-    )
+    ponder_penalty: float = ranged(0.01, PRICE, "weight of the mean ponder cost of a sequence")
+    label_smoothing: float = ranged(0.0, DROPOUT, "epsilon for label smoothing, 0 means no label smoothing")
     classification_head_name: str = field(
         default="sentence_classification_head",
         metadata={"help": "name of the classification head to use, where the model has several"},
@@ -46,8 +44,7 @@ class TapePonderLoss(FairseqCriterion):
 
     def __init__(self, cfg, task):
         super().__init__(task)
-        if cfg.ponder_penalty < 0 or not 0 <= cfg.label_smoothing < 1:
-            raise UsageError("--ponder-penalty cannot be below 0, and --label-smoothing is at least 0 and below 1")
+        check_ranges(cfg, type(self))
         self.cfg = cfg
 
     def forward(self, model, sample, reduce=True):
