@@ -1,5 +1,5 @@
-# What the prepare scripts share: downloads that resume and are checked, and files that are whole or not there.
-# Sourced; uses of the script: die MESSAGE, usage, and for fetch $raw (folder of the archives), $sums ("CHECKSUM  NAME" lines,
+# What the scripts share that download: archives that are resumed and checked, and whole or not there.
+# Sourced behind common.sh; uses of the script: die MESSAGE, usage, and for fetch $raw (folder of the archives), $sums ("CHECKSUM  NAME" lines,
 # SHA-256 or MD5), $checksums (the file they were read from, or empty) and $mirror (a URL, or empty).
 
 download_options() { # [--mirror URL] [--checksums FILE]: sets $mirror, $checksums and $sums, which are $published without
@@ -46,11 +46,4 @@ fetch() { # NAME URL: an archive has its own name only once it is whole
     }
   fi
   mv "$file.part" "$file"
-}
-
-make() { # FILE COMMAND...: FILE has its name only once COMMAND has written all of it
-  [ ! -e "$1" ] || return 0
-  echo "making $1" >&2
-  "${@:2}" > "$1.part"
-  mv "$1.part" "$1"
 }

@@ -14,6 +14,7 @@ from fairseq_adaptive.data.text_pairs import check_vocabulary, join, shorten
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint
 from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.ranges import BATCH
 from fairseq_adaptive.report.depth_map import WORD_START, Sentence
 
 
@@ -51,7 +52,7 @@ class TranskimmerClassifier:
 
     def __init__(self, model, task, tokenizer, max_length: Optional[int] = None):
         self.model, self.task, self._tokenizer = model.eval(), task, tokenizer
-        self.max_length = min(max_length or model.max_positions(), model.max_positions())
+        self.max_length = model.max_positions() if max_length is None else min(max_length, model.max_positions())
         if self.max_length < 4:
             raise UsageError(f"a length of {max_length} is impossible: special tokens take up to 4")
         self.labels = [] if task.cfg.regression_target else [
@@ -99,8 +100,9 @@ class TranskimmerClassifier:
             batch_size: texts at a time
 
         Raises:
-            UsageError: for what is no text
+            UsageError: for what is no text, a batch size below 1, and scores that are not finite
         """
+        BATCH.check(batch_size, "batch_size")
         rows = [self._read(text) for text in ([texts] if isinstance(texts, str) else texts)]
         order = sorted(range(len(rows)), key=lambda number: len(rows[number].tokens))
         device, predictions = next(self.model.parameters()).device, [None] * len(rows)
@@ -115,6 +117,8 @@ class TranskimmerClassifier:
             if self._stack is not None:
                 (trace,) = traces[self._stack]
                 updates, layers = trace.updates.tolist(), trace.limit
+            if not logits.isfinite().all():
+                raise UsageError("the model gives scores that are NaN or infinite: it overflows on this text")
             for place, number in enumerate(numbers):
                 done = updates[place] if updates else [layers] * len(rows[number].tokens)
                 predictions[number] = self._prediction(rows[number], logits[place].float(), done, layers)

@@ -5,9 +5,15 @@ import sys
 import traceback
 from typing import Optional
 
+from fairseq_adaptive.printable import printable
+
 
 class UsageError(ValueError):
     """A mistake in flags, data or checkpoints. The message says what was wrong and what would be right."""
+
+    def __str__(self):
+        # messages quote labels, words and names of files, which must not control the terminal
+        return "\n".join(printable(line) for line in super().__str__().split("\n"))
 
 
 def _find(error, kinds):

@@ -5,30 +5,30 @@ Writes predictions.json and nbest_predictions.json, for version 2 also null_odds
 folder.
 """
 
-import argparse
 import json
 import logging
 import os
-import tempfile
 
 import torch
 from fairseq import checkpoint_utils, tasks, utils
 from omegaconf import OmegaConf
 
 import fairseq_adaptive.plugin  # noqa: F401  registers models
-from fairseq_adaptive.errors import UsageError, report_usage_errors
-from fairseq_adaptive.interop.checkpoint import load_checkpoint, require_new
+from fairseq_adaptive.command import run
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import require_new, whole_folder
+from fairseq_adaptive.interop.checkpoint import load_checkpoint
+from fairseq_adaptive.ranges import BATCH, NUMBER, Parser
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("questions", help="JSON in the format of SQuAD v1.1 or v2.0")
     parser.add_argument("--path", required=True, metavar="FILE", help="checkpoint of --task question_answering")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="must not exist")
     parser.add_argument("--data", metavar="FOLDER", help="with dict.txt and the vocabulary (default: as in training)")
-    parser.add_argument("--null-threshold", type=float, help="(default: as in training)")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--null-threshold", type=NUMBER, help="(default: as in training)")
+    parser.add_argument("--batch-size", type=BATCH, default=32)
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     args = parser.parse_args()
 
@@ -53,18 +53,15 @@ def main():
             sample = utils.move_to_cuda(sample) if device.type == "cuda" else sample
             task.collect(sample, model(**sample["net_input"], spans=True)[0])
     answers, lists, odds = task.answers("test")
-    with tempfile.TemporaryDirectory(prefix=".answers", dir=os.path.dirname(os.path.abspath(args.output))) as scratch:
-        made = os.path.join(scratch, "made")
-        os.mkdir(made)
+    with whole_folder(args.output) as made:
         files = {"predictions": answers, "nbest_predictions": lists, **({"null_odds": odds} if odds else {})}
         for name, content in files.items():
             with open(os.path.join(made, f"{name}.json"), "w", encoding="utf-8") as file:
                 json.dump(content, file, indent=1, ensure_ascii=False)
-        os.rename(made, args.output)
     if task.has_answers("test"):
         print(json.dumps(task.evaluate("test"), indent=1))
     print(f"wrote {args.output}/predictions.json ({len(answers)} questions)")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

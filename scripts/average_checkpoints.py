@@ -1,24 +1,23 @@
 #!/usr/bin/env python3
 """Averages the weights of checkpoints, also of models with shared parameters, into one that fairseq-generate takes."""
 
-import argparse
 
 import fairseq_adaptive.plugin  # noqa: F401  safe loading
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import average_checkpoints, last_checkpoints, require_new, save_checkpoint
+from fairseq_adaptive.ranges import COUNT, Parser
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("--inputs", required=True, nargs="+", metavar="PATH",
                         help="checkpoint files, or one --save-dir with one of the --num-... flags")
     parser.add_argument("--output", required=True, metavar="FILE", help="the new checkpoint; must not exist")
     number = parser.add_mutually_exclusive_group()
-    number.add_argument("--num-epoch-checkpoints", type=int, metavar="N", help="average the last N of checkpoint*.pt")
-    number.add_argument("--num-update-checkpoints", type=int, metavar="N",
+    number.add_argument("--num-epoch-checkpoints", type=COUNT, metavar="N", help="average the last N of checkpoint*.pt")
+    number.add_argument("--num-update-checkpoints", type=COUNT, metavar="N",
                         help="average the last N of checkpoint_*_*.pt, which --save-interval-updates writes")
-    parser.add_argument("--checkpoint-upper-bound", type=int, metavar="N", help="leave out later epochs or updates")
+    parser.add_argument("--checkpoint-upper-bound", type=COUNT, metavar="N", help="leave out later epochs or updates")
     args = parser.parse_args()
 
     by = "update" if args.num_update_checkpoints is not None else "epoch"
@@ -37,4 +36,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,23 +1,22 @@
 #!/usr/bin/env python3
 """Converts a model folder of another library (config.json and weights) to OUT/checkpoint.pt and OUT/dict.txt."""
 
-import argparse
 import os
 
 import fairseq_adaptive.plugin  # noqa: F401  registers models
-from fairseq_adaptive.errors import report_usage_errors
-from fairseq_adaptive.interop.conversion import FORMATS, find_format, write_folder
+from fairseq_adaptive.command import run
 from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.interop.conversion import FORMATS, find_format, write_folder
+from fairseq_adaptive.ranges import Parser
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, add_help=False)
+    parser = Parser(description=__doc__, add_help=False)
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="what the folder holds")
     parser.add_argument("--input", required=True, metavar="FOLDER", help="config.json with model.safetensors or "
                         "pytorch_model.bin; with --format albert_act also a checkpoint of fairseq, to go back")
     parser.add_argument("--output", required=True, metavar="OUT", help="the new folder; must not exist")
-    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen = Parser(add_help=False)
     chosen.add_argument("--format", choices=sorted(FORMATS))
     name = chosen.parse_known_args()[0].format
     if name:
@@ -37,4 +36,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

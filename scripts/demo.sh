@@ -9,9 +9,8 @@
 #   --out DIR    where everything goes (default demo/)
 set -euo pipefail
 
-usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../examples/common.sh"
 fail() { echo "demo: $*" >&2; exit 1; }
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 data='' updates=2200 out=$root/demo
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] && [ -n "$2" ] || usage
@@ -23,6 +22,7 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
+paths out ${data:+data}
 [[ $updates =~ ^[1-9][0-9]{0,6}$ ]] || fail "--updates $updates: give a number of updates from 1 to 9999999"
 
 settings="updates=$updates data=catalogues"

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Prints the layout that a search has found, as a flag for training, and what it costs beside a Transformer-XL."""
 
-import argparse
 
 import torch
 
 import fairseq_adaptive.plugin  # noqa: F401  safe loading
-from fairseq_adaptive.errors import report_usage_errors
-from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.command import run
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import require_new
+from fairseq_adaptive.ranges import BATCH, POSITIONS, Parser
 from fairseq_adaptive.report.architecture import (
     animate_course,
     compare_compute,
@@ -17,14 +18,15 @@ from fairseq_adaptive.report.architecture import (
     plot_course,
     read_probabilities,
 )
+from fairseq_adaptive.report.pictures import require_picture
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", help="of a training of --arch par_supernet")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows of the measured step (default: 8)")
-    parser.add_argument("--tokens-per-sample", type=int, default=128, metavar="N",
+    parser.add_argument("--batch-size", type=BATCH, default=8, metavar="N",
+                        help="rows of the measured step (default: 8)")
+    parser.add_argument("--tokens-per-sample", type=POSITIONS, default=128, metavar="N",
                         help="length of its segments (default: 128)")
     parser.add_argument("--log", metavar="FILE", help="log of that training, for the pictures")
     parser.add_argument("--plot", metavar="PNG", help="draw the probabilities of all blocks over the training")
@@ -33,8 +35,12 @@ def main():
     if bool(args.log) != bool(args.plot or args.animation):
         parser.error("--plot and --animation are drawn from --log: give both")
 
-    for picture in filter(None, (args.plot, args.animation)):
-        require_new(picture)
+    if args.plot:
+        require_picture(args.plot)
+    if args.animation:
+        require_new(args.animation)
+        if not args.animation.lower().endswith(".gif"):
+            raise UsageError(f"{args.animation} is no name of an animation: end it in .gif")
     probabilities, options = load_search(args.checkpoint)
     course = read_probabilities(args.log) if args.log else None
     blocks = found_blocks(probabilities)
@@ -59,4 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,13 +14,13 @@ import warnings
 import torch
 
 import fairseq_adaptive.plugin  # noqa: F401  registers tasks and models
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
+from fairseq_adaptive.ranges import BATCH, DISTANCE, POSITIONS, Parser
 from fairseq_adaptive.report.perplexity import count_bytes, count_text, perplexities, score_text
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+    parser = Parser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="of a language model")
     parser.add_argument("data", help="folder of fairseq-preprocess --only-source")
@@ -28,20 +28,18 @@ def main():
     parser.add_argument("--bytes", action="store_true",
                         help="the tokens are the bytes of --raw (enwik8): report bits per byte, and count no words")
     parser.add_argument("--split", default="test", help="which binarised text (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N",
+    parser.add_argument("--batch-size", type=BATCH, default=1, metavar="N",
                         help="streams that the text is read in (default: 1, all of it in order)")
-    parser.add_argument("--tokens-per-sample", type=int, metavar="N",
+    parser.add_argument("--tokens-per-sample", type=POSITIONS, metavar="N",
                         help="length of a segment (default: that of the training)")
-    parser.add_argument("--context-window", type=int, default=0, metavar="N",
+    parser.add_argument("--context-window", type=DISTANCE, default=0, metavar="N",
                         help="for models without memory: the first N tokens of each segment are only read")
-    parser.add_argument("--memory-length", type=int, metavar="N", help="in place of that of the training")
-    parser.add_argument("--clamp-length", type=int, metavar="N", help="in place of that of the training")
+    parser.add_argument("--memory-length", type=DISTANCE, metavar="N", help="in place of that of the training")
+    parser.add_argument("--clamp-length", type=DISTANCE, metavar="N", help="in place of that of the training")
     parser.add_argument("--same-length", action=argparse.BooleanOptionalAction, help="in place of that of the training")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error("--batch-size is at least 1")
     if args.bytes and not args.raw:
         parser.error("--bytes needs --raw")
 
@@ -67,4 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

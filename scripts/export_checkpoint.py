@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """Writes a model with shared layers as a plain fairseq Transformer, or as a CTranslate2 model, of the shared size."""
 
-import argparse
 
 import fairseq_adaptive.plugin  # noqa: F401  safe loading
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import (
     convert_to_ctranslate2,
     load_checkpoint,
@@ -12,11 +11,11 @@ from fairseq_adaptive.interop import (
     save_checkpoint,
     unroll_checkpoint,
 )
+from fairseq_adaptive.ranges import Parser
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", help="of training, or averaged")
     parser.add_argument("--to", required=True, choices=("fairseq", "ctranslate2"))
     parser.add_argument("--output", required=True, metavar="PATH",
@@ -38,4 +37,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

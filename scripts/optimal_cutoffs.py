@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Finds the cutoffs that make an adaptive softmax fastest for a vocabulary, and prints the flags to use them."""
 
-import argparse
 import logging
-import os
 
 import torch
 
-from fairseq_adaptive.errors import UsageError, report_usage_errors
+from fairseq_adaptive.command import device, run
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import COUNT, FACTOR, WIDTH, Parser, Range
 from fairseq_adaptive.report.calibration import measure_costs
 from fairseq_adaptive.report.cutoffs import Costs, Shape, best_clusters, optimal_cutoffs, plot_times, read_counts
+from fairseq_adaptive.report.pictures import require_picture
 
 logging.disable(logging.INFO)  # importing fairseq lets everybody's debugging messages through
 
@@ -22,9 +23,12 @@ def costs(text):
         raise UsageError(f"--costs takes FLOOR,OFFSET,MAC[,LOGIT[,WEIGHT]], numbers of 0 or more, not {text}") from None
 
 
+def clusters(text):
+    return text if text == "auto" else Range(int, 1, 1000)(text)
+
+
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dictionary", metavar="FILE", help="dict.txt of fairseq-preprocess")
     source.add_argument("--counts", metavar="FILE",
@@ -35,33 +39,30 @@ def main():
     price.add_argument("--costs", metavar="FLOOR,OFFSET,MAC[,LOGIT[,WEIGHT]]",
                        help="a softmax takes max(FLOOR, OFFSET + MAC x multiply-adds + LOGIT x logits + WEIGHT x "
                        "weights) ms, forward and backward; the last three for 10^9 of them")
-    parser.add_argument("--hidden-dim", type=int, required=True, metavar="N", help="width of the model")
-    parser.add_argument("--factor", type=float, default=1.0, metavar="X",
+    parser.add_argument("--hidden-dim", type=WIDTH, required=True, metavar="N", help="width of the model")
+    parser.add_argument("--factor", type=FACTOR, default=1.0, metavar="X",
                         help="each cluster is this much narrower than the one before (default: 1). Narrow clusters are "
                         "fast but predict worse, which is no part of the costs: see --least-head")
-    parser.add_argument("--tokens", type=int, default=2048, metavar="N",
+    parser.add_argument("--tokens", type=COUNT, default=2048, metavar="N",
                         help="targets in a batch of one device (default: 2048)")
-    parser.add_argument("--clusters", default="auto", metavar="K",
+    parser.add_argument("--clusters", type=clusters, default="auto", metavar="K",
                         help="number of clusters, the first one (the head) among them, or auto: the best of 1 to 6 "
                         "(default)")
-    parser.add_argument("--least-head", type=int, default=4, metavar="N",
+    parser.add_argument("--least-head", type=Range(int, 4, 1 << 24), default=4, metavar="N",
                         help="keep at least this many entries in the first cluster, with fairseq's four special "
                         "symbols (default: 4)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for --calibrate")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="for --calibrate")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the cost of 1 to 6 clusters")
     args = parser.parse_args()
 
-    if args.clusters != "auto" and not args.clusters.isdecimal():
-        parser.error(f"--clusters takes a number or auto, not {args.clusters}")
     shape = Shape(args.hidden_dim, args.factor, args.tokens)
-    if args.least_head < 4:
-        raise UsageError(f"--least-head must be at least 4, for fairseq's special symbols, not {args.least_head}")
-    if args.plot and os.path.exists(args.plot):
-        raise UsageError(f"{args.plot} exists already: choose another name for --plot")
+    if args.plot:
+        require_picture(args.plot)
     given = costs(args.costs) if args.costs else None
     counts = read_counts(args.dictionary or args.counts, bool(args.dictionary))
     if args.clusters != "auto":  # so that too many are refused before anything is measured
-        optimal_cutoffs(counts, int(args.clusters), given or Costs(0, 0, 1), shape, args.least_head)
+        optimal_cutoffs(counts, args.clusters, given or Costs(0, 0, 1), shape, args.least_head)
     if given is None:
         given = measure_costs(shape, args.device)
         values = (given.floor, given.offset, given.mac, given.logit, given.weight)
@@ -77,7 +78,7 @@ def main():
     if args.clusters == "auto":
         best = min(found, key=lambda each: each[1])
     else:
-        best = optimal_cutoffs(counts, int(args.clusters), given, shape, args.least_head)
+        best = optimal_cutoffs(counts, args.clusters, given, shape, args.least_head)
     if args.plot:
         plot_times(found, args.plot, f"{len(counts)} words, width {args.hidden_dim}, {args.tokens} tokens")
         print("wrote", args.plot)
@@ -90,4 +91,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,19 +5,20 @@ By default every line of the text is printed, coloured by depth. Reads the encod
 in the published layout of ALBERT-ACT.
 """
 
-import argparse
 import logging
 import os
-import sys
 
 import torch
-from fairseq import checkpoint_utils
 
 import fairseq_adaptive.plugin  # noqa: F401  registers tasks and models
-from fairseq_adaptive.errors import UsageError, report_usage_errors
+from fairseq_adaptive.command import run, wants_colour
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import read_lines, require_new, whole_file
 from fairseq_adaptive.hub import AlbertActModel
-from fairseq_adaptive.interop import albert_act, require_new
+from fairseq_adaptive.interop import albert_act
 from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
+from fairseq_adaptive.interop.checkpoint import load_model
+from fairseq_adaptive.ranges import BATCH, Parser
 from fairseq_adaptive.report.depth_map import (
     depth_tables,
     format_tables,
@@ -27,6 +28,7 @@ from fairseq_adaptive.report.depth_map import (
     to_html,
     to_text,
 )
+from fairseq_adaptive.report.pictures import require_picture
 
 
 def load(args):
@@ -35,8 +37,7 @@ def load(args):
         if args.spm is None:
             raise UsageError("name the SentencePiece model with which the training text was split: --spm FILE")
         tokenizer = AlbertTokenizer(args.spm)
-        overrides = {"data": args.data} if args.data else {}
-        (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([args.model], arg_overrides=overrides)
+        model, task = load_model(args.model, {"data": args.data} if args.data else {})
         return model, task.source_dictionary, tokenizer
     published = AlbertActModel.from_pretrained(args.model)
     if args.spm is None:
@@ -45,24 +46,15 @@ def load(args):
     return published.model, albert_act.dictionary_of(tokenizer, published.config), tokenizer
 
 
-def read_lines(path):
-    try:
-        with sys.stdin if path == "-" else open(path, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
-
-
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("model", help="a checkpoint, or a folder or Hugging Face name of a published ALBERT-ACT")
     parser.add_argument("--data", metavar="FOLDER", help="of a checkpoint: where dict.txt is (default: as in training)")
     parser.add_argument("--spm", metavar="FILE", help="SentencePiece model of the text (default: spiece.model in the "
                         "folder of a published model)")
-    parser.add_argument("--input", default="-", metavar="FILE", help="the text, a sentence or paragraph a line "
-                        "(default: standard input)")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="lines at a time (default: 16)")
+    parser.add_argument("--input", default="-", metavar="FILE", help="the text, a sentence or paragraph a line, of "
+                        "which blank ones are left out (default: standard input)")
+    parser.add_argument("--batch-size", type=BATCH, default=16, metavar="N", help="lines at a time (default: 16)")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto",
                         help="never: print depths as numbers (default: colours in a terminal)")
     parser.add_argument("--html", metavar="FILE", help="write the coloured text as a page; must not exist")
@@ -70,13 +62,13 @@ def main():
                         help="print the mean depth by frequency rank, part of the text and token type")
     parser.add_argument("--plot", metavar="PNG", help="draw these tables; must not exist")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error("--batch-size is at least 1")
 
     logging.disable(logging.INFO)
-    for path in filter(None, (args.html, args.plot)):
-        require_new(path)
-    lines = read_lines(args.input)
+    if args.html:
+        require_new(args.html)
+    if args.plot:
+        require_picture(args.plot)
+    lines = [line.strip() for line in read_lines(args.input) if line.strip()]
     model, dictionary, tokenizer = load(args)
     texts = [tokenizer.tokenize(line) for line in lines]
     if not any(texts):
@@ -90,7 +82,7 @@ def main():
     sentences = list(read_depths(model, dictionary, texts, args.batch_size))
     limit = sentences[0].limit
     if args.html:
-        with open(args.html, "x", encoding="utf-8") as file:
+        with whole_file(args.html) as part, open(part, "w", encoding="utf-8") as file:
             file.write(to_html(sentences, f"Depth of {os.path.basename(os.path.normpath(args.model))}"))
         print("wrote", args.html)
     if args.table or args.plot:
@@ -100,7 +92,7 @@ def main():
             plot_tables(tables, limit, args.plot)
             print("wrote", args.plot)
     if not (args.html or args.table or args.plot):
-        colour = args.color == "always" or args.color == "auto" and sys.stdout.isatty()
+        colour = wants_colour(args.color)
         if colour:
             print(legend(limit))
         for sentence in sentences:
@@ -108,4 +100,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,31 +1,32 @@
 #!/usr/bin/env python3
 """Shows which patches an adatape_vit reads, over all images and for each class, and how long its tapes are."""
 
-import argparse
 import logging
 
 import torch
-from fairseq import checkpoint_utils
 
 import fairseq_adaptive.plugin  # noqa: F401  registers task and model
-from fairseq_adaptive.errors import UsageError, report_usage_errors
-from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.command import run
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.checkpoint import load_model
+from fairseq_adaptive.printable import printable
+from fairseq_adaptive.ranges import BATCH, Parser
+from fairseq_adaptive.report.pictures import require_picture
 from fairseq_adaptive.report.tape_map import plot_map, read_map
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("data", help="the folder that the model was trained on")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT")
     parser.add_argument("--gen-subset", default="test", metavar="SPLIT", help="train, valid or test (default)")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=BATCH, default=256)
     parser.add_argument("--output", required=True, metavar="PNG", help="the picture; must not exist")
     args = parser.parse_args()
 
     logging.getLogger().setLevel(logging.WARNING)  # importing fairseq sets DEBUG, and matplotlib lists every font
-    require_new(args.output)
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([args.path], arg_overrides={"data": args.data})
+    require_picture(args.output)
+    model, task = load_model(args.path, {"data": args.data})
     if getattr(model, "bank_embedding", None) is None:
         raise UsageError(f"{args.path} is no adatape_vit with a bank of patches: there are no places to show")
     task.load_dataset(args.gen_subset)
@@ -40,7 +41,7 @@ def main():
           f"tape {counted.mean_length:.2f}, images/s {counted.rows.sum() / counted.seconds:.0f}")
     for name, lengths, rows in zip(task.classes, counted.lengths, counted.rows):
         shares = " ".join(f"{length}:{n / rows:.3f}" for length, n in enumerate(lengths.tolist()) if n)
-        print(f"class {name}: {rows} images, tapes {shares}")
+        print(f"class {printable(name)}: {rows} images, tapes {shares}")
     grid = [side // model.bank_embedding.projection.kernel_size[0] for side in task.image_size]
     labels = [dataset.images.label(index) for index in range(len(dataset))]
     example = None
@@ -52,4 +53,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,7 +8,7 @@
 set -euo pipefail
 
 if [ $# -ne 0 ]; then
-  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+  awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0" >&2
   exit 2
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

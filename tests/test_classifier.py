@@ -1,6 +1,9 @@
 """Raw text to labels: what is read, what comes out, which tokens were skimmed where."""
 
 import functools
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,3 +157,24 @@ def test_errors(classifier, data, tmp_path):
     for wrong in ([3], [("a", "b", "c")], [()]):
         with pytest.raises((UsageError, TypeError)):
             classifier().predict(wrong)
+
+
+def test_command_says_a_line_for_each_line(checkpoint, tmp_path, monkeypatch, capsys):
+    """Blank lines are texts, and only a line feed ends one."""
+    (tmp_path / "text").write_bytes("good film\n\nbad\rplot\r\n \x1b[31mgood\u202e\n".encode())
+    script = Path(__file__).resolve().parents[1] / "scripts" / "predict.py"
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(checkpoint()), "--input", str(tmp_path / "text"), "--html",
+                                      str(tmp_path / "page.html")])
+    runpy.run_path(str(script), run_name="__main__")
+    said = capsys.readouterr().out
+    lines = said.removesuffix("\n").split("\n")
+    assert len(lines) == 4 and all(line.split("\t")[0] in ("positive", "negative") for line in lines)
+    assert "good/" in lines[0] and "good/" not in lines[1] and "plot/" in lines[2] and "good" in lines[3]
+    assert "\x1b" not in said and "\u202e" not in said
+    assert (tmp_path / "page.html").read_text().count("<p>") == 5  # and the scale
+
+
+@pytest.mark.parametrize("size", (0, -1))
+def test_batches_of_nothing_are_refused(checkpoint, size):
+    with pytest.raises(UsageError, match="batch_size is"):
+        TranskimmerClassifier.from_pretrained(checkpoint()).predict(["good"], size)

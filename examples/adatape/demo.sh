@@ -7,9 +7,11 @@
 #   OUT  where everything goes (default outputs/adatape)
 set -euo pipefail
 
-[ $# -le 1 ] && [ "${1:-}" != --help ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
+[ $# -le 1 ] && [ "${1:-}" != --help ] || { usage; }
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 out=${1:-outputs/adatape}
+paths out
 mkdir -p "$out"
 step() { printf '\n== %s  [%d min %02d s]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 show() {

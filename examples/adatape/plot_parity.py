@@ -1,33 +1,34 @@
 #!/usr/bin/env python3
 """Draws the accuracy of train-parity.sh over epochs and over lengths, from its logs, and prints the table."""
 
-import argparse
 import logging
 import re
 from collections import defaultdict
 from pathlib import Path
 
-from fairseq_adaptive.errors import UsageError, report_usage_errors
-from fairseq_adaptive.interop import require_new
+from fairseq_adaptive.command import run
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import Parser
+from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
 
 VALID = re.compile(r"epoch (\d+) \| valid on 'valid' subset .*?\| accuracy ([\d.]+)(?:.*?\| tape_len ([\d.]+))?")
+NAME = re.compile(r".+-\d{1,9}-\d{1,9}")
 SECONDS = re.compile(r"done training in ([\d.]+) seconds")
 
 
 def main():
-    report_usage_errors()
     logging.getLogger().setLevel(logging.WARNING)  # importing fairseq sets DEBUG, and matplotlib lists every font
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="with MODEL-LENGTH-SEED/train.log")
     parser.add_argument("--output", required=True, metavar="PNG", help="the picture; must not exist")
     args = parser.parse_args()
-    require_new(args.output)
+    require_picture(args.output)
 
     runs = defaultdict(dict)  # (model, length) -> seed -> accuracies
     print("| model | length | seed | accuracy after each epoch | tape | seconds |\n|---|---|---|---|---|---|")
-    for log in sorted(args.folder.glob("*-*-*/train.log"), key=_key):
+    for log in sorted((log for log in args.folder.glob("*/train.log") if NAME.fullmatch(log.parent.name)), key=_key):
         model, length, seed = _key(log)
-        text = log.read_text(encoding="utf-8")
+        text = log.read_text(encoding="utf-8", errors="replace")
         valid = VALID.findall(text)
         if not valid:
             continue
@@ -48,11 +49,7 @@ def _key(log):
 
 
 def _plot(runs, path):
-    import matplotlib  # the extra "plots"
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, (over_epochs, over_lengths) = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
     last = defaultdict(lambda: defaultdict(list))
     for place, ((model, length), seeds) in enumerate(sorted(runs.items())):
@@ -71,8 +68,8 @@ def _plot(runs, path):
     for axis in (over_epochs, over_lengths):
         axis.axhline(50, color="grey", linewidth=0.5)
         axis.legend(fontsize=7)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    save_figure(figure, path, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,26 +1,26 @@
 #!/usr/bin/env python3
 """Shows what an adatape_parity reads, token by token, in order; and whether that gives the parity away."""
 
-import argparse
 import logging
 from collections import Counter
 
 import torch
-from fairseq import checkpoint_utils
 
 import fairseq_adaptive.plugin  # noqa: F401  registers task and model
-from fairseq_adaptive.errors import UsageError, report_usage_errors
+from fairseq_adaptive.command import run
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.checkpoint import load_model
+from fairseq_adaptive.ranges import COUNT, Parser
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("path", help="a checkpoint of train-parity.sh adatape")
-    parser.add_argument("--sequences", type=int, default=2000, help="how many of the validation set (default 2000)")
+    parser.add_argument("--sequences", type=COUNT, default=2000, help="how many of the validation set (default 2000)")
     args = parser.parse_args()
 
     logging.getLogger().setLevel(logging.WARNING)
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([args.path])
+    model, task = load_model(args.path)
     if getattr(model, "tape", None) is None:
         raise UsageError(f"{args.path} has no tape: train it with train-parity.sh adatape")
     task.load_dataset("valid")
@@ -44,4 +44,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

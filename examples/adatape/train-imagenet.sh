@@ -10,12 +10,12 @@
 #   A batch is 256 images x 16, for one GPU; on N GPUs set --update-freq to 16 / N. Needs Pillow (the extra "images").
 set -euo pipefail
 
-usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 2 ] || usage
 data=$1 save_dir=$2 arch=${3:-adatape_vit_s16}
+paths data save_dir
 shift $(($# < 3 ? $# : 3))
 
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 fairseq-train "$data" --user-dir "$user_dir" --task image_classification --image-size 224 --arch "$arch" \
   --random-resized-crop --horizontal-flip --randaugment-layers 2 --randaugment-magnitude 15 --mixup 0.5 \
   --criterion tape_ponder_loss --ponder-penalty 0.01 \

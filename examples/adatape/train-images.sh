@@ -10,9 +10,10 @@
 #   SAVE_DIR/train.log. SAVE_DIR must be new or empty.
 set -euo pipefail
 
-usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 3 ] || usage
 data=$1 save_dir=$2 row=$3
+paths data save_dir
 shift 3
 if [ -e "$save_dir/train.log" ]; then
   echo "error: $save_dir/train.log is there already: name another SAVE_DIR" >&2
@@ -25,7 +26,6 @@ case $row in
 esac
 [ -e "$data/valid.npz" ] || flags+=(--held-out 5000)
 
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 mkdir -p "$save_dir"
 fairseq-train "$data" --user-dir "$user_dir" --task image_classification --arch adatape_vit_mini "${flags[@]}" \
   --crop-padding 2 --criterion tape_ponder_loss --ponder-penalty 0.01 --label-smoothing 0.1 \

@@ -11,9 +11,10 @@
 #   The log goes to SAVE_DIR/train.log; its lines with "valid on" have the accuracy. SAVE_DIR must be new or empty.
 set -euo pipefail
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 4 ] || usage
 model=$1 length=$2 seed=$3 save_dir=$4
+paths save_dir
 shift 4
 [[ $length =~ ^(8|16|32|64)$ ]] || usage
 epochs=$((length > 32 ? 10 : 5))
@@ -32,7 +33,6 @@ case $model in
   *) usage ;;
 esac
 
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 mkdir -p "$save_dir"
 fairseq-train --user-dir "$user_dir" --task parity --sequence-length "$length" \
   --arch adatape_parity "${flags[@]}" --criterion tape_ponder_loss --ponder-penalty 0.01 \

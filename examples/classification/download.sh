@@ -30,12 +30,13 @@ c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe  aclImdb_v1.tar
 glue=https://dl.fbaipublicfiles.com/glue/data
 senteval=https://dl.fbaipublicfiles.com/senteval/senteval_data
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 die() { echo "download: $*" >&2; exit 1; }
 . "$(dirname "${BASH_SOURCE[0]}")/../download.sh"
 
 [ $# -ge 2 ] || usage
 task=$1 raw=$2
+paths raw
 download_options "${@:3}"
 
 unpack() { # ARCHIVE FOLDER [MEMBER...]: FOLDER of the archive has its name only once it is whole

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """Splits texts with labels, NAME.txt, into NAME.label and pieces of words, NAME.input0 and of pairs NAME.input1."""
 
-import argparse
+import contextlib
 import math
 import os
 
 from fairseq.data import Dictionary
 from texts import read_texts
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.data.squad import cut, load_tokenizer
 from fairseq_adaptive.data.text_pairs import check_vocabulary, shorten
-from fairseq_adaptive.errors import UsageError, report_usage_errors
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import whole_file
 from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
+from fairseq_adaptive.ranges import POSITIONS, Parser
 
 
 def check_label(label, regression):
@@ -24,8 +27,7 @@ def check_label(label, regression):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("texts", nargs="+", metavar="NAME.txt",
                         help="a line is a label, a tab or a space, and a text; of pairs a label, a tab, a "
                         "text, a tab and a text")
@@ -35,7 +37,7 @@ def main():
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
     parser.add_argument("--pairs", action="store_true", help="a line has two texts")
     parser.add_argument("--regression", action="store_true", help="labels are numbers")
-    parser.add_argument("--max-length", type=int, default=512, help="cut texts off at this many tokens, with the "
+    parser.add_argument("--max-length", type=POSITIONS, default=512, help="cut texts off at this many tokens, with the "
                         "special ones that fairseq adds (default: %(default)s)")
     args = parser.parse_args()
 
@@ -52,17 +54,19 @@ def main():
         raise UsageError(f"--max-length {args.max_length} leaves no room for a text")
     kinds = ["label", "input0", "input1"][: 2 + args.pairs]
     for path in args.texts:
-        files = [open(f"{path.removesuffix('.txt')}.{kind}", "w", encoding="utf-8") for kind in kinds]
-        for number, (label, *texts) in enumerate(read_texts(path, args.pairs), start=1):
-            if not check_label(label, args.regression):
-                raise UsageError(f"{path}, line {number}: the label {label!r} is "
-                                 + ("no number" if args.regression else "not one word"))
-            parts = shorten([*map(pieces_of, texts)], room)
-            for file, line in zip(files, [label, *map(" ".join, parts)]):
-                file.write(line + "\n")
-        for file in files:
-            file.close()
+        with contextlib.ExitStack() as stack:
+            files = []
+            for kind in kinds:
+                part = stack.enter_context(whole_file(f"{path.removesuffix('.txt')}.{kind}"))
+                files.append(stack.enter_context(open(part, "w", encoding="utf-8")))
+            for number, (label, *texts) in enumerate(read_texts(path, args.pairs), start=1):
+                if not check_label(label, args.regression):
+                    raise UsageError(f"{path}, line {number}: the label {label!r} is "
+                                     + ("no number" if args.regression else "not one word"))
+                parts = shorten([*map(pieces_of, texts)], room)
+                for file, line in zip(files, [label, *map(" ".join, parts)]):
+                    file.write(line + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

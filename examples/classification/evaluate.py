@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Scores a trained model on texts with labels by the metric of their task, and writes GLUE's test set submissions."""
 
-import argparse
 import logging
 import os
 from pathlib import Path
@@ -10,9 +9,11 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from texts import NAMES, PAIRS, read_texts
 
-from fairseq_adaptive.errors import UsageError, report_usage_errors
+from fairseq_adaptive.command import run
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import require_new, whole_file
 from fairseq_adaptive.hub import TranskimmerClassifier
-from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.ranges import BATCH, POSITIONS, Parser
 
 METRICS = {
     "accuracy": accuracy_score,
@@ -37,7 +38,7 @@ def known(labels, classifier, path):
             raise UsageError(f"{path}: {error}, but the model gives numbers") from None
     strange = next((label for label in labels if label not in classifier.labels), None)
     if strange is not None:
-        raise UsageError(f"{path} has the label {strange}, which the model does not know: its labels are "
+        raise UsageError(f"{path} has the label {strange!r}, which the model does not know: its labels are "
                          f"{', '.join(classifier.labels)}")
     return labels
 
@@ -47,16 +48,16 @@ def written(label):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("task", choices=NAMES)
     parser.add_argument("texts", type=Path, help="folder that texts.py made, or any with dev.txt or test.txt")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT")
     parser.add_argument("--data", metavar="FOLDER", help="the bin folder of prepare.sh (default: as in training)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="with the vocabulary (default: that of the data)")
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
-    parser.add_argument("--max-length", type=int, metavar="N", help="as in prepare.sh (default: all that it can read)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--max-length", type=POSITIONS, metavar="N",
+                        help="as in prepare.sh (default: all that it can read)")
+    parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--submission", type=Path, metavar="FOLDER",
                         help="write the labels of GLUE's test sets there, in the files that its site takes")
     args = parser.parse_args()
@@ -87,11 +88,11 @@ def main():
             scores = (f"{name} {100 * METRICS[name](true, found):.2f}" for name in OF_TASK.get(args.task, ["accuracy"]))
             print(f"{path.name}: {len(texts)} texts, {', '.join(scores)}", flush=True)
         else:
-            with open(target, "x", encoding="utf-8") as file:
+            with whole_file(target) as part, open(part, "w", encoding="utf-8") as file:
                 file.write("index\tprediction\n")
                 file.writelines(f"{name}\t{written(label)}\n" for name, label in zip(names, found))
             print("wrote", target, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

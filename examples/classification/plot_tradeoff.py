@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
 """Draws accuracy over measured speed-up from the JSON files of scripts/benchmark/classification.py, a panel each."""
 
-import argparse
-import json
-from pathlib import Path
 
-from fairseq_adaptive.errors import UsageError, report_usage_errors
-from fairseq_adaptive.interop import require_new
-from fairseq_adaptive.report.pictures import pyplot
+from fairseq_adaptive.command import run
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import read_json
+from fairseq_adaptive.ranges import Parser
+from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
 
 
 def read(path):
     """The models of a file, the dense one first."""
     try:
-        models = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        models = read_json(path)["models"]
+        for model in models:
+            float(model["accuracy"]), float(model["flops_speedup"]), model["name"], model["speed"], model["accuracies"]
+        models[0]
+    except (IndexError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"{path} was not written by scripts/benchmark/classification.py --output: {error!r}") from None
     return models
 
@@ -36,13 +40,12 @@ def draw(axes, title, models, size):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("results", nargs="+", metavar="TITLE=JSON")
     parser.add_argument("--batch-size", default="32", metavar="N", help="whose times are drawn (default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="PNG", help="the picture; must not exist")
     args = parser.parse_args()
-    require_new(args.output)
+    require_picture(args.output)
     titles, paths = zip(*(result.rpartition("=")[::2] for result in args.results))
     results = [read(path) for path in paths]
     lacking = next((path for path, models in zip(paths, results) if args.batch_size not in models[0]["speed"]), None)
@@ -53,9 +56,9 @@ def main():
     for panel in zip(panels[0], titles, results):
         draw(*panel, args.batch_size)
     figure.tight_layout()
-    figure.savefig(args.output, dpi=110)
+    save_figure(figure, args.output, dpi=110)
     print("wrote", args.output)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,11 +11,12 @@
 #   flags      --pairs (pairs of texts), --regression (labels are numbers), --cased, --max-length N
 set -euo pipefail
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 4 ] || usage
 texts=$1 model=$2 tokenizer=$3 out=$4
+paths texts model tokenizer out
 shift 4
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 for file in "$texts/train.txt" "$model/dict.txt"; do
   [ -s "$file" ] || { echo "error: $file is missing or empty" >&2; exit 1; }
 done

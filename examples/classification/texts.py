@@ -5,16 +5,15 @@ Writes train.txt, dev.txt and test.txt, as far as their labels are published, an
 sets, where a number is in the label's place. Between label and text, and between two texts, there is a tab.
 """
 
-import argparse
 import csv
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Tuple
 
-from fairseq_adaptive.errors import UsageError, report_usage_errors
-from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.command import run
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import require_new, whole_folder
+from fairseq_adaptive.ranges import Parser
 
 
 class Glue(NamedTuple):
@@ -154,16 +153,15 @@ def parts_of(task: str, raw: Path) -> Iterator[Tuple[str, Rows]]:
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("task", choices=NAMES)
     parser.add_argument("raw", type=Path, help="the folder that download.sh made, or one of GLUE's layout")
     parser.add_argument("output", type=Path, help="new folder")
     args = parser.parse_args()
 
     require_new(args.output)
-    with tempfile.TemporaryDirectory(prefix=".texts", dir=args.output.absolute().parent) as scratch:
-        made = Path(scratch) / "made"
+    with whole_folder(args.output) as folder:
+        made = Path(folder)
         for name, rows in parts_of(args.task, args.raw):
             path, number = made / f"{name}.txt", -1
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,13 +169,14 @@ def main():
                 with open(path, "w", encoding="utf-8") as file:
                     for number, row in enumerate(rows):
                         file.write("\t".join(row) + "\n")
-            except FileNotFoundError as error:
+            except (FileNotFoundError, NotADirectoryError) as error:
                 raise UsageError(f"there is no {error.filename}: download.sh {args.task} {args.raw} gets it") from None
+            except UnicodeDecodeError as error:
+                raise UsageError(f"the texts of {args.task} in {args.raw} are not UTF-8 ({error.reason})") from None
             if number < 0:
                 raise UsageError(f"there are no texts of {args.task} for {name}.txt in {args.raw}")
             print(f"{args.output}/{name}.txt: {number + 1} texts", file=sys.stderr)
-        os.rename(made, args.output)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

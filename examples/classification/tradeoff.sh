@@ -11,9 +11,10 @@
 #   seed     of the trainings (default: 1)
 set -euo pipefail
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 5 ] || usage
 task=$1 data=$2 model=$3 out=$4 subset=$5
+paths data model out
 shift 5
 [ $# -gt 0 ] || set -- 1
 # epochs of the dense model and of every stage, and what the stages steer to
@@ -22,7 +23,7 @@ case $task in
   20news) epochs=3 stage_epochs=1 batch=32 targets=(0.35 0.22) texts=64 ;; # texts that are timed
   *) usage ;;
 esac
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 [ -f "$data/text/train.input0" ] || { echo "error: $data/text/train.input0 is missing: run prepare.sh" >&2; exit 1; }
 [ ! -e "$out/results.json" ] || { echo "error: $out/results.json exists and is left as it is" >&2; exit 1; }
 updates=$((($(wc -l < "$data/text/train.input0") + batch - 1) / batch))
@@ -55,8 +56,9 @@ for seed in "$@"; do
   done
 done
 for target in "${targets[@]}"; do
-  paths=$(printf ",$out/flops-$target-%s/checkpoint_last.pt" "$@")
-  names+=("$target=${paths:1}")
+  checkpoints=''
+  for seed in "$@"; do checkpoints+=,$out/flops-$target-$seed/checkpoint_last.pt; done
+  names+=("$target=${checkpoints:1}")
 done
 dense=$(IFS=,; echo "${dense[*]}")
 python3 "$here/../../scripts/benchmark/classification.py" "$data/bin" "dense=$dense" "${names[@]}" --subset "$subset" \

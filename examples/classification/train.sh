@@ -11,9 +11,10 @@
 #   flags    override the recipe; with another --max-epoch set --total-num-update, too
 set -euo pipefail
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 6 ] || usage
 data=$1 model=$2 arch=$3 task=$4 save_dir=$5 kind=$6
+paths data model save_dir
 shift 6
 classes=2 epochs=3 batch=64 lr=2e-5 factor=0.5 warmup=0 metric=accuracy report=''
 case $task in
@@ -48,7 +49,6 @@ if [[ $task != [1-9] && $task != [1-9][0-9] && $task != [1-9][0-9][0-9] ]]; then
   updates=$((($(wc -l < "$data/text/train.input0") + batch - 1) / batch * epochs))
   flags+=(--lr-scheduler polynomial_decay --total-num-update "$updates" --warmup-updates $((updates * warmup / 100)))
 fi
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 
 fairseq-train "$data/bin" --user-dir "$user_dir" --task sentence_prediction --num-classes "$classes" --init-token 0 \
   --arch "$arch" --pooler-dropout 0.1 --restore-file "$model" \

@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a new folder; gets these files in pieces, and sentencepiece.model")
     parser.add_argument("--vocab-size", type=int, default=4000, help="how many pieces at most (default: %(default)s)")
     args = parser.parse_args()
+    if not 8 <= args.vocab_size <= 1 << 24:
+        parser.error(f"--vocab-size is {args.vocab_size}: use a whole number from 8 to {1 << 24:,}")
     if args.out.exists():
         parser.error(f"{args.out} exists already; remove it or name another folder")
     try:

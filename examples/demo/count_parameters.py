@@ -11,7 +11,7 @@ logging.disable(logging.INFO)
 from fairseq import checkpoint_utils  # noqa: E402
 
 import fairseq_adaptive.plugin  # noqa: E402,F401  registers the model
-from fairseq_adaptive.errors import report_usage_errors  # noqa: E402
+from fairseq_adaptive.command import run  # noqa: E402
 
 
 def count_parameters(model) -> int:
@@ -19,7 +19,6 @@ def count_parameters(model) -> int:
 
 
 def main() -> None:
-    report_usage_errors()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
     args = parser.parse_args()
@@ -32,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

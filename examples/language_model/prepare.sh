@@ -25,12 +25,13 @@ ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11  wikitext-2-raw
 91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794  wikitext-103-raw-v1.zip
 547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc  enwik8.zip'
 
-usage() { sed -n '2,19s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 die() { echo "prepare: $*" >&2; exit 1; }
 . "$(dirname "${BASH_SOURCE[0]}")/../download.sh"
 
 [ $# -ge 3 ] || usage
 dataset=$1 raw=$2 out=$3 sentencepiece=0 threshold=0 workers=$(nproc) mirror='' checksums=''
+paths raw out
 shift 3
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
@@ -131,17 +132,16 @@ mkdir -p "$raw" "$out"
 if [ -n "$archive" ]; then fetch "$archive" "$url"; fi
 echo "$options" > "$out/options"
 if [ "$dataset" = enwik8 ]; then make "$out/enwik8" member enwik8; fi
-prefix=$out/%s.txt
+ending=txt
 for split in train valid test; do make "$out/$split.txt" text "$split"; done
 if [ "$sentencepiece" -gt 0 ]; then make "$out/sentencepiece.model" learn_pieces; fi
 if [ "$sentencepiece" -gt 0 ] || [ "$dataset" = enwik8 ]; then
-  prefix=$out/%s.tok
+  ending=tok
   for split in train valid test; do make "$out/$split.tok" tokens "$split"; done
 fi
 
 rm -rf "$out/bin.part"
-# shellcheck disable=SC2059  # the format is ours
 fairseq-preprocess --only-source --workers "$workers" --thresholdsrc "$threshold" --destdir "$out/bin.part" \
-  --trainpref "$(printf "$prefix" train)" --validpref "$(printf "$prefix" valid)" --testpref "$(printf "$prefix" test)"
+  --trainpref "$out/train.$ending" --validpref "$out/valid.$ending" --testpref "$out/test.$ending"
 mv "$out/bin.part" "$out/bin"
 rm -f "$out/enwik8"

@@ -8,13 +8,15 @@
 #        downloaded (173 MB, see examples/demo/README.md)
 set -euo pipefail
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 1 ] && [ $# -le 2 ] || usage
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
-raw=${2:-$out/text}
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+out=$1 given=${2:-$1/text}
+paths out given
+mkdir -p "$out"
+out=$(CDPATH='' cd -- "$out" && pwd)
+raw=$out/text
+[ $# -eq 1 ] || raw=$given
 
 step() { printf '\n== %s  [%d min %02d s]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 # runs a command with its output in a log, whose end is shown only if the command fails
@@ -41,10 +43,11 @@ fi
 [ -e "$out/data/bin" ] || logged "$out/prepare.log" bash "$here/prepare.sh" text "$raw" "$out/data" --sentencepiece 4000
 
 step "2/6 cutoffs of the adaptive softmax"
-[ -e "$out/cutoffs" ] || python "$root/scripts/optimal_cutoffs.py" --dictionary "$out/data/bin/dict.txt" \
-  --hidden-dim 128 --tokens 1024 --clusters 3 --calibrate > "$out/cutoffs"
+make "$out/cutoffs" python "$root/scripts/optimal_cutoffs.py" --dictionary "$out/data/bin/dict.txt" \
+  --hidden-dim 128 --tokens 1024 --clusters 3 --calibrate
 tail -n 2 "$out/cutoffs"
 CUTOFFS=$(sed -n 's/^--adaptive-softmax-cutoff \([0-9,]*\).*/\1/p' "$out/cutoffs")
+[ -n "$CUTOFFS" ] || die "$out/cutoffs has no --adaptive-softmax-cutoff: remove it, and run this again"
 export CUTOFFS
 
 step "3/6 search: 16 stochastic blocks, 400 updates"
@@ -52,10 +55,11 @@ train search search --max-update 400 --architecture-warmup-updates 100 --entropy
   --architecture-lr 0.02 --disable-validation
 
 step "4/6 layout"
-[ -e "$out/layout" ] || python "$root/scripts/derive_architecture.py" "$out/search/checkpoint_last.pt" \
-  --batch-size 16 --tokens-per-sample 64 > "$out/layout"
+make "$out/layout" python "$root/scripts/derive_architecture.py" "$out/search/checkpoint_last.pt" \
+  --batch-size 16 --tokens-per-sample 64
 cat "$out/layout"
 layout=$(sed -n 's/^--layout //p' "$out/layout")
+[ -n "$layout" ] || die "$out/layout has no --layout: remove it, and run this again"
 
 step "5/6 training: Transformer-XL and $layout, 800 updates each"
 train transformer-xl transformer-xl --max-update 800 --validate-interval-updates 400

@@ -13,12 +13,13 @@
 # --optimizer lamb --lr 0.01.
 set -euo pipefail
 
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 case ${3:-} in
-  '' | -*) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  '' | -*) usage ;;
 esac
 data=$1 save_dir=$2 arch=$3
+paths data save_dir
 shift 3
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 
 lr=0.00025 warmup=1000 criterion=adaptive_cross_entropy
 case $arch in
@@ -28,7 +29,7 @@ case $arch in
     length=512 batch=22 updates=400000 warmup=1 criterion=cross_entropy ;;
   par_transformer_xl_base | par_transformer_xl_sandwich) length=192 batch=256 updates=40000 ;;
   par_transformer_xl_large) length=384 batch=128 updates=100000 warmup=16000 ;;
-  *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) usage ;;
 esac
 
 fairseq-train "$data/bin" --user-dir "$user_dir" --task segmented_language_modeling --arch "$arch" \

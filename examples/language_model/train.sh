@@ -12,11 +12,11 @@
 #         LAYOUT          what was found, afff*3,f*4 for instance
 set -euo pipefail
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 3 ] || usage
 data=$1 save_dir=$2 row=$3
+paths data save_dir
 shift 3
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 
 updates=2500 optimizer=adam criterion=adaptive_cross_entropy
 segments=(--task segmented_language_modeling --tokens-per-sample 64 --batch-size 16 --memory-length 64

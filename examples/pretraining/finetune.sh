@@ -11,15 +11,15 @@
 #            sentence_prediction --target-depth D
 set -euo pipefail
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 5 ] || usage
 data=$1 model=$2 arch=$3 classes=$4 save_dir=$5
+paths data model save_dir
 shift 5
 for file in "$model" "$data/text/train.input0"; do
   [ -f "$file" ] || { echo "error: there is no $file" >&2; exit 1; }
 done
 updates=$((($(wc -l < "$data/text/train.input0") + 31) / 32 * 3))
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 
 fairseq-train "$data/bin" --user-dir "$user_dir" --task sentence_prediction --num-classes "$classes" --init-token 0 \
   --arch "$arch" --pooler-dropout 0.1 --restore-file "$model" \

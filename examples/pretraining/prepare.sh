@@ -12,12 +12,13 @@
 # Pieces and dictionary have the published layout: a trained model converts to it (scripts/convert_checkpoint.py).
 set -euo pipefail
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 die() { echo "prepare: $*" >&2; exit 1; }
 . "$(dirname "${BASH_SOURCE[0]}")/../download.sh"
 
 [ $# -ge 2 ] || usage
 raw=$1 out=$2 pieces=30000 normalization=nmt_nfkc_cf workers=$(nproc)
+paths raw out
 shift 2
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage

@@ -13,11 +13,11 @@
 # For ALBERT of fixed depth add --halting none.
 set -euo pipefail
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 3 ] || usage
 data=$1 save_dir=$2 arch=$3 texts=${TEXTS:-64}
+paths data save_dir
 shift 3
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 if ! [[ $texts =~ ^[1-9][0-9]*$ ]] || [ "$texts" -lt 4 ] || [ $((4096 % texts)) -ne 0 ]; then
   echo "train: TEXTS is a divisor of 4096 and 4 or more, not '$texts'" >&2
   exit 1

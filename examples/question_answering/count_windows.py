@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
 """Checks train.json and valid.json as training would, and prints how many windows of 384 tokens train.json has."""
 
-import argparse
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
+from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.tasks.question_answering import QuestionAnsweringConfig, QuestionAnsweringTask
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", help="dict.txt, the vocabulary, train.json and valid.json")
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
     args = parser.parse_args()
@@ -20,4 +19,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,12 +15,13 @@ published='3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955  tra
 80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8  dev-v2.0.json'
 home=https://rajpurkar.github.io/SQuAD-explorer/dataset
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 die() { echo "download: $*" >&2; exit 1; }
 . "$(dirname "${BASH_SOURCE[0]}")/../download.sh"
 
 [ $# -ge 2 ] || usage
 version=$1 raw=$2
+paths raw
 download_options "${@:3}"
 case $version in
   1.1 | 2.0) ;;

@@ -7,11 +7,11 @@
 # scripts/answer_questions.py writes the answers to any file, in the official format, with the official figures.
 set -euo pipefail
 
-usage() { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 2 ] || usage
 data=$1 checkpoint=$2
+paths data checkpoint
 shift 2
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 
 fairseq-validate "$data" --user-dir "$user_dir" --task question_answering --path "$checkpoint" --valid-subset valid \
   --batch-size 32 --required-batch-size-multiple 1 "$@"

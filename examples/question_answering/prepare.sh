@@ -11,7 +11,7 @@
 #   --cased    vocab.txt distinguishes upper and lower case
 set -euo pipefail
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 cased=()
 if [ "${!#}" = --cased ]; then
   cased=(--cased)
@@ -19,7 +19,8 @@ if [ "${!#}" = --cased ]; then
 fi
 [ $# -eq 4 ] || [ $# -eq 5 ] || usage
 model=$1 tokenizer=$2 out=$3 train=$4 valid=${5-}
-here=$(cd "$(dirname "$0")" && pwd)
+paths model tokenizer out train ${valid:+valid}
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 for file in "$model/dict.txt" "$train" ${valid:+"$valid"}; do
   [ -s "$file" ] || { echo "error: $file is missing or empty" >&2; exit 1; }
 done

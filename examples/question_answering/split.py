@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Splits a file in the format of SQuAD by article, so that no text is in both parts."""
 
-import argparse
 import json
 import random
 
+from fairseq_adaptive.command import run
 from fairseq_adaptive.data.squad import read_squad
-from fairseq_adaptive.errors import UsageError, report_usage_errors
-from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import read_json, require_new, whole_file
+from fairseq_adaptive.ranges import SEED, Parser, Range
 
 
 def count(articles):
@@ -15,23 +16,19 @@ def count(articles):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("file", help="JSON in the format of SQuAD v1.1 or v2.0")
     parser.add_argument("train", help="must not exist")
     parser.add_argument("valid", help="must not exist")
-    parser.add_argument("--valid-share", type=float, default=0.1, help="of the questions, more or less (default: "
-                        "%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the choice of articles (default: %(default)s)")
+    parser.add_argument("--valid-share", type=Range(float, 0, 1, above=True, below=True), default=0.1,
+                        help="of the questions, more or less (default: %(default)s)")
+    parser.add_argument("--seed", type=SEED, default=1, help="of the choice of articles (default: %(default)s)")
     args = parser.parse_args()
 
-    if not 0 < args.valid_share < 1:
-        raise UsageError(f"--valid-share {args.valid_share} is impossible: it is above 0 and below 1")
     for path in (args.train, args.valid):
         require_new(path)
     read_squad(args.file)  # refuses what training would refuse
-    with open(args.file, encoding="utf-8") as file:
-        content = json.load(file)
+    content = read_json(args.file)
     titled = {}
     for number, article in enumerate(content["data"]):
         titled.setdefault(article.get("title", number), []).append(article)
@@ -44,10 +41,10 @@ def main():
         valid = valid + titled[titles.pop()]
     train = [article for title in titles for article in titled[title]]
     for path, articles in ((args.train, train), (args.valid, valid)):
-        with open(path, "w", encoding="utf-8") as file:
+        with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
             json.dump({**content, "data": articles}, file, ensure_ascii=False)
         print(f"{path}: {len(articles)} articles, {count(articles)} questions")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

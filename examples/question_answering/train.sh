@@ -10,9 +10,10 @@
 #   flags  override the recipe; with another --max-epoch, --batch-size or --max-positions set --total-num-update, too
 set -euo pipefail
 
-usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 5 ] || usage
 data=$1 model=$2 arch=$3 save_dir=$4 kind=$5
+paths data model save_dir
 shift 5
 case $kind in
   dense) loss=(--criterion span_prediction --no-skimming) ;;
@@ -22,7 +23,6 @@ esac
 [ -f "$model" ] || { echo "error: there is no checkpoint $model" >&2; exit 1; } # fairseq would start from nothing
 [ -s "$data/windows" ] || { echo "error: $data/windows is missing: run prepare.sh" >&2; exit 1; }
 updates=$((($(< "$data/windows") + 63) / 64 * 5))
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 
 fairseq-train "$data" --user-dir "$user_dir" --task question_answering --max-positions 384 --doc-stride 128 \
   --arch "$arch" --restore-file "$model" \

@@ -8,19 +8,18 @@
 # Prints BLEU of tokenised lower-cased text, as published for this data, and sacreBLEU of detokenised text without case.
 set -euo pipefail
 
-if [ $# -lt 3 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-fi
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
+[ $# -ge 3 ] || usage
 data=$1 raw=$2 save_dir=$3
+paths data raw save_dir
+language_pair "$data/bin" test
 shift 3
-user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
 
-fairseq-generate "$data/bin" --user-dir "$user_dir" --source-lang en --target-lang de --gen-subset test \
+fairseq-generate "$data/bin" --user-dir "$user_dir" --source-lang "$source" --target-lang "$target" --gen-subset test \
   --path "$save_dir/checkpoint_last.pt" --beam 5 --batch-size 64 --post-process subword_nmt "$@" > "$save_dir/test.out"
 grep '^H-' "$save_dir/test.out" | cut -c3- | sort -n | cut -f3 > "$save_dir/test.hyp"
-sacremoses -q -l de detokenize < "$save_dir/test.hyp" > "$save_dir/test.detok"
+sacremoses -q -l "$target" detokenize < "$save_dir/test.hyp" > "$save_dir/test.detok"
 echo "tokenised, lower-cased:"
-sacrebleu "$data/test.de" -i "$save_dir/test.hyp" --tokenize none --force --format text --width 2
+sacrebleu "$data/test.$target" -i "$save_dir/test.hyp" --tokenize none --force --format text --width 2
 echo "detokenised, without case:"
-sacrebleu "$raw/test.de" -i "$save_dir/test.detok" --lowercase --format text --width 2
+sacrebleu "$raw/test.$target" -i "$save_dir/test.detok" --lowercase --format text --width 2

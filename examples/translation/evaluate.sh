@@ -13,11 +13,12 @@
 # Beam 4 and length penalty 0.6 for newstest2014, 1.0 for the other newstests (Takase & Kiyono 2021).
 set -euo pipefail
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 die() { echo "evaluate: $*" >&2; exit 1; }
 
 [ $# -ge 3 ] || usage
 data=$1 checkpoints=$2 out=$3 last=10 testset='' reference='' bpe=''
+paths data checkpoints out
 shift 3
 flags=()
 while [ $# -gt 0 ]; do
@@ -30,11 +31,10 @@ while [ $# -gt 0 ]; do
   esac
 done
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 [ -d "$data/bin" ] || die "$data/bin is missing; prepare the data first"
 [ -e "$checkpoints" ] || die "$checkpoints is neither a folder of checkpoints nor a checkpoint"
-lang=$(find "$data/bin" -name 'test.*-*.*.bin' | sed -E 's/.*\.[^.]*-([^.]*)\.[^.]*\.bin/\1/' | sort -u)
-[ -n "$lang" ] || die "$data/bin has no binarised test set"
+language_pair "$data/bin" test
+lang=$target
 
 if [ -z "$bpe" ]; then
   bpe=$(sed -n 's/.*bpe=\([a-z-]*\).*/\1/p' "$data/options" 2> /dev/null || true)
@@ -50,8 +50,13 @@ if [ -n "$reference" ] || [ ! -e "$data/testsets" ]; then
   [ -z "$testset" ] || die "--testset needs $data/testsets, which prepare-wmt14en2de.sh writes, and no --reference"
   sets="test test - ${reference:-$data/test.$lang}"
 else
-  sets=$(awk -v set="${testset:=newstest2014}" -v data="$data" -v lang="$lang" \
-    'set == "all" || $2 == set { print $0, data "/" $2 "." lang }' "$data/testsets")
+  sets=''
+  while read -r subset name standard; do
+    if [ "${testset:=newstest2014}" = all ] || [ "$name" = "$testset" ]; then
+      sets+="$subset $name $standard $data/$name.$lang"$'\n'
+    fi
+  done < "$data/testsets"
+  sets=${sets%$'\n'}
   [ -n "$sets" ] || die "no test set '$testset' in $data; there are: $(cut -d ' ' -f 2 "$data/testsets" | xargs)"
 fi
 while read -r _ _ _ reference; do
@@ -93,7 +98,7 @@ while read -r subset name standard reference; do
 
   score='' against=$standard
   if [ "$standard" != - ]; then
-    score=$(SACREBLEU=$data/sacrebleu sacrebleu -t "$standard" -l "en-$lang" -i "$hypothesis" -w 2 -f text) ||
+    score=$(SACREBLEU=$data/sacrebleu sacrebleu -t "$standard" -l "$source-$lang" -i "$hypothesis" -w 2 -f text) ||
       echo "evaluate: sacreBLEU cannot read its test set $standard; scoring against $reference" >&2
   fi
   if [ -z "$score" ]; then

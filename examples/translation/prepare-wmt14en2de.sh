@@ -50,12 +50,13 @@ test3 newstest2012 test/newstest2012-src.en.sgm test/newstest2012-src.de.sgm wmt
 test4 newstest2015 test/newstest2015-ende-src.en.sgm test/newstest2015-ende-ref.de.sgm wmt15
 test5 newstest2016 test/newstest2016-ende-src.en.sgm test/newstest2016-ende-ref.de.sgm wmt16'
 
-usage() { sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 die() { echo "prepare-wmt14en2de: $*" >&2; exit 1; }
 . "$(dirname "${BASH_SOURCE[0]}")/../download.sh"
 
 [ $# -ge 2 ] || usage
 raw=$1 out=$2 bpe=subword-nmt merges=32000 max_length=250 max_ratio=1.5 workers=$(nproc) mirror='' checksums=''
+paths raw out
 shift 2
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
@@ -89,7 +90,8 @@ spread() { # FILE COMMAND...: COMMAND on the lines of FILE, $workers parts at on
   local parts
   parts=$(mktemp -d "$out/parts.XXXXXX")
   split --number "l/$workers" --suffix-length 4 "$1" "$parts/"
-  find "$parts" -type f -print0 | xargs -0 -P "$workers" -I PART bash -c '"$@" < PART > PART.done' - "${@:2}"
+  find "$parts" -type f -print0 | xargs -0 -P "$workers" -I PART \
+    bash -c 'part=$1; shift; "$@" < "$part" > "$part.done"' - PART "${@:2}"
   cat "$parts"/*.done
   rm -r "$parts"
 }
@@ -199,10 +201,11 @@ same_length "$out/train.clean"
 echo "kept $(wc -l < "$out/train.clean.en") of $(wc -l < "$out/train.en") training pairs" >&2
 
 # 32768 words as in fairseq's scaling_nmt; the symbols beyond are rare characters.
-tests=$(awk -v out="$out" '$1 ~ /^test/ { printf "%s%s/%s.bpe", sep, out, $2; sep = "," }' <<< "$testsets")
+tests=''
+while read -r subset name _; do [[ $subset != test* ]] || tests+=,$out/$name.bpe; done <<< "$testsets"
 rm -rf "$out/bin.part"
 fairseq-preprocess --source-lang en --target-lang de --joined-dictionary --nwordssrc 32768 --nwordstgt 32768 \
-  --trainpref "$out/train.clean" --validpref "$out/newstest2013.bpe" --testpref "$tests" \
+  --trainpref "$out/train.clean" --validpref "$out/newstest2013.bpe" --testpref "${tests:1}" \
   --destdir "$out/bin.part" --workers "$workers"
 
 # sacreBLEU's own folder layout; only the published archives may go by the standard names.
@@ -214,5 +217,6 @@ while read -r subset name english german standard; do
   mkdir -p "$out/sacrebleu/$standard/raw"
   tar -xzf "$raw/$name.tgz" -C "$out/sacrebleu/$standard/raw"
   cp "$raw/$name.tgz" "$out/sacrebleu/$standard/raw/${standard/\//_}.$(basename "$url")"
-done <<< "$testsets" > "$out/testsets"
+done <<< "$testsets" > "$out/testsets.part"
+mv "$out/testsets.part" "$out/testsets"
 mv "$out/bin.part" "$out/bin"

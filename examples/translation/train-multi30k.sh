@@ -11,9 +11,10 @@
 #         universal-N-act-D  the same with a depth of its own for each token, up to N and D on average
 set -euo pipefail
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 [ $# -ge 3 ] || usage
 data=$1 save_dir=$2 row=$3
+paths data save_dir
 shift 3
 
 width=128 loss=(--criterion label_smoothed_cross_entropy --label-smoothing 0.1) halting=()
@@ -29,12 +30,12 @@ case $row in
   *) usage ;;
 esac
 if [ -n "${strategy:-}" ]; then
-  user_dir=$(cd "$(dirname "$0")/../../fairseq_adaptive" && pwd)
   model=(--user-dir "$user_dir" --arch shared_transformer --layer-sharing "$strategy"
     --encoder-unique-layers "$unique" --decoder-unique-layers "$unique" "${halting[@]}")
 fi
 
-fairseq-train "$data/bin" --task translation --source-lang en --target-lang de \
+language_pair "$data/bin" train
+fairseq-train "$data/bin" --task translation --source-lang "$source" --target-lang "$target" \
   "${model[@]}" --encoder-layers "$layers" --decoder-layers "$layers" \
   --encoder-embed-dim "$width" --encoder-ffn-embed-dim "$((2 * width))" --encoder-attention-heads 4 \
   --decoder-embed-dim "$width" --decoder-ffn-embed-dim "$((2 * width))" --decoder-attention-heads 4 \

@@ -9,11 +9,10 @@
 #             initialisation may, at this learning rate); --user-dir fairseq_adaptive to resume with torch 2.6 or newer
 set -euo pipefail
 
-if [ $# -lt 2 ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-fi
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
+[ $# -ge 2 ] || usage
 data=$1 save_dir=$2
+paths data save_dir
 shift 2
 [ -e "$data/bin/dict.en.txt" ] || { echo "train-wmt14: $data/bin is no binarised data; prepare it first" >&2; exit 1; }
 

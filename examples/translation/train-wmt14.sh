@@ -12,11 +12,13 @@
 #             diverges)
 set -euo pipefail
 
+. "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 case ${3:-} in
-  '' | -*) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  '' | -*) usage ;;
 esac
 data=$1 save_dir=$2 arch=$3
+paths data save_dir
 shift 3
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 exec bash "$here/train-wmt14-native.sh" "$data" "$save_dir" --user-dir "$here/../../fairseq_adaptive" \
   --arch "$arch" --init admin "$@"

@@ -1,7 +1,8 @@
 """The only place that mends fairseq, torch or NumPy; each mend has its reason and a test that fails without it.
 
 ``--user-dir`` is imported while the command line is parsed, before fairseq reads a checkpoint or starts its workers, so
-that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see :func:`.workers.refuse_lone_workers`).
+that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see
+:func:`.workers.refuse_lone_workers`).
 """
 
 from fairseq_adaptive.compat import (
@@ -15,7 +16,9 @@ from fairseq_adaptive.compat import (
     hypotheses,
     labels,
     literals,
+    numbers,
     omissions,
+    paths,
     precision,
     quantization,
     restoring,
@@ -61,6 +64,8 @@ MENDS = (
     binaries.check_binaries,
     binaries.check_dictionaries,
     ensembles.name_wrong_checkpoints,
+    paths.refuse_unwritable_save_dir,
+    numbers.check_stock_numbers,
 )
 applied = []  # names of the mends that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

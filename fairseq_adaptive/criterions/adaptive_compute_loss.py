@@ -18,6 +18,7 @@ from fairseq_adaptive.criterions.expected_output import ExpectedOutput
 from fairseq_adaptive.criterions.task_criterion import DistillationConfig, build_task_criterion
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.ranges import check_ranges, ranged
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +34,17 @@ class AdaptiveComputeLossConfig(DistillationConfig):
                   "router, halting, reader or search for all of a kind. Further entries are options of that price, such "
                   "as prior_rate of pondernet (default: each policy's own weight)"},
     )
-    target_depth: Optional[float] = field(
-        default=None, metadata={"help": "mean number of updates of a token to steer the halting rules to"}
+    target_depth: Optional[float] = ranged(
+        None, TARGETS["depth"].within, "mean number of updates of a token to steer the halting rules to"
     )
-    target_flops: Optional[float] = field(
-        default=None, metadata={"help": "share of the dense model's FLOPs to steer the routers to, above 0 and at most 1"}
+    target_flops: Optional[float] = ranged(
+        None, TARGETS["flops"].within, "share of the dense model's FLOPs to steer the routers to"
     )
-    target_tape: Optional[float] = field(
-        default=None, metadata={"help": "mean number of tape tokens of a sequence to steer the readers to"}
+    target_tape: Optional[float] = ranged(
+        None, TARGETS["tape"].within, "mean number of tape tokens of a sequence to steer the readers to"
     )
-    target_compute: Optional[float] = field(
-        default=None, metadata={"help": "expected compute of a supernet to steer to, as a share of a Transformer-XL's"}
+    target_compute: Optional[float] = ranged(
+        None, TARGETS["compute"].within, "expected compute of a supernet to steer to, as a share of a Transformer-XL's"
     )
     target_args: str = field(
         default="{}",
@@ -90,6 +91,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
 
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
+        check_ranges(cfg, type(self))
         self.cfg, self.task_criterion, self.prices = cfg, task_criterion, _objects("--prices", getattr(cfg, "prices", "{}"))
         self.task_name = getattr(cfg, "task_criterion", "adaptive_cross_entropy")
         inner = getattr(task_criterion, "kinds", ())
@@ -107,9 +109,6 @@ class AdaptiveComputeLoss(FairseqCriterion):
         self._at_ends = [0, 0]
         self._teacher = None  # no module: it is not trained
         if getattr(cfg, "distill_from", None):
-            if cfg.distill_temperature <= 0 or cfg.distill_weight < 0:
-                raise UsageError(f"--distill-temperature {cfg.distill_temperature} is impossible, it is above 0; or "
-                                 f"--distill-weight {cfg.distill_weight}, it is not below 0")
             self._teacher = Teacher(cfg.distill_from, task)
 
     @classmethod

@@ -1,6 +1,6 @@
 """Cross-entropy through an adaptive softmax: ``--criterion adaptive_cross_entropy``."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Tuple
 
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.adaptive_softmax import clustered_cross_entropies
+from fairseq_adaptive.ranges import DROPOUT, check_ranges, ranged
 
 
 def adaptive_losses(
@@ -55,9 +56,8 @@ def adaptive_losses(
 
 @dataclass
 class AdaptiveCrossEntropyConfig(FairseqDataclass):
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={"help": "epsilon for label smoothing within the head and within each cluster, 0 means none"},
+    label_smoothing: float = ranged(
+        0.0, DROPOUT, "epsilon for label smoothing within the head and within each cluster, 0 means none"
     )
     sentence_avg: bool = II("optimization.sentence_avg")
 
@@ -67,15 +67,14 @@ class AdaptiveCrossEntropy(FairseqCriterion):
     """Cross-entropy of an adaptive softmax (Grave et al. 2017), with any ``--ddp-backend``.
 
     Raises:
-        UsageError: when label smoothing is not within 0 and 1, or at the first step when the model has no such softmax
+        UsageError: for numbers out of range, or at the first step when the model has no such softmax
     """
 
     losses = staticmethod(adaptive_losses)
 
     def __init__(self, task, cfg):
         super().__init__(task)
-        if not 0 <= cfg.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing must be at least 0 and less than 1, not {cfg.label_smoothing:g}")
+        check_ranges(cfg, type(self))
         self.sentence_avg = cfg.sentence_avg
         self.label_smoothing = cfg.label_smoothing
 

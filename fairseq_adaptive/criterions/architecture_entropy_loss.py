@@ -14,27 +14,22 @@ from fairseq_adaptive.criterions.adaptive_cross_entropy import (
     AdaptiveCrossEntropyConfig,
     adaptive_losses,
 )
-from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.adaptive_softmax import cross_entropies
+from fairseq_adaptive.ranges import PRICE, UPDATES, ranged
 from fairseq_adaptive.report.block_costs import MEASURES
 
 
 @dataclass
 class ArchitectureEntropyLossConfig(AdaptiveCrossEntropyConfig):
-    entropy_weight: float = field(
-        default=0.0, metadata={"help": "weight of the mean entropy of a block's choice, which makes it choose"}
+    entropy_weight: float = ranged(0.0, PRICE, "weight of the mean entropy of a block's choice, which makes it choose")
+    entropy_warmup_updates: int = ranged(
+        0, UPDATES, "updates in which the weight of the entropy rises from 0, linearly"
     )
-    entropy_warmup_updates: int = field(
-        default=0, metadata={"help": "updates in which the weight of the entropy rises from 0, linearly"}
+    target_compute: float = ranged(
+        0.0, PRICE, "penalise a search whose expected compute is above this share of that of a Transformer-XL with as "
+        "many blocks, attention and feed-forward in turn (0: no penalty)"
     )
-    target_compute: float = field(
-        default=0.0,
-        metadata={
-            "help": "penalise a search whose expected compute is above this share of that of a Transformer-XL with as "
-            "many blocks, attention and feed-forward in turn (0: no penalty)"
-        },
-    )
-    compute_weight: float = field(default=1.0, metadata={"help": "weight of the share above --target-compute"})
+    compute_weight: float = ranged(1.0, PRICE, "weight of the share above --target-compute")
     compute_measure: ChoiceEnum(MEASURES) = field(
         default="flops",
         metadata={"help": "compute of a block: its FLOPs, or the time it takes here, measured at the first step"},
@@ -70,8 +65,6 @@ class ArchitectureEntropyLoss(AdaptiveComputeLoss):
     kinds, needs, task_class = ("search",), "architecture_entropy_loss is for --arch par_supernet;", LanguageModelLoss
 
     def __init__(self, task, cfg):
-        if cfg.target_compute < 0 or cfg.compute_weight < 0 or cfg.entropy_weight < 0:
-            raise UsageError("--target-compute, --compute-weight and --entropy-weight are 0 or more")
         super().__init__(cfg, task, LanguageModelLoss(task, cfg))
 
     def steering(self):

@@ -1,12 +1,14 @@
 """A price that follows what a model spends, for losses with a target."""
 
-import math
 from typing import Callable, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import POSITIVE, POSITIVE_SHARE, Range
+
+DEPTH = Range(float, 1, 1000)  # every token takes at least 1 update
+TAPE = Range(float, 0, 10000, above=True)
 
 
 def warmed_up(update: int, updates: int) -> float:
@@ -24,7 +26,7 @@ class Target(NamedTuple):
         sums: names, in the state, of what was spent and of what that is a share
         spent: maps a :class:`~fairseq_adaptive.criterions.decisions.Decision` to both
         most: maps it to their ratio where nothing is saved
-        within: the lowest and the highest target that is possible in any model, and why
+        within: the targets that are possible in any model
         unit: what a model has ``most`` of; None: a target may be above it
         relative: an excess is measured in targets
         scale: default weight of the steering
@@ -36,33 +38,28 @@ class Target(NamedTuple):
     sums: Tuple[str, str]
     spent: Callable
     most: Callable
-    within: Tuple[float, float, str]
+    within: Range
     unit: Optional[str]
     relative: bool
     scale: float
-
-    def check(self, value: float):
-        low, high, why = self.within
-        if not (low <= value <= high and value > 0):
-            raise UsageError(f"{self.flag} {value} is impossible: {why}")
 
 
 TARGETS = {
     "depth": Target(
         "--target-depth", "halting", "ponder", ("depths", "tokens"),
         lambda each: (each.trace.updates.sum(), each.trace.tokens.sum()), lambda each: len(each.stack),
-        (1, math.inf, "every token takes at least 1 update"), "depths", True, 0.1),
+        DEPTH, "depths", True, 0.1),
     "flops": Target(
         "--target-flops", "router", "skimming", ("spent", "dense"), lambda each: each.macs, lambda each: 1.0,
-        (0, 1, "it is a share above 0 and at most 1"), None, False, 1.0),
+        POSITIVE_SHARE, None, False, 1.0),
     "tape": Target(
         "--target-tape", "reader", "tape", ("tokens", "sequences"),
         lambda each: (each.trace.tape_len.sum(), torch.tensor(len(each.trace.tokens))), lambda each: each.policy.room,
-        (0, math.inf, "it is a number of tokens above 0"), "tape tokens", True, 0.1),
+        TAPE, "tape tokens", True, 0.1),
     "compute": Target(
         "--target-compute", "search", "search", ("compute", "batches"),
         lambda each: (each.policy.compute(each.trace), torch.tensor(1)), lambda each: 1.0,
-        (0, math.inf, "it is a share above 0"), None, True, 1.0),
+        POSITIVE, None, True, 1.0),
 }
 
 
@@ -88,7 +85,7 @@ class Controller:
     def __init__(self, task, target: Target, value: Optional[float] = None, gain: float = 1.0, rate: float = 0.01,
                  weight: Optional[float] = None, warmup_updates: int = 0):
         if value is not None:
-            target.check(value)
+            target.within.check(value, target.flag)
         self.task, self.target, self.value, self.gain, self.rate = task, target, value, gain, rate
         self.weight, self.warmup_updates = target.scale if weight is None else weight, warmup_updates
         start = {"excess": 0.0, "sum": 0.0, "update": -1, **dict.fromkeys(target.sums, 0.0)}

@@ -11,6 +11,7 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.ops import label_smoothed_cross_entropy
+from fairseq_adaptive.ranges import check_ranges
 
 
 @register_criterion("fused_label_smoothed_cross_entropy", dataclass=LabelSmoothedCrossEntropyCriterionConfig)
@@ -23,13 +24,12 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
     as fairseq does.
 
     Raises:
-        UsageError: when label smoothing is not within 0 and 1; at the first step, for a model without a projection
+        UsageError: for numbers out of range; at the first step, for a model without a projection
     """
 
     def __init__(self, task, sentence_avg, label_smoothing, ignore_prefix_size=0, report_accuracy=False):
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
-        if not 0 <= label_smoothing < 1:
-            raise UsageError(f"--label-smoothing must be at least 0 and less than 1, not {label_smoothing:g}")
+        check_ranges({"label_smoothing": label_smoothing, "ignore_prefix_size": ignore_prefix_size}, type(self))
         self.unfused = LabelSmoothedCrossEntropyCriterion(
             task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy
         )

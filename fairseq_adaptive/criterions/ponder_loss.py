@@ -1,44 +1,38 @@
 """The loss of models in which tokens halt: ``--criterion ponder_loss``, a task's loss and the price of depth."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 from fairseq.criterions import register_criterion
 from fairseq.logging import metrics
 
 from fairseq_adaptive.criterions.adaptive_compute_loss import PATIENCE, AdaptiveComputeLoss  # noqa: F401
+from fairseq_adaptive.criterions.controller import DEPTH
 from fairseq_adaptive.criterions.task_criterion import TaskCriterionConfig
-from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.policies.pondernet import truncated_geometric
+from fairseq_adaptive.ranges import POSITIVE_SHARE, PRICE, UPDATES, ranged
 
 
 @dataclass
 class PonderLossConfig(TaskCriterionConfig):
-    time_penalty: float = field(
-        default=0.01,
-        metadata={"help": "price of n + r, updates and remainder, of a token on average (Graves, 2016). The published "
-                  "penalties of ALBERT-ACT are for the sum over a sequence: multiply them by its length"},
+    time_penalty: float = ranged(
+        0.01, PRICE, "price of n + r, updates and remainder, of a token on average (Graves, 2016). The published "
+        "penalties of ALBERT-ACT are for the sum over a sequence: multiply them by its length"
     )
-    time_penalty_warmup_updates: int = field(
-        default=0,
-        metadata={"help": "updates in which the penalty rises from 0, so that the model finds a use for depth"},
+    time_penalty_warmup_updates: int = ranged(
+        0, UPDATES, "updates in which the penalty rises from 0, so that the model finds a use for depth"
     )
-    target_depth: Optional[float] = field(
-        default=None,
-        metadata={"help": "mean number of updates to steer to; takes the place of --time-penalty, in either direction"},
+    target_depth: Optional[float] = ranged(
+        None, DEPTH, "mean number of updates to steer to; takes the place of --time-penalty, in either direction"
     )
-    target_depth_weight: float = field(
-        default=0.1, metadata={"help": "weight of the steering when the depth is twice the target"}
+    target_depth_weight: float = ranged(0.1, PRICE, "weight of the steering when the depth is twice the target")
+    target_depth_rate: float = ranged(
+        0.01, PRICE, "by how much of that weight it grows in an update while the depth stays there"
     )
-    target_depth_rate: float = field(
-        default=0.01, metadata={"help": "by how much of that weight it grows in an update while the depth stays there"}
+    prior_rate: Optional[float] = ranged(
+        None, POSITIVE_SHARE, "PonderNet: rate of the geometric prior; 1 over the depth to aim at (default: the rule's, 0.2)"
     )
-    prior_rate: Optional[float] = field(
-        default=None,
-        metadata={"help": "PonderNet: rate of the geometric prior; 1 over the depth to aim at (default: the rule's, 0.2)"},
-    )
-    kl_weight: float = field(default=0.01, metadata={"help": "PonderNet: weight of the divergence from the prior"})
+    kl_weight: float = ranged(0.01, PRICE, "PonderNet: weight of the divergence from the prior")
 
 
 @register_criterion("ponder_loss", dataclass=PonderLossConfig)
@@ -60,13 +54,6 @@ class PonderLoss(AdaptiveComputeLoss):
     needs = "ponder_loss needs a model in which tokens halt: add --halting act,"
     advice = ("a lower --time-penalty (with PonderNet a lower --prior-rate) or with --time-penalty-warmup-updates",
               "raise --time-penalty (with PonderNet --prior-rate or --kl-weight)")
-
-    def __init__(self, cfg, task, task_criterion):
-        if cfg.time_penalty < 0 or cfg.kl_weight < 0 or cfg.time_penalty_warmup_updates < 0:
-            raise UsageError("--time-penalty, --kl-weight and --time-penalty-warmup-updates cannot be below 0")
-        if cfg.prior_rate is not None:
-            truncated_geometric(cfg.prior_rate, 1)
-        super().__init__(cfg, task, task_criterion)
 
     def steering(self):
         cfg = self.cfg

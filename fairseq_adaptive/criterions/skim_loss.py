@@ -9,7 +9,7 @@ from fairseq.logging import metrics
 
 from fairseq_adaptive.criterions.adaptive_compute_loss import AdaptiveComputeLoss
 from fairseq_adaptive.criterions.task_criterion import DistillationConfig
-from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import POSITIVE_SHARE, PRICE, UPDATES, ranged
 
 
 @dataclass
@@ -18,22 +18,21 @@ class SkimLossConfig(DistillationConfig):
         default="sentence_prediction",
         metadata={"help": "the criterion of the task, by the name that --criterion has for it"},
     )
-    skim_factor: float = field(
-        default=0.5, metadata={"help": "price of keeping all tokens in all layers (lambda of Guan et al., 2022)"}
+    skim_factor: float = ranged(
+        0.5, PRICE, "price of keeping all tokens in all layers (lambda of Guan et al., 2022)"
     )
-    skim_warmup_updates: int = field(
-        default=0, metadata={"help": "updates in which that price rises from 0, or the target falls from 1"}
+    skim_warmup_updates: int = ranged(
+        0, UPDATES, "updates in which that price rises from 0, or the target falls from 1"
     )
-    target_flops: Optional[float] = field(
-        default=None,
-        metadata={"help": "share of the dense model's FLOPs to steer to, predictors included, above 0 and at most 1; "
-                  "takes the place of --skim-factor, in either direction"},
+    target_flops: Optional[float] = ranged(
+        None, POSITIVE_SHARE, "share of the dense model's FLOPs to steer to, predictors included; takes the place of "
+        "--skim-factor, in either direction"
     )
-    target_flops_gain: float = field(
-        default=1.0, metadata={"help": "price of keeping all tokens when the share is 1 above the target"}
+    target_flops_gain: float = ranged(
+        1.0, PRICE, "price of keeping all tokens when the share is 1 above the target"
     )
-    target_flops_rate: float = field(
-        default=0.01, metadata={"help": "by how much that price grows in an update while the share stays there"}
+    target_flops_rate: float = ranged(
+        0.01, PRICE, "by how much that price grows in an update while the share stays there"
     )
 
 
@@ -52,15 +51,6 @@ class SkimLoss(AdaptiveComputeLoss):
 
     kinds, mark = ("router",), "skim_"
     needs = "skim_loss needs a model that skims, such as --arch transkimmer_base without --no-skimming;"
-
-    def __init__(self, cfg, task, task_criterion):
-        if cfg.skim_factor < 0 or cfg.skim_warmup_updates < 0:
-            raise UsageError("--skim-factor and --skim-warmup-updates cannot be below 0")
-        super().__init__(cfg, task, task_criterion)
-
-    @property
-    def controller(self):
-        return self.controllers["router"]
 
     def steering(self):
         cfg = self.cfg

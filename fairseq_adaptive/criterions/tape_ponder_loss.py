@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from fairseq_adaptive.criterions.adaptive_compute_loss import AdaptiveComputeLoss
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import DROPOUT, PRICE, ranged
 
 
 @dataclass
 class TapePonderLossConfig(FairseqDataclass):
-    ponder_penalty: float = field(default=0.01, metadata={"help": "weight of the mean ponder cost of a sequence"})
-    label_smoothing: float = field(
-        default=0.0, metadata={"help": "epsilon for label smoothing, 0 means no label smoothing"}
-    )
+    ponder_penalty: float = ranged(0.01, PRICE, "weight of the mean ponder cost of a sequence")
+    label_smoothing: float = ranged(0.0, DROPOUT, "epsilon for label smoothing, 0 means no label smoothing")
     classification_head_name: str = field(
         default="sentence_classification_head",
         metadata={"help": "name of the classification head to use, where the model has several"},

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import PRICE, TEMPERATURE, check_ranges, ranged
 
 
 @dataclass
@@ -32,8 +33,8 @@ class DistillationConfig(TaskCriterionConfig):
     distill_from: Optional[str] = field(
         default=None, metadata={"help": "checkpoint of a trained model, such as the dense one, whose output to learn"}
     )
-    distill_weight: float = field(default=1.0, metadata={"help": "weight of the divergence from that output"})
-    distill_temperature: float = field(default=1.0, metadata={"help": "temperature of both outputs in it"})
+    distill_weight: float = ranged(1.0, PRICE, "weight of the divergence from that output")
+    distill_temperature: float = ranged(1.0, TEMPERATURE, "temperature of both outputs in it")
 
 
 def build_task_criterion(cfg, task) -> FairseqCriterion:
@@ -49,9 +50,12 @@ def build_task_criterion(cfg, task) -> FairseqCriterion:
         known = getattr(CRITERION_DATACLASS_REGISTRY.get(cfg.task_criterion), "__dataclass_fields__", {})
         shared = {name: cfg[name] for name in ("classification_head_name", "regression_target") if name in known}
         flags = OmegaConf.create({"_name": cfg.task_criterion, **shared, **json.loads(cfg.task_criterion_args)})
+        config = CRITERION_DATACLASS_REGISTRY.get(cfg.task_criterion)
+        if config is not None:
+            check_ranges({name: each for name, each in flags.items() if isinstance(each, (int, float))}, config)
         if OmegaConf.is_config(cfg):  # criterions read some flags of the optimizer and of the program
             flags._set_parent(cfg._get_root())
         return build_criterion(flags, task)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
         raise UsageError(f"--task-criterion-args {cfg.task_criterion_args!r} does not fit {cfg.task_criterion}: "
                          f"{' '.join(str(error).split())}") from error

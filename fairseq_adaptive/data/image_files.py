@@ -90,6 +90,8 @@ class FolderImages(Images):
         path = self.paths[row]
         try:
             with Image.open(path) as image:
+                if image.mode.startswith("I"):  # 16 bits, which Pillow would not scale but clip to white
+                    image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
                 return image.convert("RGB")
         except FileNotFoundError:
             raise

@@ -1,10 +1,10 @@
 """Questions and answers in the JSON of SQuAD v1.1 (Rajpurkar et al., 2016) and v2.0 (2018), cut into windows."""
 
-import json
 import os
 from typing import List, NamedTuple, Optional, Tuple
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import read_json
 
 
 class Question(NamedTuple):
@@ -26,15 +26,9 @@ def read_squad(path) -> Tuple[List[Question], bool]:
     Raises:
         UsageError: when the file is missing, cut short, of another form, or contradicts itself, with the question's id
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            articles = json.load(file)["data"]
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is cut short or no JSON: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not in the format of SQuAD: it has no \"data\"") from error
+    articles = read_json(path).get("data")
+    if not isinstance(articles, list):
+        raise UsageError(f"{path} is not in the format of SQuAD: it has no \"data\" in a list")
     questions, seen, version_2 = [], set(), False
     for number, article in enumerate(articles):
         where = f"{path}, article {number}"
@@ -47,7 +41,9 @@ def read_squad(path) -> Tuple[List[Question], bool]:
                     version_2 = version_2 or "is_impossible" in entry
                     answers = tuple(_align(each["text"], each["answer_start"], context, where)
                                     for each in entry.get("answers", ()))
-                    impossible = bool(entry.get("is_impossible", False))
+                    impossible = entry.get("is_impossible", False)
+                    if not isinstance(impossible, bool):
+                        raise UsageError(f"{where}: is_impossible is {impossible!r:.40}, not true or false")
                     question = Question(str(entry["id"]), entry["question"], context, answers, impossible)
                     _check(question, where)
                     if question.id in seen:
@@ -69,6 +65,8 @@ def _check(question, where):
 
 
 def _align(text, start, context, where):
+    if not isinstance(text, str) or isinstance(start, bool) or not isinstance(start, int):
+        raise UsageError(f"{where}: an answer is a text and a whole number, not {text!r:.40} and {start!r:.40}")
     for shift in (0, 1, -1, 2, -2):
         for wanted in (text, text.strip()):
             if wanted and start + shift >= 0 and context.startswith(wanted, start + shift):
@@ -106,10 +104,13 @@ def load_tokenizer(folder, cased: bool):
     except ImportError as error:
         raise UsageError("to cut words into pieces, install tokenizers: pip install 'fairseq_adaptive[hf]'") from error
     vocabulary, numbers, merges = (os.path.join(folder, name) for name in ("vocab.txt", "vocab.json", "merges.txt"))
-    if os.path.isfile(vocabulary):
-        return BertWordPieceTokenizer(vocabulary, lowercase=not cased), False
-    if os.path.isfile(numbers) and os.path.isfile(merges):
-        return ByteLevelBPETokenizer(numbers, merges, add_prefix_space=True, trim_offsets=True), True
+    try:
+        if os.path.isfile(vocabulary):
+            return BertWordPieceTokenizer(vocabulary, lowercase=not cased), False
+        if os.path.isfile(numbers) and os.path.isfile(merges):
+            return ByteLevelBPETokenizer(numbers, merges, add_prefix_space=True, trim_offsets=True), True
+    except Exception as error:  # the library has no class of its own for damaged files
+        raise UsageError(f"the vocabulary in {folder} is damaged: {' '.join(str(error).split())}") from error
     raise UsageError(f"there is neither vocab.txt nor vocab.json with merges.txt in {folder}: --tokenizer names the "
                      "folder that the model was converted from")
 

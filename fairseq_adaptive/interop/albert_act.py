@@ -7,7 +7,6 @@ stay where they are.
 
 import json
 import os
-import tempfile
 from argparse import Namespace
 from typing import Any, Dict, List, Tuple
 
@@ -16,10 +15,12 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import require_new, whole_folder
 from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
-from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options, require_new
-from fairseq_adaptive.interop.conversion import Weights, new_state, read_folder
+from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options, save_tensors
+from fairseq_adaptive.interop.conversion import Weights, check_heads, check_numbers, new_state, read_folder
 from fairseq_adaptive.models.albert_act import AlbertActEncoder, albert_act_base
+from fairseq_adaptive.ranges import DROPOUT, INHERITED, WIDTH, WORDS, Range
 
 PREFIX = "albert."
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "relu": "relu"}
@@ -37,6 +38,8 @@ FLAGS = {
     "attention_probs_dropout_prob": "attention_dropout",
     "classifier_dropout_prob": "pooler_dropout",
 }
+RANGES = {name: INHERITED.get(flag, WIDTH) for name, flag in FLAGS.items()}
+RANGES.update(vocab_size=WORDS, act_epsilon=DROPOUT)
 # what cannot be expressed otherwise
 FIXED = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "num_hidden_groups": 1, "inner_group_num": 1,
          "position_embedding_type": "absolute"}
@@ -103,10 +106,12 @@ def read_config(config: Dict[str, Any]) -> Dict[str, Any]:
     for name, value in FIXED.items():
         if config.get(name, value) != value:
             raise UsageError(f"config.json says {name} {config[name]}, but only {value} can be converted")
-    lacking = [name for name in ("vocab_size", "act_epsilon", *FLAGS) if name not in config]
-    if lacking:
-        raise UsageError(f"config.json lacks {', '.join(lacking)}: is it that of an ALBERT-ACT?")
-    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
+    check_numbers(config, RANGES)
+    check_numbers(config, {}, dict.fromkeys(SPECIAL, Range(int, 0, config["vocab_size"] - 1)))
+    check_heads(config["hidden_size"], config["num_attention_heads"])
+    if len({config.get(name, number) for name, number in SPECIAL.items()}) < len(SPECIAL):
+        raise UsageError(f"{', '.join(SPECIAL)} in config.json are not four different numbers")
+    if config.get("hidden_act", "gelu") not in tuple(ACTIVATIONS):
         raise UsageError(f"config.json says hidden_act {config['hidden_act']}: known are {', '.join(ACTIVATIONS)}")
     return {
         **{flag: config[name] for name, flag in FLAGS.items()},
@@ -216,12 +221,9 @@ def convert_back(args) -> None:
         tensors[(theirs if theirs.startswith(("predictions", "sop_")) else PREFIX + theirs)] = tensor
     tensors["predictions.decoder.weight"] = tensors[PREFIX + NAMES[BY_WORD[0]]]
     tensors["predictions.decoder.bias"] = tensors["predictions.bias"]
-    with tempfile.TemporaryDirectory(prefix=".convert", dir=os.path.dirname(os.path.abspath(output))) as scratch:
-        made = os.path.join(scratch, "made")
-        os.mkdir(made)
+    with whole_folder(output) as made:
         with open(os.path.join(made, "config.json"), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=2)
-        torch.save(tensors, os.path.join(made, "pytorch_model.bin"))
+        save_tensors(tensors, os.path.join(made, "pytorch_model.bin"))
         if tokenizer is not None:
             tokenizer.save(made)
-        os.rename(made, output)

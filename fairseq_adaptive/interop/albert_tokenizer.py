@@ -7,6 +7,7 @@ import unicodedata
 from typing import Dict, List
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import read_json
 
 FILE, CONFIG = "spiece.model", "tokenizer_config.json"
 PUBLISHED = {"do_lower_case": True, "keep_accents": False}  # where there is no tokenizer_config.json
@@ -49,12 +50,11 @@ class AlbertTokenizer:
         """
         options, path = dict(PUBLISHED), os.path.join(folder, CONFIG)
         if os.path.isfile(path):
-            try:
-                with open(path, encoding="utf-8") as file:
-                    given = json.load(file)
-                options = {name: bool(given.get(name, value)) for name, value in options.items()}
-            except (AttributeError, ValueError) as error:
-                raise UsageError(f"{path} is no JSON object: {error}") from error
+            given = read_json(path)
+            for name, value in options.items():
+                options[name] = given.get(name, value)
+                if not isinstance(options[name], bool):
+                    raise UsageError(f"{name} in {path} is {str(options[name])[:40]}: it is true or false")
         return cls(os.path.join(folder, FILE), **options)
 
     def save(self, folder) -> None:

@@ -6,7 +6,6 @@ Its only token type is added to the positions, which changes nothing. The pooler
 but a sentence classifier on top of it becomes ``sentence_classification_head``, and a span classifier the span head.
 """
 
-import json
 import os
 from typing import Any, Dict, List, Tuple
 
@@ -15,7 +14,9 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop.conversion import Weights, new_state, read_folder
+from fairseq_adaptive.files import read_json, read_lines
+from fairseq_adaptive.interop.conversion import Weights, check_heads, check_numbers, new_state, read_folder
+from fairseq_adaptive.ranges import INHERITED, POSITIONS, POSITIVE_SHARE, WORDS, Range
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate", "relu": "relu"}
 SPECIAL = {"bert": ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"),
@@ -30,6 +31,8 @@ FLAGS = {
     "attention_probs_dropout_prob": "attention-dropout",
     "layer_norm_eps": "layer-norm-eps",
 }
+RANGES = {name: INHERITED.get(flag.replace("-", "_"), POSITIVE_SHARE) for name, flag in FLAGS.items()}
+RANGES.update(vocab_size=WORDS, max_position_embeddings=POSITIONS)
 BODY = "encoder.sentence_encoder."
 _LAYER = {
     "self_attn.q_proj": "attention.self.query",
@@ -93,15 +96,17 @@ def read_config(config: Dict[str, Any]) -> str:
         UsageError: when something is missing from ``config.json`` or cannot be expressed
     """
     kind = config.get("model_type")
-    if kind not in SPECIAL:
+    if kind not in tuple(SPECIAL):  # it may be anything, a list for instance
         raise UsageError(f"config.json says model_type {kind}: only {' and '.join(SPECIAL)} can be converted")
-    lacking = [name for name in ("vocab_size", "max_position_embeddings", *FLAGS) if name not in config]
-    if lacking:
-        raise UsageError(f"config.json lacks {', '.join(lacking)}: is it that of a {kind}?")
+    check_numbers(config, RANGES, {"type_vocab_size": Range(int, 0, 1024)})
+    check_heads(config["hidden_size"], config["num_attention_heads"])
+    if _positions(config, kind) < 1:
+        raise UsageError(f"max_position_embeddings in config.json is {config['max_position_embeddings']}: use more "
+                         f"than {POSITION_OFFSET}")
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise UsageError(f"config.json says position_embedding_type {config['position_embedding_type']}, but only "
                          "absolute can be converted")
-    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
+    if config.get("hidden_act", "gelu") not in tuple(ACTIVATIONS):
         raise UsageError(f"config.json says hidden_act {config['hidden_act']}: known are {', '.join(ACTIVATIONS)}")
     return kind
 
@@ -119,16 +124,11 @@ def read_vocabulary(path) -> List[str]:
     Raises:
         UsageError: when the file is missing or damaged
     """
-    try:
-        with open(path, encoding="utf-8", newline="\n") as file:
-            if not str(path).endswith(".json"):
-                return [line.rstrip("\n").rstrip("\r") for line in file]
-            numbers = json.load(file)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is damaged: {error}") from error
-    if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):
+    if not str(path).endswith(".json"):
+        return read_lines(path)
+    numbers = read_json(path)
+    whole = all(isinstance(number, int) for number in numbers.values())
+    if not whole or sorted(numbers.values()) != list(range(len(numbers))):
         raise UsageError(f"{path} does not number its symbols from 0 without gaps")
     return sorted(numbers, key=numbers.get)
 

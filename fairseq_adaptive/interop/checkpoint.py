@@ -2,12 +2,15 @@
 
 import argparse
 import os
-from typing import Any, Dict
+from typing import Any, Dict, Mapping, Optional
 
+import torch
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import require_new, whole_file  # noqa: F401  require_new was here once
 
 
 def load_checkpoint(path) -> Dict[str, Any]:
@@ -16,11 +19,9 @@ def load_checkpoint(path) -> Dict[str, Any]:
     Checkpoints of older fairseq versions are brought up to date. Tensors that share memory in the file share it here.
 
     Raises:
-        UsageError: when the file is missing, damaged, unsafe or no fairseq checkpoint
+        UsageError: when the file is missing, damaged, unsafe or no fairseq checkpoint, or its weights are not finite
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise UsageError(f"checkpoint {path} is missing")
+    path = _existing(path)
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(path)
         state["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
@@ -28,7 +29,48 @@ def load_checkpoint(path) -> Dict[str, Any]:
         model_options(state)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise UsageError(f"{path} is no fairseq checkpoint: it lacks the weights or the configuration") from error
+    require_finite(state["model"], path)
     return state
+
+
+def _existing(path):
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise UsageError(f"checkpoint {path} is {'a folder: name a file in it' if os.path.isdir(path) else 'missing'}")
+    return path
+
+
+def require_finite(weights: Mapping[str, Any], where) -> None:
+    """
+    Args:
+        weights: tensors by name
+        where: what they were read from, for the message
+
+    Raises:
+        UsageError: when one holds NaN or infinity: what is computed with it means nothing
+    """
+    for name, tensor in weights.items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UsageError(f"{name} in {where} holds NaN or infinity: the training failed, or the file is damaged")
+
+
+def load_model(path, overrides: Optional[Mapping[str, Any]] = None):
+    """Load a checkpoint for use.
+
+    Args:
+        path: the file
+        overrides: flags in place of those of the training
+
+    Returns:
+        the model, and its task
+
+    Raises:
+        UsageError: when the file is missing or damaged, or weights are not finite
+    """
+    path = _existing(path)
+    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=dict(overrides or {}))
+    require_finite(model.state_dict(), path)
+    return model, task
 
 
 def model_options(state: Dict[str, Any]) -> Dict[str, Any]:
@@ -39,25 +81,17 @@ def model_options(state: Dict[str, Any]) -> Dict[str, Any]:
     return options
 
 
-def require_new(path) -> str:
-    """Return ``path`` as a string.
-
-    Raises:
-        UsageError: when something is there already, or its folder is missing
-    """
-    path = os.fspath(path)
-    if os.path.lexists(path):
-        raise UsageError(f"{path} exists and is left as it is: name another output, or remove it first")
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise UsageError(f"cannot write {path}: there is no folder {folder}")
-    return path
-
-
 def save_checkpoint(state: Dict[str, Any], path):
-    """Write a checkpoint to a temporary file, then give it its name.
+    """Write a checkpoint to a file beside ``path``, then give it its name.
 
     Raises:
         UsageError: when ``path`` exists, or the file cannot be written
     """
-    checkpoint_utils.torch_persistent_save(state, require_new(path))
+    with whole_file(path) as part:
+        save_tensors(state, part)
+
+
+def save_tensors(content, path) -> None:
+    """``torch.save``, but where it cannot write, it says why: given a name, torch writes past Python and its errors."""
+    with open(path, "wb") as file:
+        torch.save(content, file)

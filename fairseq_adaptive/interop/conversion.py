@@ -1,10 +1,8 @@
 """Other people's model folders to a checkpoint and a dictionary of fairseq: what all formats have in common."""
 
 import importlib
-import json
 import os
-import tempfile
-from typing import Any, Dict, Sequence, Tuple, Union
+from typing import Any, Dict, Mapping, Sequence, Tuple, Union
 
 import torch
 from fairseq import options
@@ -14,7 +12,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop.checkpoint import require_new, save_checkpoint
+from fairseq_adaptive.files import read_json, whole_folder
+from fairseq_adaptive.interop.checkpoint import require_finite, save_checkpoint
+from fairseq_adaptive.ranges import Range
 
 # each module has add_args(parser) for the flags of its own, and convert(args) -> (state of a checkpoint, Dictionary);
 # one that can go back has convert_back(args), which writes args.output from the checkpoint args.input
@@ -41,12 +41,7 @@ def read_folder(folder) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
         raise UsageError(f"there is no {path}: --input is a folder with config.json and the weights")
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-        config.items()
-    except (AttributeError, ValueError) as error:
-        raise UsageError(f"{path} is no JSON object: {error}") from error
+    config = read_json(path)
     path = os.path.join(folder, "model.safetensors")
     if os.path.isfile(path):
         weights = _read_safetensors(path)
@@ -80,6 +75,34 @@ def _read_bin(path):
     return weights
 
 
+def check_numbers(config: Dict[str, Any], ranges: Mapping[str, Range], optional: Mapping[str, Range] = {}) -> None:
+    """
+    Args:
+        config: ``config.json``
+        ranges: of the numbers that it must have
+        optional: of those that it may have
+
+    Raises:
+        UsageError: for one that is missing, no number, or out of its range
+    """
+    lacking = [name for name in ranges if name not in config]
+    if lacking:
+        raise UsageError(f"config.json lacks {', '.join(lacking)}: is it that of such a model?")
+    for name, within in {**ranges, **optional}.items():
+        if name in config:
+            within.check(config[name], f"{name} in config.json")
+
+
+def check_heads(width: int, heads: int) -> None:
+    """
+    Raises:
+        UsageError: when attention heads do not divide the width
+    """
+    if width % heads:
+        raise UsageError(f"config.json says that {heads} attention heads share a width of {width}, which cannot be "
+                         "divided among them")
+
+
 class Weights:
     """Weights by name, each taken once; one that is missing or has another shape is the user's error.
 
@@ -106,6 +129,10 @@ class Weights:
         if name is None:
             raise UsageError(f"the weights lack {' or '.join(names)}, which config.json asks for")
         tensor = self.tensors[name]
+        if not tensor.is_floating_point():
+            raise UsageError(f"{name} holds numbers of type {str(tensor.dtype).removeprefix('torch.')}: save weights as "
+                             "floating-point numbers")
+        require_finite({name: tensor}, "the weights")
         if tuple(tensor.shape) != shape:
             raise UsageError(f"{name} has the shape {tuple(tensor.shape)}, but by config.json it should be {shape}")
         self.left.discard(name)
@@ -134,10 +161,6 @@ def write_folder(state: Dict[str, Any], dictionary: Dictionary, output) -> None:
     Raises:
         UsageError: when ``output`` exists or its parent does not
     """
-    output = require_new(output)
-    with tempfile.TemporaryDirectory(prefix=".convert", dir=os.path.dirname(os.path.abspath(output))) as scratch:
-        made = os.path.join(scratch, "made")
-        os.mkdir(made)
+    with whole_folder(output) as made:
         dictionary.save(os.path.join(made, "dict.txt"))
         save_checkpoint(state, os.path.join(made, "checkpoint.pt"))
-        os.rename(made, output)

@@ -2,15 +2,14 @@
 
 import argparse
 import os
-import tempfile
 from typing import Any, Dict, Optional
 
-import torch
 from fairseq.data.data_utils import infer_language_pair
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop.checkpoint import model_options, require_new
+from fairseq_adaptive.files import require_new, whole_folder
+from fairseq_adaptive.interop.checkpoint import model_options, save_tensors
 
 # CTranslate2's converter checks some flags itself; of these it would lose weights, or die without saying why
 _UNKNOWN_TO_CTRANSLATE2 = (
@@ -37,7 +36,7 @@ def convert_to_ctranslate2(
     Raises:
         UsageError: when CTranslate2 is not installed or cannot express the model, or ``output`` exists
     """
-    output = require_new(output)
+    require_new(output)
     try:
         from ctranslate2.converters import FairseqConverter
     except ImportError:
@@ -49,19 +48,20 @@ def convert_to_ctranslate2(
     options = _namespace(state)
     options.source_lang, options.target_lang = _languages(options, os.fspath(data_dir), source_lang, target_lang)
     _refuse_unknown(options)
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(output)), prefix=".export-") as folder:
-        plain = os.path.join(folder, "plain.pt")
-        torch.save({"args": None, "cfg": {"model": options}, "model": state["model"]}, plain)
+    with whole_folder(output) as made:
+        plain = os.path.join(os.path.dirname(made), "plain.pt")  # goes away with what is around the new folder
+        save_tensors({"args": None, "cfg": {"model": options}, "model": state["model"]}, plain)
         converter = FairseqConverter(plain, os.fspath(data_dir))
         try:
-            converted = converter.convert(os.path.join(folder, "model"))
+            converter.convert(made, force=True)
         except ValueError as error:  # how the converter says no
             raise UsageError(f"CTranslate2 cannot convert the model: {' '.join(str(error).split())}") from error
         except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise
             raise UsageError(
                 f"the model does not fit the dictionaries in {data_dir}: {' '.join(str(error).split())}"
             ) from error
-        os.rename(converted, output)
 
 
 def _namespace(state):

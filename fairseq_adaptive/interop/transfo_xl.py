@@ -26,10 +26,17 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop.conversion import Weights, new_state, read_folder
+from fairseq_adaptive.files import read_lines
+from fairseq_adaptive.interop.conversion import Weights, check_numbers, new_state, read_folder
+from fairseq_adaptive.modules.adaptive_input import cluster_ends
+from fairseq_adaptive.ranges import DISTANCE, DROPOUT, FFN_WIDTH, HEADS, LAYERS, WIDTH, WORDS, Range
 
 PREFIX = "transformer."
 IMPOSSIBLE = -1e4
+RANGES = {"vocab_size": WORDS, "d_model": WIDTH, "n_head": HEADS, "d_head": WIDTH, "d_inner": FFN_WIDTH,
+          "n_layer": LAYERS, "mem_len": DISTANCE}
+OPTIONAL = {"div_val": Range(int, 1, 1024), "d_embed": WIDTH, "clamp_len": Range(int, -1, DISTANCE.most), "dropout": DROPOUT,
+            "dropatt": DROPOUT, "sample_softmax": Range(int, -1, WORDS.most), "attn_type": Range(int, 0, 3)}
 SEGMENT_LENGTH = 128  # of evaluation; the original's configuration has none
 
 
@@ -75,9 +82,16 @@ def read_config(config: Dict[str, Any]) -> Dict[str, Any]:
         UsageError: when something is missing or cannot be expressed
     """
     shape = dict(config, vocab_size=config.get("vocab_size", config.get("n_token")))
-    for name in ("vocab_size", "d_model", "n_head", "d_head", "d_inner", "n_layer", "mem_len"):
-        if not isinstance(shape.get(name), int):
-            raise UsageError(f"config.json lacks {name}: is it that of a Transformer-XL?")
+    check_numbers({name: value for name, value in shape.items() if value is not None}, RANGES, OPTIONAL)
+    for name in ("same_length", "tie_weight", "tie_word_embeddings", "untie_r", "pre_lnorm"):
+        if not isinstance(shape.get(name, True), (bool, int)):
+            raise UsageError(f"{name} in config.json is {str(shape[name])[:40]}: it is true or false")
+    cutoffs = shape.get("cutoffs", [])
+    if not isinstance(cutoffs, list) or not all(cutoff in WORDS for cutoff in cutoffs):
+        raise UsageError(f"cutoffs in config.json are {str(cutoffs)[:40]}: they are a list of whole numbers")
+    cluster_ends(shape["vocab_size"], cutoffs)
+    if not isinstance(shape.get("tie_projs", []), list):
+        raise UsageError("tie_projs in config.json is no list")
     defaults = {"cutoffs": [], "div_val": 1, "d_embed": shape["d_model"], "clamp_len": -1, "same_length": False,
                 "dropout": 0.1, "dropatt": 0.0, "tie_weight": True, "tie_word_embeddings": True}
     shape = {**defaults, **shape}
@@ -104,13 +118,7 @@ def read_vocabulary(path) -> Tuple[List[str], List[int]]:
     Raises:
         UsageError: when the file is missing, has an empty line or a symbol twice
     """
-    try:
-        with open(path, encoding="utf-8", newline="\n") as file:
-            lines = [line.split() for line in file]
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no UTF-8 text with one symbol a line") from error
+    lines = [line.split() for line in read_lines(path)]
     seen = {}
     for number, line in enumerate(lines, 1):
         if not line:

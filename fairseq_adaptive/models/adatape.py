@@ -20,6 +20,7 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_config,
 )
 from fairseq_adaptive.modules.policies.tape import LearnedBank
+from fairseq_adaptive.ranges import BANK, check_ranges, declare_ranges
 
 TAPE_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TapeConfig) if field.name != "_name"}
 
@@ -34,7 +35,7 @@ class TapeTransformerEncoder(SharedTransformerEncoder):
     """
 
     def __init__(self, args, dictionary, embed_tokens):
-        check_flags(args)
+        check_flags(args, AdaTapeModel)
         cfg = sharing_config(args, ("encoder",), encoder=tape_policies(args))
         cfg.tape_ffn_embed_dim = args.tape_ffn_embed_dim if args.tape_tokens else 0
         super().__init__(cfg, dictionary, embed_tokens)
@@ -115,12 +116,14 @@ class AdaTapeModel(ExplainsLoading, RobertaModel):
     def add_args(parser):
         RobertaModel.add_args(parser)
         gen_parser_from_dataclass(parser, TapeConfig(), delete_default=True)
-        parser.add_argument("--tape-bank-size", type=int, metavar="N", help="entries of the learned bank")
+        parser.add_argument("--tape-bank-size", type=BANK, metavar="N", help="entries of the learned bank")
         add_sharing_args(parser, ("encoder",))
+        declare_ranges(parser, TapeConfig)
 
     @classmethod
     def build_model(cls, args, task):
         adatape(args)
+        check_ranges(args, cls)
         if not hasattr(args, "max_positions"):
             args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
         return cls(args, AdaTapeEncoder(args, task.source_dictionary))

@@ -14,15 +14,31 @@ from omegaconf import OmegaConf
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, PolicyConfig
 from fairseq_adaptive.modules.policies.tape import COSTS, QUERIES, QUERY_UPDATES, GatedMLP, Tape, TapeReader
+from fairseq_adaptive.ranges import (
+    BIAS,
+    DROPOUT,
+    OPTIONAL_WIDTH,
+    POSITIVE,
+    PRICE,
+    WIDTH,
+    Range,
+    check_ranges,
+    ranged,
+)
+
+TAPE, TAPE_LAYER = Range(int, 0, 10000), Range(int, 0, 999)
+TAPE_HELP = {
+    "tape_mlp_dim": "width of the gated MLP between bank and sequence; 0: none",
+    "tape_ffn_embed_dim": "width of the second feed-forward, for tape tokens, in each layer; 0: none",
+}
 
 
 @dataclass
 class TapeConfig(PolicyConfig):
-    tape_tokens: int = field(default=10, metadata={"help": "the longest tape; 0: no tape, a plain Transformer"})
-    tape_threshold: float = field(
-        default=2.0,
-        metadata={"help": "sum of certainties at which a sequence stops reading; a tape token mixes as many bank "
-                  "entries as --tape-tokens // this"},
+    tape_tokens: int = ranged(10, TAPE, "the longest tape; 0: no tape, a plain Transformer")
+    tape_threshold: float = ranged(
+        2.0, POSITIVE, "sum of certainties at which a sequence stops reading; a tape token mixes as many bank entries as "
+        "--tape-tokens // this"
     )
     tape_cost: ChoiceEnum(COSTS) = field(
         default="entropy", metadata={"help": "ponder cost of a step with weights w: 1 - sum of w^2, or 1 - max w"}
@@ -35,37 +51,24 @@ class TapeConfig(PolicyConfig):
     tape_query_update: ChoiceEnum(QUERY_UPDATES) = field(
         default="average", metadata={"help": "the next query: average of query and token read, or that token"}
     )
-    tape_key_dim: Optional[int] = field(
-        default=None, metadata={"help": "dimensions in which query and entries are compared (default: those of a head)"}
+    tape_key_dim: Optional[int] = ranged(
+        None, WIDTH, "dimensions in which query and entries are compared (default: those of a head)"
     )
-    tape_mlp_dim: int = field(
-        default=0, metadata={"help": "width of the gated MLP between bank and sequence; 0: none"}
-    )
-    tape_ffn_embed_dim: int = field(
-        default=0, metadata={"help": "width of the second feed-forward, for tape tokens, in each layer; 0: none"}
-    )
-    tape_layer: int = field(default=0, metadata={"help": "how many layers run before the tape is read"})
+    tape_mlp_dim: int = ranged(0, OPTIONAL_WIDTH, TAPE_HELP["tape_mlp_dim"])
+    tape_ffn_embed_dim: int = ranged(0, OPTIONAL_WIDTH, TAPE_HELP["tape_ffn_embed_dim"])
+    tape_layer: int = ranged(0, TAPE_LAYER, "how many layers run before the tape is read")
     tape_allow_exhausted: bool = field(
         default=False,
         metadata={"help": "a sequence that has read its whole bank stops, instead of refusing such banks"},
     )
-    tape_query_noise: float = field(default=0.0, metadata={"help": "deviation of noise on the query in training"})
-    tape_bank_dropout: float = field(
-        default=0.0, metadata={"help": "probability that a sequence cannot see an entry in training"}
-    )
+    tape_query_noise: float = ranged(0.0, PRICE, "deviation of noise on the query in training")
+    tape_bank_dropout: float = ranged(0.0, DROPOUT, "probability that a sequence cannot see an entry in training")
     skimming: bool = field(
         default=False,
         metadata={"help": "predictors before each layer skim tokens, those of the tape, too, but never the first (Guan "
                   "et al., 2022); train with --criterion skim_loss"},
     )
-    skim_bias: float = field(
-        default=5.0, metadata={"help": "how sure these predictors are at first that a token is kept"}
-    )
-
-
-SIZES = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads")
-NOT_NEGATIVE = ("tape_tokens", "tape_mlp_dim", "tape_ffn_embed_dim", "tape_query_noise")
-PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "tape_bank_dropout")
+    skim_bias: float = ranged(5.0, BIAS, "how sure these predictors are at first that a token is kept")
 
 
 def with_defaults(cfg, config) -> Namespace:
@@ -74,13 +77,16 @@ def with_defaults(cfg, config) -> Namespace:
     return Namespace(**{**defaults, **(cfg if OmegaConf.is_config(cfg) else vars(cfg))})
 
 
-def check_flags(cfg):
-    """Raises: UsageError: for sizes and probabilities that are impossible, and heads that do not divide the width"""
-    for name in (*SIZES, *NOT_NEGATIVE, *PROBABILITIES):
-        value, least = getattr(cfg, name), int(name in SIZES)
-        if not value >= least or (name in PROBABILITIES and value >= 1):
-            right = f"{least} or more" if name not in PROBABILITIES else "at least 0 and below 1"
-            raise UsageError(f"--{name.replace('_', '-')} is {value}: use {right}")
+def check_flags(cfg, owner):
+    """
+    Args:
+        cfg: flags
+        owner: the model
+
+    Raises:
+        UsageError: for numbers out of range, and heads that do not divide the width
+    """
+    check_ranges(cfg, owner)
     if cfg.encoder_embed_dim % cfg.encoder_attention_heads:
         raise UsageError(
             f"--encoder-embed-dim {cfg.encoder_embed_dim} cannot be divided among {cfg.encoder_attention_heads} heads"

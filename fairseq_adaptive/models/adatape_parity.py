@@ -3,27 +3,24 @@
 Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023), section 5.1.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fairseq.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.adatape_flags import with_defaults
+from fairseq_adaptive.models.adatape_flags import TAPE_HELP, with_defaults
 from fairseq_adaptive.models.adatape_stack import TapeClassifier, TapeClassifierConfig
 from fairseq_adaptive.modules.policies.tape import InputBank
+from fairseq_adaptive.ranges import LAYERS, OPTIONAL_WIDTH, ranged
 
 
 @dataclass
 class AdaTapeParityConfig(TapeClassifierConfig):
-    encoder_layers: int = field(default=1, metadata={"help": "num encoder layers"})
-    tape_mlp_dim: int = field(
-        default=128, metadata={"help": "width of the gated MLP between bank and sequence; 0: none"}
-    )
-    tape_ffn_embed_dim: int = field(
-        default=128, metadata={"help": "width of the second feed-forward, for tape tokens, in each layer; 0: none"}
-    )
+    encoder_layers: int = ranged(1, LAYERS, "num encoder layers")
+    tape_mlp_dim: int = ranged(128, OPTIONAL_WIDTH, TAPE_HELP["tape_mlp_dim"])
+    tape_ffn_embed_dim: int = ranged(128, OPTIONAL_WIDTH, TAPE_HELP["tape_ffn_embed_dim"])
 
 
 @register_model("adatape_parity", dataclass=AdaTapeParityConfig)

@@ -19,6 +19,7 @@ from fairseq_adaptive.models.shared_stack import ExplainsLoading, sharing_config
 from fairseq_adaptive.modules import STRATEGIES, EncoderLayer, LayerStack, layer_schedule
 from fairseq_adaptive.modules.policies import Place
 from fairseq_adaptive.modules.policies.tape import masked_mean
+from fairseq_adaptive.ranges import DROPOUT, FFN_WIDTH, HEADS, LAYERS, WIDTH, ranged
 
 
 def run_tape(layers, x, padding_mask, tape=None, bank=None, bank_padding_mask=None):
@@ -59,14 +60,13 @@ def tape_report(reading, bank, tape):
 
 @dataclass
 class TapeClassifierConfig(TapeConfig):
-    encoder_embed_dim: int = field(default=128, metadata={"help": "encoder embedding dimension"})
-    encoder_ffn_embed_dim: int = field(default=512, metadata={"help": "encoder embedding dimension for FFN"})
-    encoder_layers: int = field(default=4, metadata={"help": "num encoder layers"})
-    encoder_attention_heads: int = field(default=4, metadata={"help": "num encoder attention heads"})
-    encoder_unique_layers: Optional[int] = field(
-        default=None,
-        metadata={"help": "how many layers have parameters of their own; they serve --encoder-layers depths "
-                  "(default: all; 1: a Universal Transformer)"},
+    encoder_embed_dim: int = ranged(128, WIDTH, "encoder embedding dimension")
+    encoder_ffn_embed_dim: int = ranged(512, FFN_WIDTH, "encoder embedding dimension for FFN")
+    encoder_layers: int = ranged(4, LAYERS, "num encoder layers")
+    encoder_attention_heads: int = ranged(4, HEADS, "num encoder attention heads")
+    encoder_unique_layers: Optional[int] = ranged(
+        None, LAYERS, "how many layers have parameters of their own; they serve --encoder-layers depths (default: all; "
+        "1: a Universal Transformer)"
     )
     layer_sharing: ChoiceEnum(STRATEGIES) = field(
         default="cycle", metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"}
@@ -74,9 +74,9 @@ class TapeClassifierConfig(TapeConfig):
     activation_fn: ChoiceEnum(get_available_activation_fns()) = field(
         default="gelu", metadata={"help": "activation function to use"}
     )
-    dropout: float = field(default=0.0, metadata={"help": "dropout probability"})
-    attention_dropout: float = field(default=0.0, metadata={"help": "dropout probability for attention weights"})
-    activation_dropout: float = field(default=0.0, metadata={"help": "dropout probability after activation in FFN."})
+    dropout: float = ranged(0.0, DROPOUT, "dropout probability")
+    attention_dropout: float = ranged(0.0, DROPOUT, "dropout probability for attention weights")
+    activation_dropout: float = ranged(0.0, DROPOUT, "dropout probability after activation in FFN.")
 
 
 class TapeClassifier(ExplainsLoading, BaseFairseqModel):
@@ -89,9 +89,10 @@ class TapeClassifier(ExplainsLoading, BaseFairseqModel):
 
     def __init__(self, cfg, num_classes):
         super().__init__()
-        check_flags(cfg)
+        check_flags(cfg, type(self))
         cfg = Namespace(**vars(cfg))
-        cfg.encoder_unique_layers = cfg.encoder_unique_layers or cfg.encoder_layers
+        if cfg.encoder_unique_layers is None:
+            cfg.encoder_unique_layers = cfg.encoder_layers
         cfg.encoder_normalize_before, cfg.init = True, "default"
         if str(cfg.halting) == "pondernet":
             raise UsageError(

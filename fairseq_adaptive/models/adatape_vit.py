@@ -12,20 +12,21 @@ from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.adatape_flags import with_defaults
+from fairseq_adaptive.models.adatape_flags import TAPE_LAYER, with_defaults
 from fairseq_adaptive.models.adatape_stack import TapeClassifier, TapeClassifierConfig
 from fairseq_adaptive.modules.policies.tape import InputBank, LearnedBank
+from fairseq_adaptive.ranges import BANK, WIDTH, ranged
 
 
 @dataclass
 class AdaTapeViTConfig(TapeClassifierConfig):
-    patch_size: int = field(default=16, metadata={"help": "height and width of the patches that make the sequence"})
+    patch_size: int = ranged(16, WIDTH, "height and width of the patches that make the sequence")
     tape_bank: ChoiceEnum(("input", "learned")) = field(
         default="input", metadata={"help": "the bank: finer patches of the image, or parameters"}
     )
-    tape_bank_patch_size: int = field(default=8, metadata={"help": "height and width of the patches of the bank"})
-    tape_bank_size: int = field(default=10000, metadata={"help": "entries of a learned bank"})
-    tape_layer: int = field(default=1, metadata={"help": "how many layers run before the tape is read"})
+    tape_bank_patch_size: int = ranged(8, WIDTH, "height and width of the patches of the bank")
+    tape_bank_size: int = ranged(10000, BANK, "entries of a learned bank")
+    tape_layer: int = ranged(1, TAPE_LAYER, "how many layers run before the tape is read")
     read_out: ChoiceEnum(("mean", "class")) = field(
         default="mean", metadata={"help": "what the class is read from: the mean of the states, or a class token"}
     )

@@ -20,6 +20,16 @@ from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.idle import zero_gradients
 from fairseq_adaptive.modules.policies import Place
+from fairseq_adaptive.ranges import (
+    DROPOUT,
+    FFN_WIDTH,
+    HEADS,
+    LAYERS,
+    POSITIONS,
+    WIDTH,
+    check_ranges,
+    declare_ranges,
+)
 
 LAYER_NORM_EPS = 1e-12  # of ALBERT
 
@@ -31,6 +41,8 @@ INTEGERS = {
     "encoder-attention-heads": ("A", "number of its attention heads"),
     "max-positions": ("T", "longest sequence (default: --tokens-per-sample)"),
 }
+INTEGER_RANGES = {"encoder-layers": LAYERS, "encoder-attention-heads": HEADS, "max-positions": POSITIONS,
+                  "encoder-ffn-embed-dim": FFN_WIDTH}
 PROBABILITIES = {
     "dropout": "dropout probability",
     "attention-dropout": "dropout probability of attention weights",
@@ -186,9 +198,9 @@ class AlbertActModel(ExplainsLoading, RobertaModel):
     @staticmethod
     def add_args(parser):
         for name, (metavar, text) in INTEGERS.items():
-            parser.add_argument(f"--{name}", type=int, metavar=metavar, help=text)
+            parser.add_argument(f"--{name}", type=INTEGER_RANGES.get(name, WIDTH), metavar=metavar, help=text)
         for name, text in PROBABILITIES.items():
-            parser.add_argument(f"--{name}", type=float, metavar="D", help=text)
+            parser.add_argument(f"--{name}", type=DROPOUT, metavar="D", help=text)
         activations = get_available_activation_fns()
         parser.add_argument("--activation-fn", choices=activations, help="activation of the feed-forward block")
         parser.add_argument("--pooler-activation-fn", choices=activations, help="activation in classification heads")
@@ -196,11 +208,13 @@ class AlbertActModel(ExplainsLoading, RobertaModel):
             "--load-checkpoint-heads", action="store_true", help="keep the classification heads of a checkpoint"
         )
         add_policy_args(parser)
+        declare_ranges(parser)
 
     @classmethod
     def build_model(cls, args, task):
         args = Namespace(**(OmegaConf.to_container(args) if OmegaConf.is_config(args) else vars(args)))
         albert_act_base(args)
+        check_ranges(args, cls)
         if getattr(args, "max_positions", None) is None:
             args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
         return cls(args, AlbertActEncoder(args, task.source_dictionary))

@@ -14,14 +14,16 @@ from torch import nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.par_transformer_xl import SegmentedLanguageModel, TransformerXLConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
+from fairseq_adaptive.modules.layout import BLOCKS
 from fairseq_adaptive.modules.policies import Search
 from fairseq_adaptive.modules.stochastic_block import KINDS, StochasticBlock, mixture_weights
+from fairseq_adaptive.ranges import TEMPERATURE, UPDATES, check_ranges, ranged
 from fairseq_adaptive.report.block_costs import block_costs
 
 
 @dataclass
 class PARSupernetConfig(TransformerXLConfig):
-    blocks: int = field(default=32, metadata={"help": "number of stochastic blocks"})
+    blocks: int = ranged(32, BLOCKS, "number of stochastic blocks")
     sample_paths: bool = field(
         default=False,
         metadata={
@@ -29,11 +31,11 @@ class PARSupernetConfig(TransformerXLConfig):
             "what a step of a found model costs; in evaluation, the most probable kind"
         },
     )
-    temperature_start: float = field(default=1.0, metadata={"help": "temperature of the Gumbel-softmax at the beginning"})
-    temperature_end: float = field(default=0.1, metadata={"help": "temperature after --temperature-updates"})
-    temperature_updates: int = field(
-        default=II("optimization.max_update"),
-        metadata={"help": "updates in which the temperature falls, by a constant factor (default: --max-update)"},
+    temperature_start: float = ranged(1.0, TEMPERATURE, "temperature of the Gumbel-softmax at the beginning")
+    temperature_end: float = ranged(0.1, TEMPERATURE, "temperature after --temperature-updates")
+    temperature_updates: int = ranged(
+        II("optimization.max_update"), UPDATES,
+        "updates in which the temperature falls, by a constant factor (default: --max-update)",
     )
 
 
@@ -50,10 +52,6 @@ class SupernetDecoder(Search, SegmentedDecoder):
     kinds = KINDS
 
     def __init__(self, cfg, dictionary):
-        if cfg.blocks < 1:
-            raise UsageError(f"--blocks {cfg.blocks}: a supernet has one block at least")
-        if not (cfg.temperature_start > 0 and cfg.temperature_end > 0):
-            raise UsageError("--temperature-start and --temperature-end are above 0")
         if cfg.temperature_updates < 1:
             raise UsageError("the temperature falls in --temperature-updates, or in --max-update: give one of them")
         super().__init__(cfg, dictionary, "m" * cfg.blocks)
@@ -114,4 +112,5 @@ class PARSupernetModel(SegmentedLanguageModel):
 
     @classmethod
     def build_model(cls, cfg, task):
+        check_ranges(cfg, cls)
         return cls(SupernetDecoder(cfg, task.target_dictionary))

@@ -15,26 +15,33 @@ from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules.layout import parse_layout
 from fairseq_adaptive.modules.stack.schedule import STRATEGIES
+from fairseq_adaptive.ranges import (
+    DISTANCE,
+    DROPOUT,
+    FACTOR,
+    FFN_WIDTH,
+    HEADS,
+    PRICE,
+    WIDTH,
+    check_ranges,
+    ranged,
+)
 
 
 @dataclass
 class TransformerXLConfig(PolicyConfig):
     """What the found model and the supernet have in common."""
 
-    decoder_embed_dim: int = field(default=512, metadata={"help": "width of the model"})
-    decoder_ffn_embed_dim: int = field(default=2048, metadata={"help": "inner width of feed-forward blocks"})
-    decoder_attention_heads: int = field(default=8, metadata={"help": "number of attention heads"})
-    decoder_head_dim: Optional[int] = field(
-        default=None, metadata={"help": "width of an attention head (default: embed dim / heads)"}
-    )
-    dropout: float = field(default=0.1, metadata={"help": "dropout of embeddings, positions, blocks and the output"})
-    attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention probabilities"})
-    activation_dropout: float = field(default=0.0, metadata={"help": "dropout between the maps of feed-forward blocks"})
+    decoder_embed_dim: int = ranged(512, WIDTH, "width of the model")
+    decoder_ffn_embed_dim: int = ranged(2048, FFN_WIDTH, "inner width of feed-forward blocks")
+    decoder_attention_heads: int = ranged(8, HEADS, "number of attention heads")
+    decoder_head_dim: Optional[int] = ranged(None, WIDTH, "width of an attention head (default: embed dim / heads)")
+    dropout: float = ranged(0.1, DROPOUT, "dropout of embeddings, positions, blocks and the output")
+    attention_dropout: float = ranged(0.0, DROPOUT, "dropout of attention probabilities")
+    activation_dropout: float = ranged(0.0, DROPOUT, "dropout between the maps of feed-forward blocks")
     decoder_normalize_before: bool = field(default=False, metadata={"help": "LayerNorm before each block and at the end"})
-    memory_length: int = field(default=192, metadata={"help": "how many positions before a segment are remembered"})
-    clamp_length: int = field(
-        default=0, metadata={"help": "encode larger distances as this one (0: encode every distance)"}
-    )
+    memory_length: int = ranged(192, DISTANCE, "how many positions before a segment are remembered")
+    clamp_length: int = ranged(0, DISTANCE, "encode larger distances as this one (0: encode every distance)")
     same_length: bool = field(
         default=False,
         metadata={"help": "each position sees exactly --memory-length keys, so that all have the same context"},
@@ -46,17 +53,17 @@ class TransformerXLConfig(PolicyConfig):
         default=None,
         metadata={"help": "comma separated list of cutoffs of the vocabulary (scripts/optimal_cutoffs.py finds them)"},
     )
-    adaptive_softmax_factor: float = field(
-        default=1.0, metadata={"help": "each cluster's embeddings are this much narrower than those before it"}
+    adaptive_softmax_factor: float = ranged(
+        1.0, FACTOR, "each cluster's embeddings are this much narrower than those before it"
     )
-    adaptive_softmax_dropout: float = field(default=0.0, metadata={"help": "dropout of the adaptive softmax's tails"})
+    adaptive_softmax_dropout: float = ranged(0.0, DROPOUT, "dropout of the adaptive softmax's tails")
     share_decoder_input_output_embed: bool = field(
         default=False, metadata={"help": "tie the embeddings of the input and the output, of every cluster"}
     )
     tie_adaptive_proj: bool = field(
         default=False, metadata={"help": "tie the projections of the input's and the output's clusters, save the first"}
     )
-    init_std: float = field(default=0.02, metadata={"help": "standard deviation of the initial weights"})
+    init_std: float = ranged(0.02, PRICE, "standard deviation of the initial weights")
 
 
 @dataclass
@@ -89,6 +96,7 @@ class PARTransformerXLModel(SegmentedLanguageModel):
 
     @classmethod
     def build_model(cls, cfg, task):
+        check_ranges(cfg, cls)
         return cls(SegmentedDecoder(cfg, task.target_dictionary, parse_layout(cfg.layout)))
 
 

@@ -11,6 +11,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies import Place, build_policy
 from fairseq_adaptive.modules.policies.pairing import check_pairing
 from fairseq_adaptive.modules.policies.registry import check_name
+from fairseq_adaptive.ranges import POSITIVE_SHARE, ranged
 
 KINDS = ("router", "halting", "reader")
 _KV = {
@@ -35,10 +36,8 @@ class PolicyConfig(FairseqDataclass):
             "best words (default: none)"
         },
     )
-    halting_threshold: Optional[float] = field(
-        default=None,
-        metadata={"help": "sum of halting probabilities at which a token stops, above 0 and at most 1 (default: 0.99, "
-                  "with pondernet 0.5)"},
+    halting_threshold: Optional[float] = ranged(
+        None, POSITIVE_SHARE, "sum of halting probabilities at which a token stops (default: 0.99, with pondernet 0.5)"
     )
     halting_kv: Optional[str] = field(default=None, metadata={"help": _KV["halting"]})
     halting_args: Optional[str] = field(
@@ -77,7 +76,7 @@ def add_policy_args(parser, sides=(), leave_out=()):
         if each.name not in FLAGS or each.name in leave_out:
             continue
         flag, text = each.name.replace("_", "-"), each.metadata["help"].replace("%", "%%")
-        options = {"type": float} if each.name == "halting_threshold" else {}
+        options = {"type": each.metadata["range"]} if "range" in each.metadata else {}
         parser.add_argument(f"--{flag}", help=text, **options)
         for side in sides if len(sides) > 1 else ():
             if side != "decoder" or not each.name.startswith("reader"):

@@ -30,8 +30,6 @@ def check_config(cfg, dictionary) -> None:
         )
     if cfg.decoder_embed_dim % 2:
         raise UsageError(f"--decoder-embed-dim {cfg.decoder_embed_dim} is odd: positions are pairs of sine and cosine")
-    if cfg.memory_length < 0 or cfg.clamp_length < 0:
-        raise UsageError("--memory-length and --clamp-length are 0 or more")
     if cfg.same_length and not cfg.memory_length:
         raise UsageError("--same-length lets each position see --memory-length keys: that cannot be 0")
     if cfg.tie_adaptive_proj and not (cfg.adaptive_softmax_cutoff and cfg.share_decoder_input_output_embed):

@@ -25,6 +25,7 @@ from fairseq_adaptive.modules.decoder_step import DecoderStep
 from fairseq_adaptive.modules.dropout import quicken_dropout
 from fairseq_adaptive.modules.packed_linear import PackedLinear
 from fairseq_adaptive.modules.policies import Place
+from fairseq_adaptive.ranges import LAYERS
 
 INITIALISATIONS = ("default", "admin")
 MIXTURE_OF_RECURSIONS = {"layer_sharing": "middle_cycle", "router": "mixture_of_recursions"}  # of presets
@@ -41,7 +42,7 @@ def add_sharing_args(parser, sides):
     for side in sides:
         parser.add_argument(
             f"--{side}-unique-layers",
-            type=int,
+            type=LAYERS,
             metavar="M",
             help=f"how many {side} layers have parameters of their own; they serve --{side}-layers depths "
             "(default: half of them)",
@@ -100,6 +101,9 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
         cfg.checkpoint_activations = True
     for side in sides:
         half = getattr(cfg, side)
+        if half.embed_dim % half.attention_heads:
+            raise UsageError(f"--{side}-embed-dim {half.embed_dim} cannot be divided among {half.attention_heads} heads: "
+                             f"choose another --{side}-attention-heads")
         half.unique_layers = getattr(args, f"{side}_unique_layers")
         layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
         if half.layers_to_keep:

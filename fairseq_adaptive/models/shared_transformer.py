@@ -19,6 +19,7 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_architecture,
     sharing_config,
 )
+from fairseq_adaptive.ranges import check_ranges, declare_ranges
 
 SIDES = ("encoder", "decoder")
 
@@ -37,10 +38,12 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
         gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
         add_sharing_args(parser, SIDES)
         add_policy_args(parser, SIDES)
+        declare_ranges(parser)
 
     @classmethod
     def build_model(cls, args, task):
         shared_transformer(args)
+        check_ranges(args, cls)
         return super().build_model(sharing_config(args, SIDES), task)
 
     @classmethod

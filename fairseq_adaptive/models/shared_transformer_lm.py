@@ -19,6 +19,7 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_config,
 )
 from fairseq_adaptive.modules import STRATEGIES
+from fairseq_adaptive.ranges import LAYERS, check_ranges, ranged
 
 
 @dataclass
@@ -27,12 +28,9 @@ class SharedTransformerLanguageModelConfig(PolicyConfig, TransformerLanguageMode
         default="cycle_rev",
         metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"},
     )
-    decoder_unique_layers: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "how many layers have parameters of their own; they serve --decoder-layers depths "
-            "(default: half of them)"
-        },
+    decoder_unique_layers: Optional[int] = ranged(
+        None, LAYERS, "how many layers have parameters of their own; they serve --decoder-layers depths (default: half "
+        "of them)"
     )
     init: ChoiceEnum(INITIALISATIONS) = field(
         default="default",
@@ -52,6 +50,7 @@ class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
     @classmethod
     def build_model(cls, args, task):
         sharing_architecture(args, ("decoder",))
+        check_ranges(args, SharedTransformerLanguageModelConfig)
         cfg = sharing_config(args, ("decoder",))
         # fairseq's own model, built without layers, brings the embeddings and the checks of its many options
         shell = copy.deepcopy(args)

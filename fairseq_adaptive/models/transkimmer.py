@@ -18,6 +18,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
 from fairseq_adaptive.models.shared_stack import ExplainsLoading, SharedTransformerEncoder, sharing_config
 from fairseq_adaptive.modules import STRATEGIES
+from fairseq_adaptive.ranges import BIAS, LAYERS, POSITIVE_SHARE, SHARE, Range, check_ranges, declare_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +94,6 @@ class TranskimmerEncoder(RobertaEncoder):
             raise UsageError("--encoder-layerdrop cannot be combined with skimming: leave it out, or add --no-skimming")
         if args.no_skimming and getattr(args, "router", None) == "skimming":
             raise UsageError("--no-skimming and --router skimming contradict each other: leave one of them out")
-        if not 0 <= args.skim_noise <= 1:
-            raise UsageError(f"--skim-noise {args.skim_noise} is impossible: it is a share from 0 to 1")
         if args.encoder_embed_dim % args.encoder_attention_heads:
             raise UsageError(
                 f"--encoder-embed-dim {args.encoder_embed_dim} cannot be divided among {args.encoder_attention_heads} "
@@ -155,28 +154,30 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
         RobertaModel.add_args(parser)
         parser.add_argument("--layer-sharing", choices=STRATEGIES,
                             help="which unique layer serves which depth (Takase and Kiyono, 2021)")
-        parser.add_argument("--encoder-unique-layers", type=int, metavar="M",
+        parser.add_argument("--encoder-unique-layers", type=LAYERS, metavar="M",
                             help="how many layers have parameters of their own (default: all)")
-        parser.add_argument("--token-types", type=int, metavar="N",
+        parser.add_argument("--token-types", type=Range(int, 0, 1024), metavar="N",
                             help="token types that have embeddings: 2 in BERT, 0 in RoBERTa. The second begins after "
                             "the first </s>")
-        parser.add_argument("--layer-norm-eps", type=float, metavar="E", help="1e-12 in BERT, 1e-5 in RoBERTa")
+        parser.add_argument("--layer-norm-eps", type=POSITIVE_SHARE, metavar="E", help="1e-12 in BERT, 1e-5 in RoBERTa")
         parser.add_argument("--protect-separators", action="store_true",
                             help="never skim </s>, as the first token is never skimmed")
-        parser.add_argument("--skim-bias", type=float, metavar="B",
+        parser.add_argument("--skim-bias", type=BIAS, metavar="B",
                             help="how sure the predictors are at first that a token is kept (default: 5, as published; "
                             "less where there are only some hundred updates)")
-        parser.add_argument("--skim-noise", type=float, metavar="S",
+        parser.add_argument("--skim-noise", type=SHARE, metavar="S",
                             help="share of the Gumbel noise in decisions of training, from 0 to 1 (default: 1, as "
                             "published). With noise a model sees fewer tokens in training than in evaluation, where most "
                             "of those that are likely to be kept are")
         add_policy_args(parser)
         parser.add_argument("--no-skimming", action="store_true", help="no predictors: the dense model to compare with")
+        declare_ranges(parser)
 
     @classmethod
     def build_model(cls, args, task):
         args = Namespace(**(OmegaConf.to_container(args) if OmegaConf.is_config(args) else vars(args)))
         transkimmer_base(args)
+        check_ranges(args, cls)
         if getattr(args, "max_positions", None) is None:
             args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
         return cls(args, TranskimmerEncoder(args, task.source_dictionary))

@@ -3,7 +3,9 @@
 import re
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import Range
 
+BLOCKS = Range(int, 1, 2000)
 BLOCK_KINDS = {"a": "attention", "f": "feed-forward"}
 _TOKEN = re.compile(r"([a-z]+)(?:\*([0-9]+))?")
 
@@ -31,7 +33,7 @@ def parse_layout(layout: str) -> str:
             "afff*6,f*8"
         )
 
-    blocks, place = [], 0
+    blocks, count, place = [], 0, 0
     while True:
         place += len(layout[place:]) - len(layout[place:].lstrip(" "))
         match = _TOKEN.match(layout, place)
@@ -40,9 +42,13 @@ def parse_layout(layout: str) -> str:
         for offset, kind in enumerate(match[1]):
             if kind not in BLOCK_KINDS:
                 refuse(place + offset, f"{kind!r} is no kind of block")
-        if match[2] is not None and int(match[2]) < 1:
+        times = match[2] or "1"
+        if not times.strip("0"):
             refuse(match.start(2), "a group is repeated once at least")
-        blocks.append(match[1] * int(match[2] or 1))
+        count += len(match[1]) * int(times) if len(times) < 9 else BLOCKS.most + 1
+        if count > BLOCKS.most:
+            refuse(match.start(), f"a model has at most {BLOCKS.most} blocks")
+        blocks.append(match[1] * int(times))
         place = match.end()
         place += len(layout[place:]) - len(layout[place:].lstrip(" "))
         if place == len(layout):

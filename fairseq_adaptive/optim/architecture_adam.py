@@ -1,23 +1,24 @@
 """Adam for a model and, with values of their own, its architecture parameters: ``--optimizer architecture_adam``."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fairseq.optim import register_optimizer
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import POSITIVE_SHARE, PRICE, UPDATES, check_ranges, ranged
 
 
 @dataclass
 class ArchitectureAdamConfig(FairseqAdamConfig):
-    architecture_lr: float = field(default=1e-2, metadata={"help": "learning rate of the architecture, constant"})
-    architecture_weight_decay: float = field(default=5e-4, metadata={"help": "weight decay of the architecture"})
-    architecture_warmup_updates: int = field(
-        default=0, metadata={"help": "updates in which the architecture is frozen and only weights are trained"}
+    architecture_lr: float = ranged(1e-2, PRICE, "learning rate of the architecture, constant")
+    architecture_weight_decay: float = ranged(5e-4, PRICE, "weight decay of the architecture")
+    architecture_warmup_updates: int = ranged(
+        0, UPDATES, "updates in which the architecture is frozen and only weights are trained"
     )
-    architecture_update_share: float = field(
-        default=1.0, metadata={"help": "share of the updates, spread evenly, that train the architecture, too"}
+    architecture_update_share: float = ranged(
+        1.0, POSITIVE_SHARE, "share of the updates, spread evenly, that train the architecture, too"
     )
 
 
@@ -41,8 +42,7 @@ class ArchitectureAdam(FairseqAdam):
                 "--optimizer architecture_adam finds no architecture parameters: train --arch par_supernet, and with "
                 "--fp16 give --fp16-no-flatten-grads or --memory-efficient-fp16"
             )
-        if not 0 < cfg.architecture_update_share <= 1:
-            raise UsageError(f"--architecture-update-share {cfg.architecture_update_share} is not in (0, 1]")
+        check_ranges(cfg, type(self))
         weights = [p for p in params if getattr(p, "param_group", None) != "architecture"]
         group = {
             "params": architecture,

@@ -11,6 +11,7 @@ from omegaconf import II
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.base import upcast
+from fairseq_adaptive.ranges import POSITIVE_SHARE, PRICE, check_ranges, ranged
 
 
 class Lamb(torch.optim.Optimizer):
@@ -62,8 +63,8 @@ class Lamb(torch.optim.Optimizer):
 @dataclass
 class LambConfig(FairseqDataclass):
     lamb_betas: str = field(default="(0.9, 0.999)", metadata={"help": "betas of LAMB"})
-    lamb_eps: float = field(default=1e-6, metadata={"help": "epsilon of LAMB"})
-    weight_decay: float = field(default=0.0, metadata={"help": "weight decay of matrices"})
+    lamb_eps: float = ranged(1e-6, POSITIVE_SHARE, "epsilon of LAMB")
+    weight_decay: float = ranged(0.0, PRICE, "weight decay of matrices")
     lr: List[float] = II("optimization.lr")
 
 
@@ -77,6 +78,7 @@ class FairseqLamb(FairseqOptimizer):
 
     def __init__(self, cfg, params):
         super().__init__(cfg)
+        check_ranges(cfg, type(self))
         self._optimizer = Lamb(params, **self.optimizer_config)
 
     @property

@@ -11,12 +11,13 @@ import torch
 from fairseq.data import Dictionary
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.files import whole_file
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.modules.layout import format_layout
 from fairseq_adaptive.modules.stochastic_block import KINDS
 from fairseq_adaptive.report.block_costs import cost
-from fairseq_adaptive.report.pictures import pyplot
+from fairseq_adaptive.report.pictures import pyplot, save_figure
 
 _PROBABILITY = re.compile(r"\bblock_(\d+)_([afi])\b\W{1,4}([0-9.e+-]+)")
 _UPDATES = re.compile(r"\bnum_updates\b\W{1,4}([0-9]+)")
@@ -121,8 +122,7 @@ def plot_course(updates, course, path) -> None:
     panels[0].set_ylabel("block")
     panels[0].invert_yaxis()
     figure.colorbar(image, ax=panels, label="probability")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
 def animate_course(updates, course, path, frames: int = 60) -> None:
@@ -142,5 +142,8 @@ def animate_course(updates, course, path, frames: int = 60) -> None:
         panel.set_title(f"{updates[moment]} updates")
         return (image,)
 
-    FuncAnimation(figure, draw, frames=shown).save(path, writer=PillowWriter(fps=8))
-    plt.close(figure)
+    try:
+        with whole_file(path) as part:
+            FuncAnimation(figure, draw, frames=shown).save(part, writer=PillowWriter(fps=8))
+    finally:
+        plt.close(figure)

@@ -7,7 +7,9 @@ from typing import List, Optional, Sequence, Tuple
 import numpy as np
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.report.pictures import pyplot
+from fairseq_adaptive.files import read_lines
+from fairseq_adaptive.ranges import COUNT, FACTOR, WIDTH
+from fairseq_adaptive.report.pictures import pyplot, save_figure
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Costs:
     weight: float = 0.0
 
     def __post_init__(self):
-        if min(self.floor, self.offset, self.mac, self.logit, self.weight) < 0 or self.mac + self.logit <= 0:
+        numbers = (self.floor, self.offset, self.mac, self.logit, self.weight)
+        if not all(0 <= number < float("inf") for number in numbers) or self.mac + self.logit <= 0:
             raise UsageError(f"costs must be 0 or more, and those of multiply-adds or logits above 0, not {self}")
 
     def time(self, tokens, size, width, projected_from=0):
@@ -50,11 +53,9 @@ class Shape:
     tokens: int
 
     def __post_init__(self):
-        if self.hidden_dim < 1 or self.factor < 1 or self.tokens < 1:
-            raise UsageError(
-                f"the hidden dimension, the factor and the tokens of a batch must be at least 1, not "
-                f"{self.hidden_dim}, {self.factor:g} and {self.tokens}"
-            )
+        WIDTH.check(self.hidden_dim, "the hidden dimension")
+        FACTOR.check(self.factor, "the factor")
+        COUNT.check(self.tokens, "the tokens of a batch")
 
     def time(self, costs: Costs, cluster: int, tokens, size):
         """Milliseconds of one cluster (0 is the head)."""
@@ -87,14 +88,15 @@ def read_counts(path, dictionary: bool) -> np.ndarray:
             raise UsageError(f"{path} is no dictionary of fairseq: {error}") from error
     else:
         words = Dictionary()
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    words.count.append(int(line.split()[-1]))
-                except (IndexError, ValueError):
-                    raise UsageError(f"line {number} of {path} does not end with a whole number: each must be a count, "
-                                     "or a word and its count") from None
+        for number, line in enumerate(read_lines(path), start=1):
+            try:
+                words.count.append(int(line.split()[-1]))
+            except (IndexError, ValueError):
+                raise UsageError(f"line {number} of {path} does not end with a whole number: each must be a count, "
+                                 "or a word and its count") from None
         words.count += [0] * (-len(words.count) % 8)
+    if max(map(abs, words.count)) >= 1 << 53:
+        raise UsageError(f"{path} has a count of {max(map(abs, words.count))}, which no text has")
     counts = np.array(words.count, dtype=np.int64)
     named = counts[words.nspecial :]
     if not named.any() or named.min() < 0:
@@ -222,5 +224,4 @@ def plot_times(found: Sequence[Tuple[List[int], float]], path, title: Optional[s
     axes.set_ylim(bottom=0)
     axes.set_xticks([len(cutoffs) + 1 for cutoffs, _ in found])
     axes.set_title(title or "")
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path)

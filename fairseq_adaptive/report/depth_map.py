@@ -9,7 +9,9 @@ from fairseq.data import Dictionary, data_utils
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.report.pictures import pyplot
+from fairseq_adaptive.printable import printable
+from fairseq_adaptive.ranges import BATCH
+from fairseq_adaptive.report.pictures import pyplot, save_figure
 
 WORD_START = "▁"  # of SentencePiece
 COLOURS = (159, 153, 147, 183, 219, 218, 217, 216, 209, 203)  # of a terminal, from shallow to deep
@@ -55,8 +57,9 @@ def read_depths(
         longest: tokens of a text, special ones included (default: what the model can read)
 
     Raises:
-        UsageError: for another model
+        UsageError: for another model, or a batch size below 1
     """
+    BATCH.check(batch_size, "batch_size")
     name, encoder = halting_stack(model.eval()), model.encoder
     cls = [dictionary.bos()] if hasattr(model, "sentence_order") else []
     if longest is None:
@@ -86,7 +89,8 @@ def to_text(sentence: Sentence, colour: bool) -> str:
     """One line for a terminal: the text coloured by depth, or each token with its depth behind a slash."""
     if not colour:
         names = _names(sentence.limit, sentence.last)
-        return " ".join(f"{token}/{names[depth - 1]}" for token, depth in zip(sentence.tokens, sentence.depths))
+        pairs = zip(map(printable, sentence.tokens), sentence.depths)
+        return " ".join(f"{token}/{names[depth - 1]}" for token, depth in pairs)
     return "".join(_coloured(_spaced(token), depth, sentence.limit)
                    for token, depth in zip(sentence.tokens, sentence.depths)).strip()
 
@@ -110,6 +114,7 @@ def _share(depth, limit):
 
 
 def _spaced(token):
+    token = printable(token)
     return f" {token} " if token.startswith(("[", "<")) else token.replace(WORD_START, " ")
 
 
@@ -119,11 +124,12 @@ def to_html(sentences: Iterable[Sentence], title: str) -> str:
     for sentence in sentences:
         limit, measure, names = sentence.limit, sentence.measure, _names(sentence.limit, sentence.last)
         spans = (_span(_spaced(token), depth, limit, names) for token, depth in zip(sentence.tokens, sentence.depths))
-        lines.append(f"<p>{''.join(spans)}</p>\n")
+        lines.append(f"<p><bdi>{''.join(spans)}</bdi></p>\n")  # whose direction is that of its first letter
     scale = "".join(_span(f" {name} ", depth, limit, names) for depth, name in enumerate(names, 1))
+    title = html.escape(printable(title))
     style = "body{font:16px/2 sans-serif;max-width:60em;margin:2em auto}span{padding:3px 0;white-space:pre-wrap}"
-    return (f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f"<style>{style}</style>\n<h1>{html.escape(title)}</h1>\n<p>{measure}: {scale}</p>\n"
+    return (f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
+            f"<style>{style}</style>\n<h1>{title}</h1>\n<p>{measure}: {scale}</p>\n"
             f"{''.join(lines)}</html>\n")
 
 
@@ -218,5 +224,4 @@ def plot_tables(tables: Table, limit: int, path: str):
         panel.set(title=table, ylim=(0, limit))
         panel.tick_params(axis="x", rotation=90)
     panels[0].set_ylabel("mean updates")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)

@@ -33,7 +33,7 @@ def _load(checkpoint, data, tokens_per_sample, context_window, overrides):
     for name in overrides:
         if name not in options:
             raise UsageError(f"the model in {checkpoint} ({options['_name']}) has no --{name.replace('_', '-')}")
-    length = tokens_per_sample or state["cfg"]["task"].get("tokens_per_sample")
+    length = state["cfg"]["task"].get("tokens_per_sample") if tokens_per_sample is None else tokens_per_sample
     if not length:
         raise UsageError(f"{checkpoint} does not say how long segments are: name --tokens-per-sample")
     if not 0 <= context_window < length:
@@ -87,6 +87,10 @@ def score_text(checkpoint, data, split="test", batch_size=1, tokens_per_sample: 
             scored.unknown += int(hypothesis["tokens"].eq(dictionary.unk()).sum())
             scored.lines += int(hypothesis["tokens"].eq(dictionary.eos()).sum())
     scored.seconds = time.perf_counter() - start
+    if not scored.tokens:
+        raise UsageError(f"{split} in {data} has no tokens")
+    if not math.isfinite(scored.nll):
+        raise UsageError(f"the loss of {split} is {scored.nll}: the model in {checkpoint} overflows on this text")
     return scored
 
 
@@ -106,6 +110,8 @@ def count_text(path) -> Dict[str, int]:
                 counts["bytes"] += len(line.encode())
     except FileNotFoundError:
         raise UsageError(f"the text {path} is missing") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text ({error.reason})") from None
     return counts
@@ -122,6 +128,8 @@ def count_bytes(path) -> Dict[str, int]:
             text = file.read()
     except FileNotFoundError:
         raise UsageError(f"the text {path} is missing") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     return {"lines": text.count(b"\n") + (not text.endswith(b"\n")), "bytes": len(text)}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.report.pictures import pyplot
+from fairseq_adaptive.report.pictures import pyplot, save_figure
 
 
 class TapeMap(NamedTuple):
@@ -92,5 +92,4 @@ def plot_map(
     for axis in axes.flat:
         axis.axis("off")
     figure.colorbar(shown, ax=axes.ravel().tolist(), label="share of rows that read it")
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    save_figure(figure, path, dpi=120, bbox_inches="tight")

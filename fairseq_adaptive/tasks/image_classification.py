@@ -10,6 +10,7 @@ from fairseq_adaptive.data.image_augmentation import Augmentation
 from fairseq_adaptive.data.image_dataset import ImageDataset
 from fairseq_adaptive.data.image_files import open_images
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import OPTIONAL_WIDTH, PRICE, Range, check_ranges, ranged
 
 
 @dataclass
@@ -19,26 +20,24 @@ class ImageClassificationConfig(FairseqDataclass):
         metadata={"help": "folder with train/CLASS/*.jpg (valid/..., test/...), or train.npz ... (arrays images "
                   "and labels), or train-images-idx3-ubyte[.gz] and train-labels-idx1-ubyte[.gz] ... as MNIST has"},
     )
-    image_size: int = field(
-        default=0, metadata={"help": "height and width of the images; 0: as they are, which must be the same for all"}
+    image_size: int = ranged(
+        0, OPTIONAL_WIDTH, "height and width of the images; 0: as they are, which must be the same for all"
     )
-    held_out: int = field(
-        default=0,
-        metadata={"help": "where there is no split valid: so many images of train, the last of a fixed random order, "
-                  "are valid and not trained on"},
+    held_out: int = ranged(
+        0, Range(int, 0, 10**9), "where there is no split valid: so many images of train, the last of a fixed random "
+        "order, are valid and not trained on"
     )
-    crop_padding: int = field(default=0, metadata={"help": "train on images moved by up to so many pixels"})
+    crop_padding: int = ranged(0, OPTIONAL_WIDTH, "train on images moved by up to so many pixels")
     random_resized_crop: bool = field(
         default=False, metadata={"help": "train on crops of 8% to 100% of the area (Szegedy et al., 2015)"}
     )
     horizontal_flip: bool = field(default=False, metadata={"help": "train on mirrored images, too"})
-    randaugment_layers: int = field(
-        default=0, metadata={"help": "distortions in a row of RandAugment (Cubuk et al., 2020); 0: none"}
+    randaugment_layers: int = ranged(
+        0, Range(int, 0, 100), "distortions in a row of RandAugment (Cubuk et al., 2020); 0: none"
     )
-    randaugment_magnitude: int = field(default=15, metadata={"help": "strength of RandAugment, 0 to 30"})
-    mixup: float = field(
-        default=0.0,
-        metadata={"help": "train on mixtures of two images with a share from Beta(this, this) (Zhang et al., 2018)"},
+    randaugment_magnitude: int = ranged(15, Range(int, 0, 30), "strength of RandAugment")
+    mixup: float = ranged(
+        0.0, PRICE, "train on mixtures of two images with a share from Beta(this, this) (Zhang et al., 2018)"
     )
     seed: int = II("common.seed")
 
@@ -56,12 +55,9 @@ class ImageClassificationTask(FairseqTask):
 
     def __init__(self, cfg, **unused):
         super().__init__(cfg)
+        check_ranges(cfg, type(self))
         self.train = open_images(cfg.data, "train", cfg.image_size, cfg.held_out)
         self.classes, self.image_size, self.channels = self.train.classes, self.train.image_size, self.train.channels
-        if cfg.mixup < 0 or cfg.crop_padding < 0 or cfg.randaugment_layers < 0:
-            raise UsageError("--mixup, --crop-padding and --randaugment-layers must be 0 or more")
-        if not 0 <= cfg.randaugment_magnitude <= 30:
-            raise UsageError(f"--randaugment-magnitude is {cfg.randaugment_magnitude}: use 0 to 30")
 
     def load_dataset(self, split, combine=False, **kwargs):
         cfg = self.cfg

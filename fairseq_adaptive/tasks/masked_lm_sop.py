@@ -15,6 +15,7 @@ from omegaconf import II, MISSING
 from fairseq_adaptive.data.ngram_mask import NgramMask
 from fairseq_adaptive.data.sop_dataset import SOPDataset
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import POSITIONS, POSITIVE_SHARE, SHARE, Range, check_ranges, ranged
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +27,11 @@ class MaskedLMSOPConfig(FairseqDataclass):
         metadata={"help": "folder of fairseq-preprocess --only-source, documents separated by empty lines; several, "
                   "with colons between, are read in turn, one an epoch"},
     )
-    tokens_per_sample: int = field(
-        default=512, metadata={"help": "most tokens of a pair of parts, [CLS] and two [SEP] included"}
-    )
-    mask_prob: float = field(default=0.15, metadata={"help": "share of the tokens to predict"})
-    mask_ngram: int = field(default=3, metadata={"help": "most words of a masked span (1: single words)"})
-    leave_unmasked_prob: float = field(default=0.1, metadata={"help": "share of these tokens that stay as they are"})
-    random_token_prob: float = field(default=0.1, metadata={"help": "share of these tokens that become any token"})
+    tokens_per_sample: int = ranged(512, POSITIONS, "most tokens of a pair of parts, [CLS] and two [SEP] included")
+    mask_prob: float = ranged(0.15, POSITIVE_SHARE, "share of the tokens to predict")
+    mask_ngram: int = ranged(3, Range(int, 1, 1000), "most words of a masked span (1: single words)")
+    leave_unmasked_prob: float = ranged(0.1, SHARE, "share of these tokens that stay as they are")
+    random_token_prob: float = ranged(0.1, SHARE, "share of these tokens that become any token")
     seed: int = II("common.seed")
 
 
@@ -49,6 +48,7 @@ class MaskedLMSOPTask(MaskedLMTask):
 
     def __init__(self, cfg, dictionary=None):
         super().__init__(cfg, dictionary)
+        check_ranges(cfg, type(self))
         self.mask = NgramMask(
             self.dictionary, cfg.mask_prob, cfg.mask_ngram, cfg.leave_unmasked_prob, cfg.random_token_prob
         )

@@ -10,14 +10,14 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
 from fairseq_adaptive.data.parity_dataset import GeneratedParityDataset, TextParityDataset
-from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import COUNT, POSITIONS, check_ranges, ranged
 
 
 @dataclass
 class ParityConfig(FairseqDataclass):
-    sequence_length: int = field(default=32, metadata={"help": "elements in a sequence; with --parity-data the most"})
-    train_examples: int = field(default=64000, metadata={"help": "sequences generated for each epoch of training"})
-    eval_examples: int = field(default=6400, metadata={"help": "sequences generated for each other split"})
+    sequence_length: int = ranged(32, POSITIONS, "elements in a sequence; with --parity-data the most")
+    train_examples: int = ranged(64000, COUNT, "sequences generated for each epoch of training")
+    eval_examples: int = ranged(6400, COUNT, "sequences generated for each other split")
     parity_data: Optional[str] = field(
         default=None,
         metadata={"help": "folder with train.txt, valid.txt, ...: one sequence a line, elements separated by spaces "
@@ -34,14 +34,12 @@ class ParityTask(FairseqTask):
     ``--seed``, so that runs can be compared.
 
     Raises:
-        UsageError: for lengths and numbers below 1
+        UsageError: for numbers out of range
     """
 
     def __init__(self, cfg, **unused):
         super().__init__(cfg)
-        for name in ("sequence_length", "train_examples", "eval_examples"):
-            if getattr(cfg, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(cfg, name)}: use 1 or more")
+        check_ranges(cfg, type(self))
 
     def load_dataset(self, split, combine=False, **kwargs):
         length = self.cfg.sequence_length

@@ -21,6 +21,7 @@ from fairseq_adaptive.data.span_dataset import SpanDataset
 from fairseq_adaptive.data.squad import cut, load_tokenizer, read_squad, windows_of
 from fairseq_adaptive.data.squad_answers import Candidate, candidates, n_best
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import NUMBER, POSITIONS, Range, check_ranges, ranged
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,13 @@ class QuestionAnsweringConfig(FairseqDataclass):
         metadata={"help": "folder with vocab.txt, or vocab.json and merges.txt, of the model (default: the data's)"},
     )
     cased: bool = field(default=False, metadata={"help": "vocab.txt distinguishes upper and lower case"})
-    max_positions: int = field(default=384, metadata={"help": "longest window of a question and its context"})
-    doc_stride: int = field(default=128, metadata={"help": "from the beginning of a window to that of the next"})
-    max_query_length: int = field(default=64, metadata={"help": "longest question; what is beyond is cut off"})
-    max_answer_length: int = field(default=30, metadata={"help": "longest answer, in tokens"})
-    n_best_size: int = field(default=20, metadata={"help": "how many answers to keep of a question"})
-    null_threshold: float = field(
-        default=0.0,
-        metadata={"help": "version 2: a question has no answer where that scores by more than this above the best one"},
+    max_positions: int = ranged(384, POSITIONS, "longest window of a question and its context")
+    doc_stride: int = ranged(128, POSITIONS, "from the beginning of a window to that of the next")
+    max_query_length: int = ranged(64, POSITIONS, "longest question; what is beyond is cut off")
+    max_answer_length: int = ranged(30, POSITIONS, "longest answer, in tokens")
+    n_best_size: int = ranged(20, Range(int, 1, 10000), "how many answers to keep of a question")
+    null_threshold: float = ranged(
+        0.0, NUMBER, "version 2: a question has no answer where that scores by more than this above the best one"
     )
     seed: int = II("common.seed")
 
@@ -64,9 +64,7 @@ class QuestionAnsweringTask(FairseqTask):
 
     def __init__(self, cfg, dictionary):
         super().__init__(cfg)
-        for name in ("doc_stride", "max_query_length", "max_answer_length", "n_best_size"):
-            if getattr(cfg, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(cfg, name)} is impossible: it is at least 1")
+        check_ranges(cfg, type(self))
         self.dictionary = dictionary
         self._tokenizer, self._double = load_tokenizer(cfg.tokenizer or cfg.data, cfg.cased)
         self._questions: Dict[str, list] = {}

@@ -13,6 +13,7 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageMode
 from fairseq_adaptive.data.segment_stream import SegmentStream
 from fairseq_adaptive.data.segmented_dataset import SegmentedDataset, SegmentIterator
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import check_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class SegmentedLanguageModelingTask(LanguageModelingTask):
 
     @classmethod
     def setup_task(cls, args, **kwargs):
+        check_ranges(args, cls)
         defaults = {field.name: field.default for field in fields(LanguageModelingConfig)}
         for name in WITHOUT_MEANING:
             if getattr(args, name, None) not in (None, defaults[name]):

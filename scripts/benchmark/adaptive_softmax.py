@@ -17,23 +17,23 @@ import torch.nn.functional as F
 from common import describe
 from fairseq.modules import AdaptiveSoftmax as FairseqAdaptiveSoftmax
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import device, run
 from fairseq_adaptive.modules.adaptive_softmax import AdaptiveSoftmax
+from fairseq_adaptive.ranges import COUNT, DROPOUT, FACTOR, ROUNDS, WIDTH, WORDS, Parser
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--vocab-size", type=int, default=60000)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--vocab-size", type=WORDS, default=60000)
     parser.add_argument("--cutoffs", default="4000,20000", help="comma separated")
-    parser.add_argument("--hidden-dim", type=int, default=256)
-    parser.add_argument("--factor", type=float, default=4.0, help="each cluster is this much narrower")
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--label-smoothing", type=float, default=0.0, help="for ours and the full softmax")
-    parser.add_argument("--rounds", type=int, default=7, help="how often all are measured in turn")
+    parser.add_argument("--hidden-dim", type=WIDTH, default=256)
+    parser.add_argument("--factor", type=FACTOR, default=4.0, help="each cluster is this much narrower")
+    parser.add_argument("--tokens", type=COUNT, default=2048)
+    parser.add_argument("--label-smoothing", type=DROPOUT, default=0.0, help="for ours and the full softmax")
+    parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often all are measured in turn")
     parser.add_argument("--peer", metavar="FOLDER", help="a checkout of kimiyoung/transformer-xl to measure beside")
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device, default="cpu")
     args = parser.parse_args()
     describe(args)
     torch.manual_seed(1)
@@ -153,4 +153,4 @@ def used_memory(device):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,7 +15,8 @@ from fairseq.logging import metrics
 from torch.utils.flop_counter import FlopCounterMode
 
 import fairseq_adaptive.plugin  # noqa: F401  registers tasks, models and criterions
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
+from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser
 
 
 def load(path, args):
@@ -37,14 +38,13 @@ def load(path, args):
 
 @torch.no_grad()
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="the folder that the models were trained on")
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="the first is the one to compare with")
     parser.add_argument("--gen-subset", default="test", metavar="SPLIT")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-tokens", type=int)
-    parser.add_argument("--rounds", type=int, default=5, help="how often all are measured in turn")
+    parser.add_argument("--batch-size", type=BATCH, default=32)
+    parser.add_argument("--max-tokens", type=COUNT)
+    parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
     parser.add_argument("--log", nargs="*", default=["accuracy"], metavar="NAME", help="of the values that are logged")
     args = parser.parse_args()
     describe(args)
@@ -67,4 +67,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

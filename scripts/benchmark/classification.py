@@ -19,10 +19,11 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.models.roberta import RobertaModel
 
-from fairseq_adaptive.errors import report_usage_errors
-from fairseq_adaptive.interop.checkpoint import require_new
+from fairseq_adaptive.command import run
+from fairseq_adaptive.files import require_new, whole_file
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.stack.compute import stack_macs
+from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser
 
 STACK = "encoder.sentence_encoder.layers"
 
@@ -138,17 +139,16 @@ def group(text):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="the bin folder of prepare.sh")
     parser.add_argument("models", nargs="+", type=group, metavar="NAME=CHECKPOINT[,CHECKPOINT...]",
                         help="the dense model first")
     parser.add_argument("--subset", default="valid")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32])
-    parser.add_argument("--texts", type=int, help="evaluate this many texts of the subset (default: all)")
-    parser.add_argument("--timed-texts", type=int, default=512, help="time this many of them")
-    parser.add_argument("--timed-checkpoints", type=int, default=1, help="time this many checkpoints of a name")
-    parser.add_argument("--rounds", type=int, default=5, help="how often all are timed in turn")
+    parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[32])
+    parser.add_argument("--texts", type=COUNT, help="evaluate this many texts of the subset (default: all)")
+    parser.add_argument("--timed-texts", type=COUNT, default=512, help="time this many of them")
+    parser.add_argument("--timed-checkpoints", type=COUNT, default=1, help="time this many checkpoints of a name")
+    parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are timed in turn")
     parser.add_argument("--cpu-time", dest="clock", action="store_const", const=time.process_time,
                         default=time.perf_counter, help="seconds of the processor, where others use it too")
     parser.add_argument("--output", metavar="JSON", help="write what was measured there; must not exist")
@@ -163,10 +163,10 @@ def main():
         about = {"date": str(date.today()), "torch": torch.__version__, "threads": torch.get_num_threads(),
                  "processor": platform.processor() or platform.machine(), "subset": args.subset,
                  "clock": "processor" if args.clock is time.process_time else "wall", "rounds": args.rounds}
-        with open(args.output, "x", encoding="utf-8") as file:
+        with whole_file(args.output) as part, open(part, "w", encoding="utf-8") as file:
             json.dump({**about, "models": rows}, file, indent=1)
         print("wrote", args.output)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,13 +12,14 @@ from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 import fairseq_adaptive.plugin  # noqa: F401  registers our models
+from fairseq_adaptive.ranges import ROUNDS, Parser
 
 logging.disable(logging.INFO)
 warnings.filterwarnings("ignore")
 
 
 def parser(description):
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="folder of fairseq-preprocess with a joined dictionary")
     parser.add_argument("--source-lang", default="en")
     parser.add_argument("--target-lang", default="de")
@@ -28,7 +29,7 @@ def parser(description):
     parser.add_argument("--embed-dim", default="128")
     parser.add_argument("--ffn-embed-dim", default="256")
     parser.add_argument("--attention-heads", default="4")
-    parser.add_argument("--rounds", type=int, default=7, help="how often the two are measured in turn")
+    parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often the two are measured in turn")
     return parser
 
 

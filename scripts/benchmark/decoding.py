@@ -18,9 +18,10 @@ from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.sequence_generator import SequenceGenerator
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import convert_to_ctranslate2, load_checkpoint, save_checkpoint, unroll_checkpoint
 from fairseq_adaptive.modules.policies import Halting
+from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser, Range
 
 
 def fairseq_search(args, path, generator_class=None):
@@ -62,14 +63,13 @@ def require_same(stock, ours):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="folder of fairseq-preprocess")
     parser.add_argument("checkpoint", help="of a shared_transformer")
-    parser.add_argument("--beam", type=int, default=5)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--sentences", type=int, default=192, help="of the test set, a round (an eighth at batch 1)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often all are measured in turn")
+    parser.add_argument("--beam", type=Range(int, 1, 1000), default=5)
+    parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 64])
+    parser.add_argument("--sentences", type=COUNT, default=192, help="of the test set, a round (an eighth at batch 1)")
+    parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
     parser.add_argument("--cpu-time", action="store_true", help="of this process, for busy machines")
     args = parser.parse_args()
     describe(args)
@@ -113,4 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

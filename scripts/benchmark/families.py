@@ -9,6 +9,8 @@ import numpy as np
 from fairseq import options
 from fairseq_cli import preprocess
 
+from fairseq_adaptive.ranges import COUNT, FFN_WIDTH, HEADS, LAYERS, POSITIONS, WIDTH, WORDS
+
 CLASSES = 10
 
 
@@ -63,14 +65,14 @@ FAMILIES: Dict[str, Family] = {
 def add_sizes(parser: ArgumentParser) -> None:
     """Add the flags that :func:`flags_of` and :func:`write_data` read."""
     parser.add_argument("--models", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--layers", type=int, default=6, help="depths; of par_transformer_xl, pairs of blocks")
-    parser.add_argument("--unique-layers", type=int, default=3)
-    parser.add_argument("--embed-dim", type=int, default=256)
-    parser.add_argument("--ffn-embed-dim", type=int, default=1024)
-    parser.add_argument("--attention-heads", type=int, default=4)
-    parser.add_argument("--vocab-size", type=int, default=8000)
-    parser.add_argument("--tokens", type=int, default=2048, help="of a batch; images have 64 patches")
-    parser.add_argument("--length", type=int, default=128, help="of a segment of text")
+    parser.add_argument("--layers", type=LAYERS, default=6, help="depths; of par_transformer_xl, pairs of blocks")
+    parser.add_argument("--unique-layers", type=LAYERS, default=3)
+    parser.add_argument("--embed-dim", type=WIDTH, default=256)
+    parser.add_argument("--ffn-embed-dim", type=FFN_WIDTH, default=1024)
+    parser.add_argument("--attention-heads", type=HEADS, default=4)
+    parser.add_argument("--vocab-size", type=WORDS, default=8000)
+    parser.add_argument("--tokens", type=COUNT, default=2048, help="of a batch; images have 64 patches")
+    parser.add_argument("--length", type=POSITIONS, default=128, help="of a segment of text")
 
 
 def flags_of(name: str, args, folder: Path) -> list:

@@ -16,10 +16,11 @@ import torch
 from common import describe
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import device, run
 from fairseq_adaptive.hub import AlbertActModel
 from fairseq_adaptive.interop.albert_act import FIXED, NAMES, numbered_dictionary, read_config
 from fairseq_adaptive.models.albert_act import AlbertActModel as FairseqModel
+from fairseq_adaptive.ranges import BATCH, BIAS, COUNT, LAYERS, ROUNDS, SEED, Parser
 
 SHAPE = {"embedding_size": 128, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 
@@ -60,16 +61,15 @@ def build_peer(folder, config, ours):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--peer", metavar="FOLDER", help="checkout of AntoineSimoulin/adaptive-depth-transformers")
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--tokens", type=int, default=128, help="of every sequence")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--halting-bias", type=float, default=-2.2, help="of the halting unit: the lower, the deeper")
-    parser.add_argument("--rounds", type=int, default=5, help="how often all are measured in turn")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--layers", type=LAYERS, default=24)
+    parser.add_argument("--tokens", type=COUNT, default=128, help="of every sequence")
+    parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[8, 32])
+    parser.add_argument("--halting-bias", type=BIAS, default=-2.2, help="of the halting unit: the lower, the deeper")
+    parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
+    parser.add_argument("--device", type=device, default="cpu")
+    parser.add_argument("--seed", type=SEED, default=1)
     args = parser.parse_args()
     describe(args)
     config, model = build(args)
@@ -115,5 +115,4 @@ def main():
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+    run(torch.no_grad()(main))

@@ -26,9 +26,11 @@ import torch
 from adaptive_softmax import start_memory, used_memory
 from kernel_cases import CASES
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
+from fairseq_adaptive.files import whole_file
 from fairseq_adaptive.ops import OPS
 from fairseq_adaptive.ops.matmul import linear
+from fairseq_adaptive.ranges import ROUNDS, Parser
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -181,12 +183,11 @@ def table(found):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--operations", nargs="+", choices=sorted(OPS), default=list(CASES), help="default: all")
     parser.add_argument("--types", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: all")
-    parser.add_argument("--rounds", type=int, default=20, help="how often all are measured in turn (default: 20)")
+    parser.add_argument("--rounds", type=ROUNDS, default=20, help="how often all are measured in turn (default: 20)")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     parser.add_argument("--small", action="store_true", help="sizes that only show that the script runs")
     parser.add_argument("--output", type=Path, metavar="FILE", help="new JSON file for what was found")
@@ -220,10 +221,10 @@ def main():
     table(found)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(args.output, "x") as file:
+        with whole_file(args.output) as part, open(part, "w", encoding="utf-8") as file:
             json.dump(found, file, indent=1)
             file.write("\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

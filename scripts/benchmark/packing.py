@@ -15,7 +15,8 @@ from common import describe
 from skimming import build, plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
+from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
 
 MOVES = ("index_select", "index_copy_", "index", "nonzero")
 
@@ -81,13 +82,12 @@ def speed(args, rows=16384, width=384, calls=10):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--arch", default="transkimmer_minilm_l6")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lengths", type=int, nargs=1, default=[128], help="of every text")
-    parser.add_argument("--kept", type=float, nargs="+", default=[0.2, 0.5], help="mean shares of tokens that stay")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=BATCH, default=8)
+    parser.add_argument("--lengths", type=POSITIONS, nargs=1, default=[128], help="of every text")
+    parser.add_argument("--kept", type=SHARE, nargs="+", default=[0.2, 0.5], help="mean shares of tokens that stay")
+    parser.add_argument("--rounds", type=ROUNDS, default=7)
     args = parser.parse_args()
     describe(args)
     shares(args)
@@ -95,4 +95,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

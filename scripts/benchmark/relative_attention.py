@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from common import describe
 from torch import nn
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import device, run
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
+from fairseq_adaptive.ranges import BATCH, DISTANCE, HEADS, POSITIONS, ROUNDS, THREADS, WIDTH, Parser
 
 
 class Ours(nn.Module):
@@ -215,23 +216,22 @@ def report(title, figures, unit):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+    parser = Parser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--peer", metavar="FOLDER", help="a checkout of kimiyoung/transformer-xl to measure beside")
-    parser.add_argument("--length", type=int, default=150, help="of a segment in training")
-    parser.add_argument("--memory", type=int, default=150, help="in training")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--embed-dim", type=int, default=512)
-    parser.add_argument("--eval-lengths", type=int, nargs="+", default=[1, 64], help="of segments in evaluation")
-    parser.add_argument("--eval-memory", type=int, default=640)
-    parser.add_argument("--eval-batch-size", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=11, help="how often all are measured in turn")
+    parser.add_argument("--length", type=POSITIONS, default=150, help="of a segment in training")
+    parser.add_argument("--memory", type=DISTANCE, default=150, help="in training")
+    parser.add_argument("--batch-size", type=BATCH, default=8)
+    parser.add_argument("--heads", type=HEADS, default=8)
+    parser.add_argument("--head-dim", type=WIDTH, default=64)
+    parser.add_argument("--embed-dim", type=WIDTH, default=512)
+    parser.add_argument("--eval-lengths", type=POSITIONS, nargs="+", default=[1, 64], help="of segments in evaluation")
+    parser.add_argument("--eval-memory", type=DISTANCE, default=640)
+    parser.add_argument("--eval-batch-size", type=BATCH, default=1)
+    parser.add_argument("--rounds", type=ROUNDS, default=11, help="how often all are measured in turn")
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=THREADS, default=torch.get_num_threads())
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     names = ["ours", "plain"] + (["public"] if args.peer else [])
@@ -245,4 +245,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

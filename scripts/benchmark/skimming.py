@@ -18,11 +18,12 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.roberta import RobertaModel
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive import command
 from fairseq_adaptive.models.transkimmer import TranskimmerModel
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.policies import Choice
 from fairseq_adaptive.modules.stack.compute import stack_macs
+from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
 
 STACK = "encoder.sentence_encoder.layers"
 
@@ -77,16 +78,15 @@ def plan(router, kept, batch, length):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--arch", default="transkimmer_minilm_l6")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--kept", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5, 0.7, 1.0],
+    parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--lengths", type=POSITIONS, nargs="+", default=[128, 512])
+    parser.add_argument("--kept", type=SHARE, nargs="+", default=[0.1, 0.2, 0.3, 0.5, 0.7, 1.0],
                         help="mean shares of tokens that the layers keep")
     parser.add_argument("--against", choices=PEERS, default="stock",
                         help="; ".join(f"{name}: {what}" for name, what in PEERS.items()))
-    parser.add_argument("--rounds", type=int, default=7, help="how often the two are measured in turn")
+    parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often the two are measured in turn")
     parser.add_argument("--cpu-time", dest="clock", action="store_const", const=time.process_time,
                         default=time.perf_counter, help="seconds of the processor, where others use it too")
     args = parser.parse_args()
@@ -119,4 +119,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

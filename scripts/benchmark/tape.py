@@ -14,18 +14,18 @@ from common import describe
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
 from fairseq_adaptive.models.adatape_vit import AdaTapeViT, AdaTapeViTConfig
+from fairseq_adaptive.ranges import BATCH, POSITIVE, ROUNDS, WIDTH, Parser
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--arch", default="adatape_vit_s16", help="an architecture of adatape_vit")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--sharpness", type=float, default=1.5, help="scale of the normalised bank and query")
-    parser.add_argument("--rounds", type=int, default=7, help="how often the two are measured in turn")
+    parser.add_argument("--image-size", type=WIDTH, default=64)
+    parser.add_argument("--batch-size", type=BATCH, default=64)
+    parser.add_argument("--sharpness", type=POSITIVE, default=1.5, help="scale of the normalised bank and query")
+    parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often the two are measured in turn")
     args = parser.parse_args()
     describe(args)
 
@@ -66,4 +66,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

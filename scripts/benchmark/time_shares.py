@@ -27,8 +27,9 @@ from fairseq.trainer import Trainer
 from families import add_sizes, flags_of, write_data
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
 from fairseq_adaptive.modules.dropout import FastDropout
+from fairseq_adaptive.ranges import ROUNDS, THREADS, Parser
 
 # the first that fits an operation, or one that encloses it, has its time
 ENCLOSING = {
@@ -104,13 +105,12 @@ def name_dropout():
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
     parser.add_argument("--steps", nargs="+", choices=("training", "inference"), default=("training", "inference"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=THREADS, default=1)
+    parser.add_argument("--rounds", type=ROUNDS, default=3)
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     parser.add_argument("--flags", default="", help="more of fairseq-train, for all models, such as --bf16")
     args = parser.parse_args()
@@ -148,4 +148,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

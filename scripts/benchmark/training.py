@@ -12,7 +12,8 @@ from common import build_pair, compare, describe, parser
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
+from fairseq_adaptive.ranges import COUNT
 
 STOCK = "--optimizer adam --lr 5e-4 --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.1"
 OURS = ("--criterion", "fused_label_smoothed_cross_entropy")
@@ -29,10 +30,9 @@ def build_trainers(args, *ours):
 
 
 def main():
-    report_usage_errors()
     arguments = parser(__doc__)
     arguments.add_argument("--max-tokens", default="2048")
-    arguments.add_argument("--updates", type=int, default=10, help="updates a round, on the same batches for both")
+    arguments.add_argument("--updates", type=COUNT, default=10, help="updates a round, on the same batches for both")
     arguments.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     arguments.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"), help="of ours")
     args = arguments.parse_args()
@@ -59,4 +59,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

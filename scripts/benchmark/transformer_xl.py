@@ -16,10 +16,24 @@ from common import describe
 from fairseq.data import Dictionary
 from torch import nn
 
-from fairseq_adaptive.errors import report_usage_errors
+from fairseq_adaptive.command import run
 from fairseq_adaptive.models.par_transformer_xl import PARTransformerXLConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.modules.memory import SegmentMemory
+from fairseq_adaptive.ranges import (
+    BATCH,
+    DISTANCE,
+    DROPOUT,
+    FFN_WIDTH,
+    HEADS,
+    LAYERS,
+    POSITIONS,
+    ROUNDS,
+    THREADS,
+    WIDTH,
+    WORDS,
+    Parser,
+)
 
 
 class Ours(nn.Module):
@@ -135,22 +149,21 @@ def compare(ours, public, args, words):
 
 
 def main():
-    report_usage_errors()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--peer", metavar="FOLDER", required=True, help="a checkout of kimiyoung/transformer-xl")
-    parser.add_argument("--vocab-size", type=int, default=60000)
+    parser.add_argument("--vocab-size", type=WORDS, default=60000)
     parser.add_argument("--cutoffs", default="4000,20000", help="comma separated")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--embed-dim", type=int, default=410)
-    parser.add_argument("--heads", type=int, default=10)
-    parser.add_argument("--ffn-embed-dim", type=int, default=2100)
-    parser.add_argument("--length", type=int, default=150)
-    parser.add_argument("--memory", type=int, default=150)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--rounds", type=int, default=7, help="how many segments, each read by both in turn")
+    parser.add_argument("--layers", type=LAYERS, default=4)
+    parser.add_argument("--embed-dim", type=WIDTH, default=410)
+    parser.add_argument("--heads", type=HEADS, default=10)
+    parser.add_argument("--ffn-embed-dim", type=FFN_WIDTH, default=2100)
+    parser.add_argument("--length", type=POSITIONS, default=150)
+    parser.add_argument("--memory", type=DISTANCE, default=150)
+    parser.add_argument("--batch-size", type=BATCH, default=4)
+    parser.add_argument("--dropout", type=DROPOUT, default=0.1)
+    parser.add_argument("--rounds", type=ROUNDS, default=7, help="how many segments, each read by both in turn")
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=THREADS, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="print where the time of a step of each goes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -189,4 +202,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

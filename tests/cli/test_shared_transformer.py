@@ -143,7 +143,7 @@ def test_interactive_takes_empty_and_refuses_long_lines(data, trained, tmp_path)
     [
         (["--layer-sharing", "spiral"], 2, "invalid choice: spiral (choose from sequence, cycle, cycle_rev)"),
         (["--decoder-unique-layers", "7"], 1, "error: 7 unique layers cannot serve 6 depths"),
-        (["--encoder-unique-layers", "0"], 1, "error: 0 unique layers cannot serve 6 depths"),
+        (["--encoder-unique-layers", "0"], 2, "argument --encoder-unique-layers: 0 is impossible"),
     ],
     ids=("strategy", "too-many", "none"),
 )

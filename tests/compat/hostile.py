@@ -11,7 +11,6 @@ import torch
 from fairseq import checkpoint_utils, models
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
-from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY, FairseqTask
 
 CODE = "[__import__('os').system('touch PWNED')]"  # also the name of a file in the working directory

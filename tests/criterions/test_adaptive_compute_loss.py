@@ -300,7 +300,7 @@ def test_flops_of_a_tape_that_joins_later(build, dictionary):
               "ntokens": 45, "nsentences": 5}
     criterion = criterion_of(dictionary, task_criterion="sentence_prediction")
     log = criterion(model.double().train(), sample)[2]
-    lengths, dim, ffn = log["adaptive_sum_tape_length"], 16, 24
+    lengths, dim, _ffn = log["adaptive_sum_tape_length"], 16, 24
     spent, dense = (float(log[f"adaptive_{part}_skimming_flops"]) for part in ("sum", "of"))
     assert spent - dense == (4 * 45 + 2 * float(lengths)) * (dim * dim + 2 * dim)
 

@@ -197,7 +197,7 @@ def test_refuses_bad_input(dictionary, sample):
     with pytest.raises(UsageError, match="--adaptive-softmax-cutoff"):
         criterion(dictionary)(Model(dictionary, None), sample)
     for smoothing in (-0.1, 1.0):
-        with pytest.raises(UsageError, match="--label-smoothing must be at least 0 and less than 1"):
+        with pytest.raises(UsageError, match="--label-smoothing is .*: use a number from 0 to below 1"):
             criterion(dictionary, label_smoothing=smoothing)
     with pytest.raises(UsageError, match="outside the 48 entries"):
         criterion(dictionary)(model_of("ours", dictionary), {**sample, "target": sample["target"] + 9})

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fairseq.tasks.fairseq_task import StatefulContainer
 from omegaconf import OmegaConf
 
-from fairseq_adaptive.criterions.ponder_loss import PATIENCE, PonderLoss, PonderLossConfig
+from fairseq_adaptive.criterions.ponder_loss import PATIENCE, PonderLoss, PonderLossConfig, build_task_criterion
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.policies.pondernet import prior_divergence, truncated_geometric
@@ -237,8 +237,8 @@ def test_warns_of_collapse_once(build, dictionary, sample, caplog, bias, message
         ({"task_criterion": "mlm"}, "--task-criterion 'mlm' is unknown"),
         ({"task_criterion_args": '{"label_smoothing": 0.1}'}, "does not fit masked_lm: .*label_smoothing"),
         ({"task_criterion_args": "label_smoothing=0.1"}, "does not fit masked_lm"),
-        ({"target_depth": 0.5}, "--target-depth 0.5 is impossible"),
-        ({"time_penalty": -1.0}, "cannot be below 0"),
+        ({"target_depth": 0.5}, "--target-depth is 0.5"),
+        ({"time_penalty": -1.0}, "--time-penalty is -1.0"),
         ({"prior_rate": 1.0}, "between 0 and 1"),
     ],
 )
@@ -254,3 +254,11 @@ def test_refuses_models_that_do_not_halt(build, dictionary, sample):
         criterion_of(dictionary, target_depth=5.5)(albert(build), sample)
     with pytest.raises(UsageError, match="set --prior-rate"):
         criterion_of(dictionary, target_depth=2.0)(albert(build, "pondernet"), sample)
+
+
+@pytest.mark.parametrize("flags", ("NaN", "Infinity", "-0.1", "1"))
+def test_numbers_of_the_task_criterion_have_ranges(flags):
+    cfg = OmegaConf.create({"task_criterion": "label_smoothed_cross_entropy", "classification_head_name": "head",
+                            "task_criterion_args": f'{{"label_smoothing": {flags}}}', "regression_target": False})
+    with pytest.raises(UsageError, match="--label-smoothing is .*: use a number from 0 to below 1"):
+        build_task_criterion(cfg, None)

@@ -170,8 +170,8 @@ def test_masked_words_and_numbers(build, dictionary, sample):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"target_flops": 0.0}, "a share above 0"),
-        ({"skim_factor": -1.0}, "cannot be below 0"),
+        ({"target_flops": 0.0}, "--target-flops is 0.0"),
+        ({"skim_factor": -1.0}, "--skim-factor is -1.0"),
         ({"task_criterion": "skim_loss"}, "no criterion of a task"),
         ({"task_criterion": "nothing"}, "'nothing' is unknown"),
         ({"task_criterion_args": '{"nothing": 1}'}, "does not fit sentence_prediction"),

@@ -59,7 +59,7 @@ def test_refuses_what_contradicts_itself(tmp_path, spoil, message):
 def test_refuses_what_is_cut_short(tmp_path):
     path = write(tmp_path / "a.json", entry())
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(UsageError, match="cut short or no JSON"):
+    with pytest.raises(UsageError, match="cut short, damaged or no JSON"):
         read_squad(path)
     path.write_text('{"version": 1}')
     with pytest.raises(UsageError, match='no "data"'):

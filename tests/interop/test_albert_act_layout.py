@@ -249,8 +249,8 @@ def _change(folder, **values):
     [
         ({"hidden_size": 32}, r"has the shape \(16, 8\), but by config.json it should be \(32, 8\)"),
         ({"num_hidden_groups": 2}, "num_hidden_groups 2, but only 1"),
-        ({"act_epsilon": 1.5}, "above 0 and at most 1"),
-        ({"num_hidden_layers": 0}, "at least 1 layer"),
+        ({"act_epsilon": 1.5}, "act_epsilon in config.json is 1.5"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers in config.json is 0"),
         ({"hidden_act": "swish"}, "hidden_act swish"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),

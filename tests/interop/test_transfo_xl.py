@@ -131,7 +131,7 @@ def change(**values):
         (without("transformer.r_w_bias"), "the weights lack r_w_bias or layers.0.dec_attn.r_w_bias"),
         (change(d_inner=32), r"CoreNet.0.weight has the shape \(24, 16\), but by config.json it should be \(32, 16\)"),
         (change(n_layer=2), "the weights hold layers.2..*but by config.json there are only 2 layers"),
-        (change(n_layer="3"), "config.json lacks n_layer"),
+        (change(n_layer="3"), "n_layer in config.json is .3.: use a whole number"),
         (change(attn_type=2), "attn_type 2, but only 0"),
         (change(pre_lnorm=True), "pre_lnorm True, but only False"),
         (change(d_embed=8), "d_embed 8, but only 16"),

@@ -41,14 +41,14 @@ def makers(build):
         ({"router_args": '{"width": 1}', "router": "skimming"}, "router skimming has no argument 'width'"),
         ({"router_kv": "recompute"}, "add --router"),
         ({"halting_args": '{"bias": 1}'}, "without --halting"),
-        ({"halting": "act", "halting_threshold": 1.5}, "halting threshold of 1.5"),
+        ({"halting": "act", "halting_threshold": 1.5}, "--halting-threshold is 1.5: use a number above 0 and up to 1"),
         ({"halting": "margin"}, "margin asks the word scores"),
-        ({"tape_tokens": -1}, "--tape-tokens is -1: use 0 or more"),
+        ({"tape_tokens": -1}, "--tape-tokens is -1: use a whole number from 0 to 10,000"),
         ({"tape_ffn_embed_dim": -3}, "--tape-ffn-embed-dim is -3"),
         ({"tape_query_noise": -1.0}, "--tape-query-noise is -1.0"),
-        ({"tape_bank_dropout": 1.5}, "--tape-bank-dropout is 1.5: use at least 0 and below 1"),
+        ({"tape_bank_dropout": 1.5}, "--tape-bank-dropout is 1.5: use a number from 0 to below 1"),
         ({"dropout": 2.0}, "--dropout is 2.0"),
-        ({"encoder_attention_heads": 0}, "--encoder-attention-heads is 0: use 1 or more"),
+        ({"encoder_attention_heads": 0}, "--encoder-attention-heads is 0: use a whole number from 1"),
         ({"encoder_embed_dim": 0}, "--encoder-embed-dim is 0"),
     ),
 )
@@ -70,7 +70,7 @@ def test_refuses_pondernet_where_the_output_has_no_depth(makers):
 
 @pytest.mark.parametrize("flags", ({"ponder_penalty": -1.0}, {"label_smoothing": 1.5}))
 def test_criterion_refuses(flags):
-    with pytest.raises(UsageError, match="--ponder-penalty cannot be below 0"):
+    with pytest.raises(UsageError, match=f"--{list(flags)[0].replace('_', '-')} is"):
         TapePonderLoss(TapePonderLossConfig(**flags), None)
 
 

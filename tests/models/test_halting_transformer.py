@@ -261,7 +261,7 @@ def test_half_precision(build, batch, dtype):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"halting_threshold": 0.0}, "above 0 and at most 1"),
+        ({"halting_threshold": 0.0}, "above 0 and up to 1"),
         ({"halting": "margin"}, "--decoder-halting margin alone"),
         ({"encoder_layerdrop": 0.1}, "leave out --encoder-layerdrop"),
         ({"no_cross_attention": True, "cross_self_attention": True}, "--cross-self-attention"),

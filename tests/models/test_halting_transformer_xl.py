@@ -199,7 +199,7 @@ def test_gradients_reach_everything(build, rule):
     memory = SegmentMemory()
     for part in segments(0):
         model.zero_grad()
-        with recording(model) as traces:
+        with recording(model):
             model(part, memory=memory)[0].sin().sum().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not missing, missing

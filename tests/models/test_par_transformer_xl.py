@@ -108,7 +108,7 @@ def test_parameters_are_tied_where_asked(build):
         ({"adaptive_softmax_cutoff": "10,48"}, "increasing numbers from 1 to 47"),
         ({"adaptive_softmax_cutoff": "ten"}, "comma separated list of whole numbers"),
         ({"memory_length": 0, "same_length": True}, "that cannot be 0"),
-        ({"memory_length": -1}, "0 or more"),
+        ({"memory_length": -1}, "--memory-length is -1"),
         ({"tie_adaptive_proj": True}, "--tie-adaptive-proj needs"),
     ],
 )

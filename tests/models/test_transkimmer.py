@@ -143,7 +143,7 @@ def test_fewer_positions_load_and_more_are_refused(build, tokens):
         ({"no_skimming": True, "router": "skimming"}, "contradict each other"),
         ({"encoder_attention_heads": 3}, "16 cannot be divided among 3 heads"),
         ({"encoder_unique_layers": 4}, "between 1 and 3"),
-        ({"skim_noise": 1.5}, "--skim-noise 1.5 is impossible"),
+        ({"skim_noise": 1.5}, "--skim-noise is 1.5"),
     ],
 )
 def test_refuses(build, flags, message):

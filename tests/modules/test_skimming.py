@@ -6,7 +6,6 @@ import pytest
 import torch
 from fairseq.models.transformer import TransformerConfig
 
-from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.policies.skimming import Skimming, SkimPredictor
 

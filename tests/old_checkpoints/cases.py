@@ -15,7 +15,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
-import fairseq_adaptive  # noqa: F401  registers models
+import fairseq_adaptive.plugin  # noqa: F401  registers models
 from fairseq_adaptive.models.beam_generator import BeamGenerator
 from fairseq_adaptive.modules.memory import SegmentMemory
 

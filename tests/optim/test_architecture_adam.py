@@ -64,5 +64,5 @@ def test_model_without_architecture_is_refused(parameters):
 
 
 def test_share_of_nothing_is_refused(parameters):
-    with pytest.raises(UsageError, match=r"not in \(0, 1\]"):
+    with pytest.raises(UsageError, match="--architecture-update-share is 0.0"):
         optimizer(parameters, architecture_update_share=0.0)

@@ -163,7 +163,7 @@ def test_refuses_impossible_numbers():
         optimal_cutoffs([3, 2, 1], 0, COSTS[0], Shape(16, 1.0, 8))
     with pytest.raises(UsageError, match="no width"):
         optimal_cutoffs([3, 2, 1, 1], 4, COSTS[0], Shape(16, 4.0, 8))
-    with pytest.raises(UsageError, match="at least 1"):
+    with pytest.raises(UsageError, match="use a (whole )?number from 1 to"):
         Shape(16, 0.5, 8)
     with pytest.raises(UsageError, match="0 or more"):
         Costs(0, -1, 1)

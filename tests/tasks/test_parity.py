@@ -76,5 +76,5 @@ def test_names_what_is_wrong_in_a_file(tmp_path, text, message):
 
 
 def test_refuses_empty_sequences():
-    with pytest.raises(UsageError, match="--sequence-length is 0: use 1 or more"):
+    with pytest.raises(UsageError, match="--sequence-length is 0: use a whole number from 1"):
         make(sequence_length=0)

@@ -8,7 +8,7 @@ from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.mixture_of_depths import Score, small_mlp
