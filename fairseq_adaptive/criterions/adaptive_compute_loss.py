@@ -115,6 +115,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
     def build_criterion(cls, cfg, task):
         if cls.task_class is not None:
             return cls(cfg=cfg, task=task)
+        check_ranges(cfg, cls)
         task_criterion = build_task_criterion(cfg, task)
         # fairseq asks the class, not the instance, how to reduce what it logs
         return type(cls.__name__, (cls,), {"task_class": type(task_criterion)})(cfg, task, task_criterion)

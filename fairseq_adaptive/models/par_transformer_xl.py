@@ -21,6 +21,7 @@ from fairseq_adaptive.ranges import (
     FACTOR,
     FFN_WIDTH,
     HEADS,
+    LAYERS,
     PRICE,
     WIDTH,
     check_ranges,
@@ -75,12 +76,10 @@ class PARTransformerXLConfig(TransformerXLConfig):
     layer_sharing: ChoiceEnum(STRATEGIES) = field(
         default="cycle", metadata={"help": "which unique block serves which depth (Takase and Kiyono, 2021)"}
     )
-    decoder_unique_layers: Optional[int] = field(
-        default=None, metadata={"help": "how many blocks have parameters of their own (default: all of the layout)"}
+    decoder_unique_layers: Optional[int] = ranged(
+        None, LAYERS, "how many blocks have parameters of their own (default: all of the layout)"
     )
-    decoder_layerdrop: float = field(
-        default=0.0, metadata={"help": "probability with which a block is left out in a training step"}
-    )
+    decoder_layerdrop: float = ranged(0.0, DROPOUT, "probability with which a block is left out in a training step")
 
 
 class SegmentedLanguageModel(ExplainsLoading, FairseqLanguageModel):

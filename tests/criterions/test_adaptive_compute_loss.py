@@ -353,11 +353,11 @@ def test_a_supernet(build, dictionary, task, segments):
     ({"target_args": {"depth": {"rate": 1}}}, "add --target-depth"),
     ({"target_args": {"width": {}}}, "its names are depth, flops, tape, compute"),
     ({"target_depth": 2.0, "target_args": {"depth": {"speed": 1}}}, "give weight, gain, rate and warmup_updates"),
-    ({"target_flops": 1.5}, "a share above 0"), ({"target_tape": 0.0}, "--target-tape 0.0 is impossible"),
-    ({"target_compute": -1.0}, "--target-compute -1.0 is impossible"),
+    ({"target_flops": 1.5}, "up to 1"), ({"target_tape": 0.0}, "--target-tape is 0.0: use a number above 0"),
+    ({"target_compute": -1.0}, "--target-compute is -1.0: use a number above 0"),
     ({"task_criterion": "adaptive_compute_loss"}, "no criterion of a task"),
     ({"task_criterion": "ponder_loss", "target_depth": 2.0}, "--target-depth steers what --task-criterion ponder_loss"),
-    ({"distill_from": "x.pt", "distill_temperature": 0.0}, "--distill-temperature 0.0 is impossible"),
+    ({"distill_from": "x.pt", "distill_temperature": 0.0}, "--distill-temperature is 0.0: use"),
 ])
 def test_refuses_impossible_flags(dictionary, flags, message):
     with pytest.raises(UsageError, match=message):
