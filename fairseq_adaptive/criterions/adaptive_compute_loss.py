@@ -1,5 +1,7 @@
-"""The loss of models that spend compute where it pays: ``--criterion adaptive_compute_loss``, a task's loss and the prices of
-the model's policies."""
+"""The loss of models that spend compute where it pays: ``--criterion adaptive_compute_loss``.
+
+A task's loss and the prices of the model's policies. (fairseq's ``adaptive_loss`` is that of an adaptive softmax.)
+"""
 
 import inspect
 import json
@@ -28,16 +30,17 @@ PATIENCE = 100  # updates in a row with all tokens at one end before a warning
 class AdaptiveComputeLossConfig(DistillationConfig):
     prices: str = field(
         default="{}",
-        metadata={"help": "weights of the policies' prices, in JSON: '{\"skimming\": 0.3, \"decoder_act\": {\"weight\": "
-                  "0.01, \"warmup_updates\": 1000}}'. A key is a policy's name, with its side where both have one; or "
-                  "router, halting, reader or search for all of a kind. Further entries are options of that price, such "
-                  "as prior_rate of pondernet (default: each policy's own weight)"},
+        metadata={"help": "weights of the policies' prices, in JSON: '{\"skimming\": 0.3, \"decoder_act\": "
+                  "{\"weight\": 0.01, \"warmup_updates\": 1000}}'. A key is a policy's name, with its side where both "
+                  "have one; or router, halting, reader or search for all of a kind. Further entries are options of "
+                  "that price, such as prior_rate of pondernet (default: each policy's own weight)"},
     )
     target_depth: Optional[float] = field(
         default=None, metadata={"help": "mean number of updates of a token to steer the halting rules to"}
     )
     target_flops: Optional[float] = field(
-        default=None, metadata={"help": "share of the dense model's FLOPs to steer the routers to, above 0 and at most 1"}
+        default=None,
+        metadata={"help": "share of the dense model's FLOPs to steer the routers to, above 0 and at most 1"},
     )
     target_tape: Optional[float] = field(
         default=None, metadata={"help": "mean number of tape tokens of a sequence to steer the readers to"}
@@ -90,7 +93,8 @@ class AdaptiveComputeLoss(FairseqCriterion):
 
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
-        self.cfg, self.task_criterion, self.prices = cfg, task_criterion, _objects("--prices", getattr(cfg, "prices", "{}"))
+        self.cfg, self.task_criterion = cfg, task_criterion
+        self.prices = _objects("--prices", getattr(cfg, "prices", "{}"))
         self.task_name = getattr(cfg, "task_criterion", "adaptive_cross_entropy")
         inner = getattr(task_criterion, "kinds", ())
         self.kinds = tuple(kind for kind in self.kinds if kind not in inner)

@@ -36,7 +36,8 @@ class PonderLossConfig(TaskCriterionConfig):
     )
     prior_rate: Optional[float] = field(
         default=None,
-        metadata={"help": "PonderNet: rate of the geometric prior; 1 over the depth to aim at (default: the rule's, 0.2)"},
+        metadata={"help": "PonderNet: rate of the geometric prior; 1 over the depth to aim at (default: the rule's "
+                  "own, 0.2)"},
     )
     kl_weight: float = field(default=0.01, metadata={"help": "PonderNet: weight of the divergence from the prior"})
 
