@@ -16,6 +16,7 @@ from fairseq_adaptive.report.architecture import (
     load_search,
     plot_course,
     read_probabilities,
+    read_scalars,
 )
 
 
@@ -26,17 +27,19 @@ def main():
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows of the measured step (default: 8)")
     parser.add_argument("--tokens-per-sample", type=int, default=128, metavar="N",
                         help="length of its segments (default: 128)")
-    parser.add_argument("--log", metavar="FILE", help="log of that training, for the pictures")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--tensorboard", metavar="DIR", help="--tensorboard-logdir of that training, for the pictures")
+    source.add_argument("--log", metavar="FILE", help="log of that training, where it has no such folder")
     parser.add_argument("--plot", metavar="PNG", help="draw the probabilities of all blocks over the training")
     parser.add_argument("--animation", metavar="GIF", help="the same as an animation")
     args = parser.parse_args()
-    if bool(args.log) != bool(args.plot or args.animation):
-        parser.error("--plot and --animation are drawn from --log: give both")
+    if bool(args.tensorboard or args.log) != bool(args.plot or args.animation):
+        parser.error("--plot and --animation are drawn from --tensorboard or --log: give both")
 
     for picture in filter(None, (args.plot, args.animation)):
         require_new(picture)
     probabilities, options = load_search(args.checkpoint)
-    course = read_probabilities(args.log) if args.log else None
+    course = read_scalars(args.tensorboard) if args.tensorboard else read_probabilities(args.log) if args.log else None
     blocks = found_blocks(probabilities)
     layout = found_layout(blocks)
     print("block  attention  feed-forward  identity")

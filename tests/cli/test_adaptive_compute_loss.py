@@ -9,6 +9,7 @@ import torch
 
 from cli.helpers import TINY_TRANSFORMER, USER_DIR, run, tiny_translation_data
 
+pytestmark = pytest.mark.slow
 SIZES = [*TINY_TRANSFORMER, "--encoder-layers", "3", "--decoder-layers", "3"]
 TARGETS = ["--target-depth", "1.5", "--target-flops", "0.6", "--target-args",
            '{"depth": {"rate": 0.1}, "flops": {"rate": 0.1}}']
