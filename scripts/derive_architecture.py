@@ -17,6 +17,7 @@ from fairseq_adaptive.report.architecture import (
     load_search,
     plot_course,
     read_probabilities,
+    read_scalars,
 )
 from fairseq_adaptive.report.pictures import require_picture
 
@@ -28,12 +29,14 @@ def main():
                         help="rows of the measured step (default: 8)")
     parser.add_argument("--tokens-per-sample", type=POSITIONS, default=128, metavar="N",
                         help="length of its segments (default: 128)")
-    parser.add_argument("--log", metavar="FILE", help="log of that training, for the pictures")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--tensorboard", metavar="DIR", help="--tensorboard-logdir of that training, for the pictures")
+    source.add_argument("--log", metavar="FILE", help="log of that training, where it has no such folder")
     parser.add_argument("--plot", metavar="PNG", help="draw the probabilities of all blocks over the training")
     parser.add_argument("--animation", metavar="GIF", help="the same as an animation")
     args = parser.parse_args()
-    if bool(args.log) != bool(args.plot or args.animation):
-        parser.error("--plot and --animation are drawn from --log: give both")
+    if bool(args.tensorboard or args.log) != bool(args.plot or args.animation):
+        parser.error("--plot and --animation are drawn from --tensorboard or --log: give both")
 
     if args.plot:
         require_picture(args.plot)
@@ -42,7 +45,7 @@ def main():
         if not args.animation.lower().endswith(".gif"):
             raise UsageError(f"{args.animation} is no name of an animation: end it in .gif")
     probabilities, options = load_search(args.checkpoint)
-    course = read_probabilities(args.log) if args.log else None
+    course = read_scalars(args.tensorboard) if args.tensorboard else read_probabilities(args.log) if args.log else None
     blocks = found_blocks(probabilities)
     layout = found_layout(blocks)
     print("block  attention  feed-forward  identity")

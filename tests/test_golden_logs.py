@@ -27,7 +27,8 @@ CASES = {
     "time_penalty_warmup": ("albert_act", "--time-penalty-warmup-updates 4 --halting ut_act"),
     "pondernet_and_act": ("pondernet", "--decoder-halting act --prior-rate 0.4"),
     "target_flops": ("transkimmer", "--target-flops 0.5 --skim-warmup-updates 4"),
-    "tape_in_ponder_loss": ("adatape_parity", "--halting act --criterion ponder_loss --task-criterion tape_ponder_loss"),
+    "tape_in_ponder_loss": ("adatape_parity",
+                            "--halting act --criterion ponder_loss --task-criterion tape_ponder_loss"),
     "tape_in_skim_loss": ("adatape_vit", "--skimming --criterion skim_loss --task-criterion tape_ponder_loss"),
     "entropy_warmup": ("par_supernet", "--entropy-warmup-updates 4 --sample-paths"),
 }

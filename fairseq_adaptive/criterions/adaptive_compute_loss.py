@@ -1,5 +1,7 @@
-"""The loss of models that spend compute where it pays: ``--criterion adaptive_compute_loss``, a task's loss and the prices of
-the model's policies."""
+"""The loss of models that spend compute where it pays: ``--criterion adaptive_compute_loss``.
+
+A task's loss and the prices of the model's policies. (fairseq's ``adaptive_loss`` is that of an adaptive softmax.)
+"""
 
 import inspect
 import json
@@ -29,10 +31,10 @@ PATIENCE = 100  # updates in a row with all tokens at one end before a warning
 class AdaptiveComputeLossConfig(DistillationConfig):
     prices: str = field(
         default="{}",
-        metadata={"help": "weights of the policies' prices, in JSON: '{\"skimming\": 0.3, \"decoder_act\": {\"weight\": "
-                  "0.01, \"warmup_updates\": 1000}}'. A key is a policy's name, with its side where both have one; or "
-                  "router, halting, reader or search for all of a kind. Further entries are options of that price, such "
-                  "as prior_rate of pondernet (default: each policy's own weight)"},
+        metadata={"help": "weights of the policies' prices, in JSON: '{\"skimming\": 0.3, \"decoder_act\": "
+                  "{\"weight\": 0.01, \"warmup_updates\": 1000}}'. A key is a policy's name, with its side where both "
+                  "have one; or router, halting, reader or search for all of a kind. Further entries are options of "
+                  "that price, such as prior_rate of pondernet (default: each policy's own weight)"},
     )
     target_depth: Optional[float] = ranged(
         None, TARGETS["depth"].within, "mean number of updates of a token to steer the halting rules to"
@@ -92,7 +94,8 @@ class AdaptiveComputeLoss(FairseqCriterion):
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
         check_ranges(cfg, type(self))
-        self.cfg, self.task_criterion, self.prices = cfg, task_criterion, _objects("--prices", getattr(cfg, "prices", "{}"))
+        self.cfg, self.task_criterion = cfg, task_criterion
+        self.prices = _objects("--prices", getattr(cfg, "prices", "{}"))
         self.task_name = getattr(cfg, "task_criterion", "adaptive_cross_entropy")
         inner = getattr(task_criterion, "kinds", ())
         self.kinds = tuple(kind for kind in self.kinds if kind not in inner)

@@ -22,7 +22,7 @@ def adaptive_losses(
 
     With ``reduce``, return their sums, which our own softmax computes in one pass with the gradient.
 
-    ``model.decoder.adaptive_softmax`` is ours or fairseq's. fairseq's own ``adaptive_compute_loss`` takes the second word of
+    ``model.decoder.adaptive_softmax`` is ours or fairseq's. fairseq's own ``adaptive_loss`` takes the second word of
     every tail for padding and leaves it out, sums in half precision, and gives no gradient to a tail without a target,
     which DistributedDataParallel does not bear; nothing of that is so here.
 

@@ -48,8 +48,10 @@ def _shared(first: str, second: str) -> int:
 
 
 def decisions(model: nn.Module) -> List[Decision]:
-    """All policies of a model, by stacks in their order. A reader or a search belongs to the stack that is nearest in the
-    model's tree."""
+    """All policies of a model, by stacks in their order.
+
+    A reader or a search belongs to the stack that is nearest in the model's tree.
+    """
     modules = dict(model.named_modules())
     stacks = {name: module for name, module in modules.items() if isinstance(module, LayerStack)}
     found = [Decision(policy, name, stack) for name, stack in stacks.items()

@@ -30,7 +30,8 @@ class PonderLossConfig(TaskCriterionConfig):
         0.01, PRICE, "by how much of that weight it grows in an update while the depth stays there"
     )
     prior_rate: Optional[float] = ranged(
-        None, POSITIVE_SHARE, "PonderNet: rate of the geometric prior; 1 over the depth to aim at (default: the rule's, 0.2)"
+        None, POSITIVE_SHARE, "PonderNet: rate of the geometric prior; 1 over the depth to aim at "
+        "(default: the rule's own, 0.2)"
     )
     kl_weight: float = ranged(0.01, PRICE, "PonderNet: weight of the divergence from the prior")
 

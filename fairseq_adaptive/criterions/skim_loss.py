@@ -41,8 +41,8 @@ class SkimLoss(AdaptiveComputeLoss):
     """Loss of the task + lambda x mean over layers of the share of kept tokens (Guan et al., 2022, section 3.4).
 
     With a target the price follows the FLOPs of the decisions that evaluation would make; that is our own. The mean is
-    over the tokens of a batch, padding never counts, and the logged ``loss`` is that of the task alone. Only skimming is
-    priced: :class:`~fairseq_adaptive.criterions.adaptive_compute_loss.AdaptiveComputeLoss` prices all that a model has.
+    over the tokens of a batch, padding never counts, and the logged ``loss`` is that of the task alone. Only skimming
+    is priced: :class:`~fairseq_adaptive.criterions.adaptive_compute_loss.AdaptiveComputeLoss` prices all that a model has.
 
     Args:
         cfg: :class:`SkimLossConfig`
@@ -72,8 +72,8 @@ class SkimLoss(AdaptiveComputeLoss):
 
     @classmethod
     def reduce_prices(cls, totals) -> None:
-        """Log the price and its factor; the share of tokens kept, of all layers and of each; FLOPs and the speed-up that
-        they promise."""
+        """Log the price and its factor; the share of tokens kept, of all layers and of each; FLOPs and the speed-up
+        that they promise."""
         samples, tokens, dense = (totals.get(f"skim_{name}", 0.0) for name in ("samples", "tokens", "dense"))
         if not samples or not tokens or not dense:
             return

@@ -65,8 +65,8 @@ class Classification(FairseqCriterion):
 class TapePonderLoss(AdaptiveComputeLoss):
     """Cross-entropy or squared error, plus the ponder cost of the tape; without a tape, the first alone.
 
-    Where tokens halt or are skimmed, too, it may be the ``--task-criterion`` of ``adaptive_compute_loss``, which adds the price of
-    that.
+    Where tokens halt or are skimmed, too, it may be the ``--task-criterion`` of ``adaptive_compute_loss``, which adds
+    the price of that.
 
     Raises:
         UsageError: for impossible flags

@@ -31,7 +31,8 @@ class PolicyConfig(FairseqDataclass):
         default="none",
         metadata={
             "help": "when a token stops: act (Simoulin and Crabbe, 2021), ut_act (Dehghani et al., 2019), pondernet "
-            "(Banino et al., 2021); train with --criterion ponder_loss. Exits by confidence (Schuster et al., 2022) "
+            "(Banino et al., 2021); train with --criterion ponder_loss or adaptive_compute_loss. "
+            "Exits by confidence (Schuster et al., 2022) "
             "for inference with a model trained without halting: saturation of the state, or margin between the two "
             "best words (default: none)"
         },

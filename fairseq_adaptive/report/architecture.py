@@ -19,7 +19,8 @@ from fairseq_adaptive.modules.stochastic_block import KINDS
 from fairseq_adaptive.report.block_costs import cost
 from fairseq_adaptive.report.pictures import pyplot, save_figure
 
-_PROBABILITY = re.compile(r"\bblock_(\d+)_([afi])\b\W{1,4}([0-9.e+-]+)")
+_SCALAR = re.compile(r"(?:search_)?block_(\d+)_([afi])")  # adaptive_compute_loss says of which policy they are
+_PROBABILITY = re.compile(r"\b(?:search_)?block_(\d+)_([afi])\b\W{1,4}([0-9.e+-]+)")
 _UPDATES = re.compile(r"\bnum_updates\b\W{1,4}([0-9]+)")
 
 
@@ -88,8 +89,44 @@ def compare_compute(options, blocks: str, batch: int, segment: int, rounds: int 
     }
 
 
+def _course(found: Dict[int, Dict], where) -> Tuple[np.ndarray, np.ndarray]:
+    """Updates, and the probabilities of each by block and kind, as arrays."""
+    if not found:
+        raise UsageError(f"{where} has no probabilities of blocks: give that of a search with --criterion "
+                         "architecture_entropy_loss and a small --log-interval")
+    blocks = 1 + max(block for values in found.values() for block, _ in values)
+    updates = sorted(found)
+    course = [[[found[update][block, kind] for kind in KINDS] for block in range(blocks)] for update in updates]
+    return np.array(updates), np.array(course)
+
+
+def read_scalars(folder) -> Tuple[np.ndarray, np.ndarray]:
+    """The course of a search from what ``--tensorboard-logdir`` of ``fairseq-train`` has.
+
+    Returns:
+        numbers of updates ``[U]`` and probabilities ``[U, N, 3]``
+
+    Raises:
+        UsageError: when it has none, and where tensorboard is not installed
+    """
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError as error:
+        raise UsageError("--tensorboard needs the package of that name: pip install tensorboard, or give the log of the "
+                         "training with --log") from error
+    if not (Path(folder) / "train_inner").is_dir():  # where fairseq keeps what it logs every --log-interval
+        return _course({}, folder)
+    events = EventAccumulator(str(Path(folder) / "train_inner"), size_guidance={"scalars": 0}).Reload()
+    found: Dict[int, Dict] = {}
+    for name in events.Tags()["scalars"]:
+        match = _SCALAR.fullmatch(name)
+        for event in events.Scalars(name) if match else ():
+            found.setdefault(event.step, {})[int(match[1]), match[2]] = event.value
+    return _course(found, folder)
+
+
 def read_probabilities(log) -> Tuple[np.ndarray, np.ndarray]:
-    """The course of a search from the log of ``fairseq-train``, in any ``--log-format``.
+    """The course of a search from the log of ``fairseq-train``, in any ``--log-format``, where there are no scalars.
 
     Returns:
         numbers of updates ``[U]`` and probabilities ``[U, N, 3]``
@@ -102,13 +139,8 @@ def read_probabilities(log) -> Tuple[np.ndarray, np.ndarray]:
         updates = _UPDATES.search(line)
         found = {(int(block), kind): float(value) for block, kind, value in _PROBABILITY.findall(line)}
         if updates and found and "train_inner" in line:  # other lines are means over a whole epoch
-            blocks = 1 + max(block for block, _ in found)
-            course[int(updates[1])] = [[found[block, kind] for kind in KINDS] for block in range(blocks)]
-    if not course:
-        raise UsageError(f"{log} has no probabilities of blocks: give the log of a search with "
-                         "--criterion architecture_entropy_loss and a small --log-interval")
-    updates = sorted(course)
-    return np.array(updates), np.array([course[update] for update in updates])
+            course[int(updates[1])] = found
+    return _course(course, log)
 
 
 def plot_course(updates, course, path) -> None:

@@ -52,7 +52,8 @@ class Gate(Router, nn.Module):
         return sum((step.keeping**power * trace.tokens).sum() for step in trace.steps) / trace.tokens.sum()
 
     def measures(self, trace):
-        return {"openness": (sum((step.keeping.detach() * trace.tokens).sum() for step in trace.steps), trace.tokens.sum())}
+        opened = sum((step.keeping.detach() * trace.tokens).sum() for step in trace.steps)
+        return {"openness": (opened, trace.tokens.sum())}
 
 
 def criterion_of(dictionary, state=None, **flags):
@@ -164,7 +165,8 @@ def test_tape_and_depth_without_nesting(build, dictionary):
     model.register_classification_head(HEAD, num_classes=3)
     model = stir(model.double())
     tokens = torch.randint(4, 44, (5, 9), generator=torch.Generator().manual_seed(1))
-    sample = {"net_input": {"src_tokens": tokens}, "target": torch.tensor([0, 2, 1, 0, 1]), "ntokens": 45, "nsentences": 5}
+    sample = {"net_input": {"src_tokens": tokens}, "target": torch.tensor([0, 2, 1, 0, 1]), "ntokens": 45,
+              "nsentences": 5}
     criterion = criterion_of(dictionary, task_criterion="sentence_prediction", prices={"tape": 0.4, "halting": 0.2})
     with recording(model) as traces:
         plain, size, _ = criterion.task_criterion(model, sample)
@@ -176,7 +178,8 @@ def test_tape_and_depth_without_nesting(build, dictionary):
     assert model.encoder.sentence_encoder.bank.weight.grad.any()
     values = logged(criterion, log)
     assert values["tape_length"] == pytest.approx(float(trace.tape_len.double().mean()), abs=1e-4)
-    assert values["tape_cost"] == pytest.approx(float(trace.reading.cost.mean()), abs=1e-4) and 0 < values["tape_bank_used"] < 1
+    assert values["tape_cost"] == pytest.approx(float(trace.reading.cost.mean()), abs=1e-4)
+    assert 0 < values["tape_bank_used"] < 1
 
     # a task criterion that prices the tape keeps it
     nested = criterion_of(dictionary, task_criterion="tape_ponder_loss", task_criterion_args={"ponder_penalty": 0.4},
@@ -260,11 +263,12 @@ def test_padding_costs_nothing(build, dictionary, masked, flags):
 
 
 def test_two_controllers_at_once(build, dictionary, masked):
-    """One step of each an update, over its micro-batches, and one price within it; a resumed training goes on exactly."""
+    """One step of each an update over its micro-batches, which have one price; a resumed training goes on exactly."""
     model = stir(build("albert_act_tiny", **ALBERT, **BOTH))
     flags = {"task_criterion": "masked_lm", "target_depth": 1.5, "target_flops": 0.9,
              "target_args": {"depth": {"rate": 0.1}, "flops": {"gain": 2.0, "rate": 0.05}}}
-    other = {**masked, "net_input": {"src_tokens": masked["net_input"]["src_tokens"][:2]}, "target": masked["target"][:2]}
+    other = {**masked, "net_input": {"src_tokens": masked["net_input"]["src_tokens"][:2]},
+             "target": masked["target"][:2]}
     criterion, counted = criterion_of(dictionary, **flags), []
     for update in range(3):
         model.set_num_updates(update)
@@ -320,7 +324,8 @@ def test_a_target_steers_the_tape(build, dictionary):
             model.set_num_updates(update)
             loss, _, log = criterion(model, sample)
         assert log["adaptive_sum_tape_weight"] / 5 == pytest.approx(0.1 * 1.01 * (length / target - 1))
-        torch.testing.assert_close(loss.double() - log["loss"], log["adaptive_sum_tape_price"].double(), rtol=1e-4, atol=1e-5)
+        price = log["adaptive_sum_tape_price"].double()
+        torch.testing.assert_close(loss.double() - log["loss"], price, rtol=1e-4, atol=1e-5)
 
 
 def test_a_supernet(build, dictionary, task, segments):
@@ -336,7 +341,8 @@ def test_a_supernet(build, dictionary, task, segments):
     torch.manual_seed(0)
     loss, _, log = criterion_of(dictionary, prices={"search": 0.3})(model, sample)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0, check_dtype=False)
-    assert log["adaptive_sum_search_compute"] == old["compute"] and log["adaptive_sum_search_block_3_i"] == old["block_3_i"]
+    assert log["adaptive_sum_search_compute"] == old["compute"]
+    assert log["adaptive_sum_search_block_3_i"] == old["block_3_i"]
 
     criterion = criterion_of(dictionary, target_compute=0.5)
     for update in range(2):

@@ -1,4 +1,5 @@
 import argparse
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fairseq_adaptive.report.architecture import (
     found_layout,
     plot_course,
     read_probabilities,
+    read_scalars,
 )
 
 SIMPLE = """2026-11-22 02:43:44 | INFO | fairseq_cli.train | task: SegmentedLanguageModelingTask
@@ -44,6 +46,32 @@ def test_log_without_a_search_is_refused(tmp_path):
     (tmp_path / "log").write_text("2026-11-22 | INFO | train_inner | loss=9, num_updates=25\n")
     with pytest.raises(UsageError, match="no probabilities of blocks"):
         read_probabilities(tmp_path / "log")
+
+
+@pytest.mark.parametrize("prefix", ["", "search_"])
+def test_course_is_read_from_tensorboard(prefix, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from torch.utils.tensorboard import SummaryWriter
+
+    for part in ("train_inner", "train"):  # fairseq's folders; means over an epoch do not count
+        writer = SummaryWriter(str(tmp_path / part))
+        for update, row in zip((25, 50), COURSE):
+            for block, values in enumerate(row):
+                for kind, value in zip("afi", values):
+                    writer.add_scalar(f"{prefix}block_{block}_{kind}", value if part == "train_inner" else 9, update)
+            writer.add_scalar("loss", 1.0, update)
+        writer.close()
+    updates, course = read_scalars(tmp_path)
+    assert updates.tolist() == [25, 50]
+    np.testing.assert_allclose(course, COURSE, atol=1e-7)
+    with pytest.raises(UsageError, match="no probabilities of blocks"):
+        read_scalars(tmp_path / "train")
+
+
+def test_without_tensorboard_the_log_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
+    with pytest.raises(UsageError, match="pip install tensorboard, or give the log"):
+        read_scalars(tmp_path)
 
 
 def test_layout_is_that_of_the_most_probable_kinds():

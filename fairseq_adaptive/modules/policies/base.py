@@ -146,7 +146,7 @@ class Router(Policy):
         return after * gate + before * (1 - gate)
 
     def decided(self, trace) -> List[Tensor]:
-        """For each depth that ran, B x T, true where a token would be computed in evaluation, of a training step, too."""
+        """For each depth that ran, B x T, true where evaluation would compute the token; of a training step, too."""
         return [step.alive for step in trace.steps]
 
     def measures(self, trace):

@@ -25,8 +25,9 @@ def layer_macs(counts: Tensor, dim: int, ffn_dim: int, seen: Optional[Tensor] = 
 
 
 def stack_macs(stack, trace: Trace, alive: Optional[List[Tensor]] = None) -> Tuple[Tensor, Tensor]:
-    """Multiply-adds of a run with its policies, and of the same layers on all tokens without policies (Guan et al., 2022,
-    section 4.1, count the layers alone). Padding costs nothing in either.
+    """Multiply-adds of a run with its policies, and of the same layers on all tokens without policies.
+
+    Guan et al. (2022, section 4.1) count the layers alone. Padding costs nothing in either.
 
     Args:
         stack: of Transformer layers, which have ``embed_dim`` and ``fc1``
