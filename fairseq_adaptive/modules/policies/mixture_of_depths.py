@@ -89,7 +89,7 @@ class MixtureOfDepths(Router, nn.ModuleList):
         UsageError: for values that are impossible
     """
 
-    monotone, weighs = False, True
+    monotone, weighs, weight = False, True, 0.01
 
     def __init__(self, dim: int, depths: int, capacity: Union[float, str] = 0.5, every: int = 1,
                  weighting: str = "score", predictor: bool = False):
@@ -133,6 +133,9 @@ class MixtureOfDepths(Router, nn.ModuleList):
                   * step.asked for step in steps]
         asked = sum((step.asked.sum() for step in steps), trace.tokens.new_zeros((), dtype=torch.long))
         return sum((each.sum() for each in losses), super().price(trace)) / asked.clamp_min(1)
+
+    def lever(self, trace):
+        """None: no weight of the price changes how much is computed."""
 
     def macs(self, counts):
         return counts.asked * counts.dim / self.every

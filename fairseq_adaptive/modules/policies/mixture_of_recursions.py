@@ -75,6 +75,9 @@ class Recursions(Router, nn.Module):
         """The steps at which recursions began."""
         return trace.steps[self.first : self.first + self.count * self.block : self.block]
 
+    def lever(self, trace):
+        """None: no weight of the price changes how much is computed."""
+
     def macs(self, counts):
         return counts.asked / counts.depths * sum(each.numel() for each in self.parameters())
 
@@ -101,6 +104,8 @@ class ExpertChoice(Recursions):
     Raises:
         UsageError: for values that are impossible
     """
+
+    weight = 0.001  # of the price, as published
 
     def __init__(self, dim: int, depths: int, schedule: Sequence[int] = (), recursions: Optional[int] = None,
                  gate: str = "sigmoid", alpha: float = 0.1, warmup: int = 0, threshold: float = 0.5,

@@ -38,6 +38,8 @@ class TokenChoice(Recursions):
         UsageError: for values that are impossible
     """
 
+    weight = 0.1  # of the price, as published
+
     def __init__(self, dim: int, depths: int, schedule: Sequence[int] = (), recursions: Optional[int] = None,
                  function: str = "softmax", alpha: float = 1.0, balance: str = "loss", rate: float = 0.001,
                  warmup: int = 0, z_loss: float = 0.0, mlp: bool = False):
