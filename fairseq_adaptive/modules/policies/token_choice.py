@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.policies.mixture_of_depths import Score, small_mlp
-from fairseq_adaptive.modules.policies.mixture_of_recursions import Recursions
+from fairseq_adaptive.modules.policies.ranking import Score, small_mlp
+from fairseq_adaptive.modules.policies.recursions import Recursions
 from fairseq_adaptive.modules.policies.registry import register_policy
 
 
