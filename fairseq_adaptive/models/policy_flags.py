@@ -47,7 +47,8 @@ class PolicyConfig(FairseqDataclass):
     router: str = field(
         default="none",
         metadata={"help": "which tokens are computed at each depth: skimming (Guan et al., 2022), mixture_of_depths "
-                  "(Raposo et al., 2024) (default: none)"},
+                  "(Raposo et al., 2024), mixture_of_recursions or token_choice (Bae et al., 2025; with --layer-sharing "
+                  "middle_cycle) (default: none)"},
     )
     router_kv: Optional[str] = field(default=None, metadata={"help": _KV["router"]})
     router_args: Optional[str] = field(

@@ -83,7 +83,7 @@ def mixture_of_depths_lm_base(args):
     768, an eighth of the tokens at every other one."""
     _presets(args, decoder_layers=12, decoder_unique_layers=12, decoder_embed_dim=768, decoder_ffn_embed_dim=3072,
              decoder_attention_heads=12, activation_fn="gelu", share_decoder_input_output_embed=True,
-             router="mixture_of_depths", router_args='{"capacity": "12.5%", "every": 2}')
+             router="mixture_of_depths", router_args='{"capacity": "12.5%", "every": 2, "weighting": "score"}')
 
 
 @register_model_architecture("shared_transformer_lm", "mixture_of_depths_lm_tiny")
@@ -91,7 +91,7 @@ def mixture_of_depths_lm_tiny(args):
     """6 layers of 128, half of the tokens at every other one: for tests and first trials."""
     _presets(args, decoder_layers=6, decoder_unique_layers=6, decoder_embed_dim=128, decoder_ffn_embed_dim=256,
              decoder_attention_heads=4, share_decoder_input_output_embed=True, router="mixture_of_depths",
-             router_args='{"capacity": "50%", "every": 2}')
+             router_args='{"capacity": "50%", "every": 2, "weighting": "score"}')
 
 
 @register_model_architecture("shared_transformer_lm", "mixture_of_recursions_lm_360m")

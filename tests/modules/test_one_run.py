@@ -58,7 +58,7 @@ def router_of(name):
     router = MixtureOfDepths(DIM, DEPTHS, 0.6)
     router.monotone = name == "monotone"
     for each in router:
-        nn.init.normal_(each.weight, std=0.3)
+        nn.init.normal_(each.weight)
     return router
 
 

@@ -8,25 +8,12 @@ from typing import Union
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.policies.base import Choice, Router, upcast
+from fairseq_adaptive.modules.policies.base import Choice, Router
+from fairseq_adaptive.modules.policies.ranking import Score, best, count, small_mlp
 from fairseq_adaptive.modules.policies.registry import register_policy
-
-
-class Score(nn.Linear):
-    """Scores of tokens, ... x C -> ... x K, in float32 and more: half precision makes ties of near ones."""
-
-    def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
-            x = upcast(x)
-            return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-
-
-def small_mlp(dim: int, count: int = 1) -> nn.Module:
-    """Scores with 2 C hidden units between."""
-    return nn.Sequential(Score(dim, 2 * dim), nn.GELU(), Score(2 * dim, count))
 
 
 def share_of(capacity: Union[float, str]) -> float:
@@ -43,25 +30,6 @@ def share_of(capacity: Union[float, str]) -> float:
     if not 0 < share <= 1:
         raise UsageError(f"a capacity of {capacity} is impossible: it is a share above 0 and at most 1, or \"12.5%\"")
     return share
-
-
-def best(key: Tensor, room: Tensor, asked: Tensor, sentence: Tensor, protected=None) -> Tensor:
-    """..., true at the ``room`` (B) tokens of each sequence that have the greatest keys, of those that are asked."""
-    shape, sentence, asked = key.shape, sentence.flatten(), asked.flatten()
-    key = key.detach().double().flatten().masked_fill(~asked, -torch.inf)
-    if protected is not None:
-        key = key.masked_fill(protected.flatten() & asked, torch.inf)
-    order = key.argsort(descending=True, stable=True)
-    order = order[sentence[order].argsort(stable=True)]  # by sequence, the best first
-    counts, place = sentence.bincount(minlength=len(room)), torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=key.device)
-    place = place - (counts.cumsum(0) - counts)[sentence]
-    return ((place < room[sentence]) & asked).view(shape)
-
-
-def count(asked: Tensor, sentence: Tensor) -> Tensor:
-    """B, how many tokens of each sequence are asked."""
-    return sentence[asked].bincount(minlength=int(sentence.max()) + 1 if sentence.numel() else 0)
 
 
 @register_policy("mixture_of_depths")
@@ -81,7 +49,8 @@ class MixtureOfDepths(Router, nn.ModuleList):
         depths: N
         capacity: share of the tokens that is computed, at least one of a sequence; a number up to 1, or "12.5%"
         every: 2: every other depth is routed, the second first, and the others compute all tokens; 1: each is
-        weighting: of what the layer adds: ``score``, as in the paper, or its ``sigmoid``
+        weighting: of what the layer adds: ``score``, as in the paper and our presets of it, for pre-LN models; or its
+            ``sigmoid``, our own: in a post-LN model states that pass by are not normalised, and such scores square them
         predictor: a small network of its own says who is computed in a decoder's evaluation; it reads the state without a
             gradient, so that learning to say so does not move the scores
 
@@ -92,7 +61,7 @@ class MixtureOfDepths(Router, nn.ModuleList):
     monotone, weighs, weight = False, True, 0.01
 
     def __init__(self, dim: int, depths: int, capacity: Union[float, str] = 0.5, every: int = 1,
-                 weighting: str = "score", predictor: bool = False):
+                 weighting: str = "sigmoid", predictor: bool = False):
         if every not in range(1, depths + 1):
             raise UsageError(f"every {every}: of {depths} depths each (1), every other (2) or every {depths}th is routed")
         if weighting not in ("score", "sigmoid"):
@@ -133,6 +102,9 @@ class MixtureOfDepths(Router, nn.ModuleList):
                   * step.asked for step in steps]
         asked = sum((step.asked.sum() for step in steps), trace.tokens.new_zeros((), dtype=torch.long))
         return sum((each.sum() for each in losses), super().price(trace)) / asked.clamp_min(1)
+
+    def lever(self, trace):
+        """None: no weight of the price changes how much is computed."""
 
     def macs(self, counts):
         return counts.asked * counts.dim / self.every

@@ -1,9 +1,7 @@
-"""Mixture-of-Recursions (Bae et al., 2025): a block of layers is repeated, and tokens go through it as often as they need.
+"""Mixture-of-Recursions (Bae et al., 2025) by expert choice: each recursion takes the best of the tokens that the one before
+took, and adds what the whole block made of them, weighted by their scores.
 
-Depths that a layer of their own serves before and after the shared ones compute all tokens. Those between are R recursions
-of equal length. Others see nothing of a token that is left out of one (``--router-kv active``, the recursion-wise cache), or
-all tokens as the first recursion saw them (``first``, the shared cache). Here is expert choice, equal to the public router
-(github.com/raymin0223/mixture_of_recursions) on equal weights.
+Equal to the public router (github.com/raymin0223/mixture_of_recursions) on equal weights.
 """
 
 import math
@@ -14,69 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.policies.base import Choice, Router, where_token
-from fairseq_adaptive.modules.policies.mixture_of_depths import Score, best, count, small_mlp
+from fairseq_adaptive.modules.policies.ranking import Score, best, count, small_mlp
+from fairseq_adaptive.modules.policies.recursions import Recursions
 from fairseq_adaptive.modules.policies.registry import register_policy
 
 _GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": lambda x: x}
-
-
-class Recursions(Router, nn.Module):
-    """A router that is asked once a recursion, and weighs what whole recursions made of a token.
-
-    It carries the ``state`` that a token had before; the ``gate`` of what is added to it; whether the token is ``active``;
-    and whether it is ``over`` after this depth, when the state before and the gated output make the new state.
-    """
-
-    monotone, weighs = False, True
-
-    def __init__(self, depths: int, schedule: Sequence[int], recursions: Optional[int], warmup: int):
-        super().__init__()
-        schedule = tuple(schedule) or tuple(range(depths))
-        shared = [depth for depth, number in enumerate(schedule) if schedule.count(number) > 1] or range(depths)
-        self.first, length = shared[0], shared[-1] + 1 - shared[0]
-        self.count = recursions or max(map(schedule.count, schedule))
-        if self.count not in range(2, length + 1) or length % self.count:
-            raise UsageError(f"{length} depths that share layers cannot be {self.count} recursions of equal length: share "
-                             "layers with --layer-sharing middle_cycle, or give --router-args '{\"recursions\": 3}'")
-        self.block, self.warmup, self.num_updates = length // self.count, warmup, 0
-        begun = schedule[self.first : self.first + self.block]
-        self.computes_all_first = set(begun) == set(schedule[self.first : self.first + length])
-
-    def reset_parameters(self):
-        for name, parameter in self.named_parameters():
-            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=0.02)
-
-    def set_num_updates(self, num_updates: int):
-        """fairseq says before each update how many there were."""
-        self.num_updates = num_updates
-
-    def start(self, x):
-        none = torch.zeros_like(x[..., 0])  # who joins within a recursion goes to its end
-        return {"state": torch.zeros_like(x), "gate": none + 1, "active": none == 0, "over": none > 0}
-
-    def choose(self, depth, x, carry, asked, sentence, protected, causal):
-        recursion, place = divmod(depth - self.first, self.block)
-        nobody = torch.zeros_like(asked)
-        if not 0 <= recursion < self.count:
-            ones = x.new_ones(x.shape[:-1])
-            return Choice(ones, ones, {**carry, "over": nobody})
-        probability, score = carry["active"].to(x), None
-        if not place:
-            probability, score, carry = self.begin(recursion, x, carry, asked, sentence, protected, causal)
-        over = self.ends(recursion, carry) if place == self.block - 1 else nobody
-        return Choice(carry["active"].to(probability), probability, {**carry, "over": over}, score)
-
-    def combine(self, before, after, choice):
-        whole = choice.carry["state"] + choice.carry["gate"].unsqueeze(-1).to(after) * after
-        return where_token(choice.run > 0, where_token(choice.carry["over"], whole, after), before)
-
-    def begun(self, trace):
-        """The steps at which recursions began."""
-        return trace.steps[self.first : self.first + self.count * self.block : self.block]
-
-    def macs(self, counts):
-        return counts.asked / counts.depths * sum(each.numel() for each in self.parameters())
 
 
 @register_policy("mixture_of_recursions")
@@ -101,6 +41,8 @@ class ExpertChoice(Recursions):
     Raises:
         UsageError: for values that are impossible
     """
+
+    weight = 0.001  # of the price, as published
 
     def __init__(self, dim: int, depths: int, schedule: Sequence[int] = (), recursions: Optional[int] = None,
                  gate: str = "sigmoid", alpha: float = 0.1, warmup: int = 0, threshold: float = 0.5,

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.policies.mixture_of_depths import Score, small_mlp
-from fairseq_adaptive.modules.policies.mixture_of_recursions import Recursions
+from fairseq_adaptive.modules.policies.ranking import Score, small_mlp
+from fairseq_adaptive.modules.policies.recursions import Recursions
 from fairseq_adaptive.modules.policies.registry import register_policy
 
 
@@ -37,6 +37,8 @@ class TokenChoice(Recursions):
     Raises:
         UsageError: for values that are impossible
     """
+
+    weight = 0.1  # of the price, as published
 
     def __init__(self, dim: int, depths: int, schedule: Sequence[int] = (), recursions: Optional[int] = None,
                  function: str = "softmax", alpha: float = 1.0, balance: str = "loss", rate: float = 0.001,

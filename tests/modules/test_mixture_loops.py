@@ -208,7 +208,7 @@ def test_token_choice_warms_up_with_all_recursions():
 
 @pytest.mark.parametrize("causal", (False, True), ids=("encoder", "decoder"))
 @pytest.mark.parametrize("options", (
-    {}, {"capacity": "12.5%", "every": 2}, {"weighting": "sigmoid", "every": 3}, {"predictor": True, "capacity": 0.3},
+    {}, {"capacity": "12.5%", "every": 2, "weighting": "score"}, {"every": 3}, {"predictor": True, "capacity": 0.3},
 ), ids=str)
 def test_mixture_of_depths(options, causal):
     stack, (x, mask) = make("mixture_of_depths", 5, 5, causal, **options), batch()

@@ -1,0 +1,40 @@
+"""Scores of tokens, and who is best: what routers with a capacity share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_adaptive.modules.policies.base import upcast
+
+
+class Score(nn.Linear):
+    """Scores of tokens, ... x C -> ... x K, in float32 and more: half precision makes ties of near ones."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            x = upcast(x)
+            return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+def small_mlp(dim: int, count: int = 1) -> nn.Module:
+    """Scores with 2 C hidden units between."""
+    return nn.Sequential(Score(dim, 2 * dim), nn.GELU(), Score(2 * dim, count))
+
+
+def best(key: Tensor, room: Tensor, asked: Tensor, sentence: Tensor, protected=None) -> Tensor:
+    """..., true at the ``room`` (B) tokens of each sequence that have the greatest keys, of those that are asked."""
+    shape, sentence, asked = key.shape, sentence.flatten(), asked.flatten()
+    key = key.detach().double().flatten().masked_fill(~asked, -torch.inf)
+    if protected is not None:
+        key = key.masked_fill(protected.flatten() & asked, torch.inf)
+    order = key.argsort(descending=True, stable=True)
+    order = order[sentence[order].argsort(stable=True)]  # by sequence, the best first
+    counts, place = sentence.bincount(minlength=len(room)), torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=key.device)
+    place = place - (counts.cumsum(0) - counts)[sentence]
+    return ((place < room[sentence]) & asked).view(shape)
+
+
+def count(asked: Tensor, sentence: Tensor) -> Tensor:
+    """B, how many tokens of each sequence are asked."""
+    return sentence[asked].bincount(minlength=int(sentence.max()) + 1 if sentence.numel() else 0)
