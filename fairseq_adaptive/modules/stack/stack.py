@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
+from fairseq_adaptive.modules.stack.contract import check_layer
 from fairseq_adaptive.modules.stack.context import Context, DecoderContext, Reading, encoder_context
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
@@ -23,10 +24,18 @@ class LayerStack(nn.Module):
     ``len(stack)`` is N, ``stack[depth]`` is the layer that serves a depth, and iterating gives them in turn;
     ``stack.layer(number)`` is one of the M.
 
-    A layer is called ``layer(x, depth=, residual=, self_attention=, cross_attention=, ...)``; it takes states in any
-    layout, ... x C, where ``self_attention`` (from what its attention reads to what that adds) is given. For policies it
-    has ``attends``, the block that has keys and values: itself, one within it, or None; the block has ``before(x)``, what
-    its attention reads of states, and ``keys_and_values(read)``. ``step_kind`` names it in a trace.
+    The contract of a layer. It is called ``layer(x, encoder_padding_mask=, tape_len=)`` with states T x B x C and B x T,
+    true at padding, and returns states, or a tuple that begins with them; with ``pass_depth`` it gets ``depth`` and
+    ``residual``, too. Under policies, which is checked here:
+
+    - it takes ``self_attention``, a decoder's layer ``cross_attention``, too: what its attention reads, ... x C, to what
+      that adds. Where these are given, states come in any layout, ... x C, and nothing but they may mix tokens
+    - it has ``attends``, the block that has keys and values: itself, one within it, or None. The block has ``before(x)``,
+      what its attention reads of states, ``keys_and_values(read)``, and fairseq's attention as ``self_attn``
+    - it may have ``step_kind``, its name in a trace
+
+    Any other layer, which maps states and a padding mask to states, goes into a
+    :class:`~fairseq_adaptive.modules.ForeignStack`.
 
     Args:
         layers: the M unique layers
@@ -51,9 +60,11 @@ class LayerStack(nn.Module):
         num_updates: how many updates the model has had
 
     Raises:
-        UsageError: (a ValueError) when the schedule names a layer that is not there, or leaves one unused; and for
-            policies and answers that make no sense together
+        UsageError: (a ValueError) when the schedule names a layer that is not there, or leaves one unused; for policies
+            and answers that make no sense together; and for a layer that breaks its contract
     """
+
+    attention = "self_attn"  # its name in a block that attends
 
     def __init__(
         self,
@@ -95,6 +106,14 @@ class LayerStack(nn.Module):
         self.every_depth = False
         self.recorder: Optional[List[Trace]] = None
         self.num_updates = 0
+        if self.adaptive:
+            self.check_layers()
+
+    def check_layers(self):
+        """Refuse layers that cannot run under policies."""
+        needs = ("self_attention", "depth", "residual") if self.pass_depth else ("self_attention",)
+        for number in range(self.unique_layers):
+            check_layer(self.layer(number), self.attention, needs)
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -176,6 +195,19 @@ class LayerStack(nn.Module):
         Raises:
             UsageError: for a reader with ``--halting-kv keep`` or ``first`` that does not read before the first depth
         """
+        return self._run(x, encoder_padding_mask, protected, tape_len, reader, bank, bank_padding_mask, states,
+                         self._dense_context, self._packed_context)
+
+    def _dense_context(self, x, padding_mask, tape_len, read):
+        return encoder_context(self, x, padding_mask, tape_len, read)
+
+    def _packed_context(self, x, padding_mask, tape_len, reading):
+        kind = PackedContext if self.sees_others else ActiveContext
+        return kind(x, padding_mask, tape_len=tape_len, reading=reading, kv=self.kv)
+
+    def _run(self, x, encoder_padding_mask, protected=None, tape_len=0, reader=None, bank=None, bank_padding_mask=None,
+             states=None, dense=None, packed=None):
+        """:meth:`forward`, in the contexts that ``dense`` and ``packed`` make."""
         reading = read = None
         if reader is not None:
             reading = Reading(reader, bank, bank_padding_mask)
@@ -186,11 +218,10 @@ class LayerStack(nn.Module):
                 x, encoder_padding_mask, protected, read = _joined(reading, x, encoder_padding_mask, protected)
                 reading, tape_len = None, read.live.size(1)
         if self.adaptive and self._packed_now() and states is None:
-            kind = PackedContext if self.sees_others else ActiveContext
-            context = kind(x, encoder_padding_mask, tape_len=tape_len, reading=reading, kv=self.kv)
+            context = packed(x, encoder_padding_mask, tape_len, reading)
             out = run_packed(self, context, protected)
         else:
-            context = encoder_context(self, x, encoder_padding_mask, tape_len, read if reading is None else None)
+            context = dense(x, encoder_padding_mask, tape_len, read if reading is None else None)
             context.reading = reading
             out = run_dense(self, context, protected, states)
         if reader is None:

@@ -157,6 +157,8 @@ class SegmentStack(LayerStack):
             say what is hidden, and inputs cannot be those of keys of another depth
     """
 
+    attention = "attention"
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.router is not None:
