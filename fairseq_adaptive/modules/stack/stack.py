@@ -13,7 +13,7 @@ from fairseq_adaptive.modules.stack.context import Context, DecoderContext, Read
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
-from fairseq_adaptive.modules.stack.trace import Trace
+from fairseq_adaptive.modules.stack.trace import Trace, recorder
 
 
 class LayerStack(nn.Module):
@@ -55,8 +55,6 @@ class LayerStack(nn.Module):
         without_padding: dense runs, too, take the padding away
         every_depth: in training, where the halting rule weighs depths (PonderNet), return the states of all of them,
             one after the other in the batch
-        recorder: a list that takes the trace of every run, see
-            :func:`~fairseq_adaptive.modules.stack.trace.recording`
         num_updates: how many updates the model has had
 
     Raises:
@@ -104,7 +102,6 @@ class LayerStack(nn.Module):
         self.packed: Optional[bool] = None
         self.without_padding = False
         self.every_depth = False
-        self.recorder: Optional[List[Trace]] = None
         self.num_updates = 0
         if self.adaptive:
             self.check_layers()
@@ -127,6 +124,11 @@ class LayerStack(nn.Module):
     def layer(self, number: int) -> nn.Module:
         """One of the M layers."""
         return self._modules[str(number)]
+
+    @property
+    def recorder(self) -> Optional[List[Trace]]:
+        """The list that takes the traces of this call, see :func:`~fairseq_adaptive.modules.stack.trace.recording`."""
+        return recorder(self)
 
     @property
     def adaptive(self) -> bool:
