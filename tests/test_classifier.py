@@ -13,6 +13,7 @@ from fairseq_adaptive.interop.checkpoint import save_checkpoint
 from fairseq_adaptive.interop.conversion import new_state
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.report.depth_map import legend, to_html, to_text
+from threads import assert_threads_equal_one
 
 pytest.importorskip("tokenizers")
 WORDS = "good bad film was the a story , . it never works plot ##s".split()
@@ -154,3 +155,11 @@ def test_errors(classifier, data, tmp_path):
     for wrong in ([3], [("a", "b", "c")], [()]):
         with pytest.raises((UsageError, TypeError)):
             classifier().predict(wrong)
+
+
+def test_serves_several_threads(classifier):
+    def same(one, other):
+        return [(each.label, each.skimmed, each.tokens) for each in one] == [
+            (each.label, each.skimmed, each.tokens) for each in other]
+
+    assert_threads_equal_one(classifier().predict, [TEXTS, TEXTS[:1] * 3, TEXTS[1:2], TEXTS[3:]], same)
