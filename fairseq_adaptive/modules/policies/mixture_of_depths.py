@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.known import is_plain
+from fairseq_adaptive.modules.packed_linear import LINEARS
 from fairseq_adaptive.modules.policies.base import Choice, Router, upcast
 from fairseq_adaptive.modules.policies.registry import register_policy
 
@@ -48,6 +50,8 @@ class MixtureOfDepths(Router, nn.ModuleList):
         return Choice(run.to(scores), scores.sigmoid())
 
     def _scores(self, depth, x):
+        if not is_plain(self[depth], LINEARS):
+            return upcast(self[depth](x).squeeze(-1))
         with torch.autocast(x.device.type, enabled=False):  # half precision makes ties of near scores
             x, unit = upcast(x), self[depth]
             return F.linear(x, unit.weight.to(x.dtype), unit.bias.to(x.dtype)).squeeze(-1)

@@ -169,6 +169,8 @@ class ForeignStack(LayerStack):
         for layer, each in zip(layers, self._calls):
             _try(layer, each, dim)
 
+    changed = None  # layers are called as they are
+
     def check_layers(self):
         """What a layer needs here is tried."""
 

@@ -6,10 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.known import first_change, say_once
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
 from fairseq_adaptive.modules.stack.contract import check_layer
-from fairseq_adaptive.modules.stack.context import Context, DecoderContext, Reading, encoder_context
+from fairseq_adaptive.modules.stack.context import (
+    Context,
+    DecoderContext,
+    PlainDecoderContext,
+    Reading,
+    encoder_context,
+)
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
@@ -126,6 +133,27 @@ class LayerStack(nn.Module):
         return self._modules[str(number)]
 
     @property
+    def changed(self) -> Optional[str]:
+        """What makes layers or attention other than packed runs know them, in words, or None: these take the place of
+        attention, and so do runs in which tokens are hidden.
+
+        Raises:
+            UsageError: where that leaves no way to give tokens the keys and values that they are to read
+        """
+        found = []
+        for layer in map(self.layer, range(self.unique_layers)):
+            block = getattr(layer, "attends", None)
+            parts = [block, *(getattr(block, name, None) for name in (self.attention, "encoder_attn"))]
+            found += [layer, *(each for each in parts if each is not None)]
+        why = first_change(found)
+        if why is not None and self.adaptive:
+            say_once("packed runs", why)
+            if self.kv != "recompute":
+                raise UsageError(f"{self.kv} keeps the keys and values of attention, but here {why}: choose recompute or "
+                                 "active")
+        return why
+
+    @property
     def recorder(self) -> Optional[List[Trace]]:
         """The list that takes the traces of this call, see :func:`~fairseq_adaptive.modules.stack.trace.recording`."""
         return recorder(self)
@@ -219,7 +247,7 @@ class LayerStack(nn.Module):
             if not reader.depth:
                 x, encoder_padding_mask, protected, read = _joined(reading, x, encoder_padding_mask, protected)
                 reading, tape_len = None, read.live.size(1)
-        if self.adaptive and self._packed_now() and states is None:
+        if self.adaptive and self._packed_now() and states is None and self.changed is None:
             context = packed(x, encoder_padding_mask, tape_len, reading)
             out = run_packed(self, context, protected)
         else:
@@ -340,8 +368,10 @@ class DecoderStack(LayerStack):
                  "incremental_state": incremental_state, "self_attn_mask": self_attn_mask}
         if self.adaptive:
             weights_at = None if weights_at is None or self.training else -1
-        if not self.adaptive or (incremental_state is None and not self._packed_now()):
-            context = DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv)
+        plain = self.adaptive and self.changed is not None
+        if plain or not self.adaptive or (incremental_state is None and not self._packed_now()):
+            context = (PlainDecoderContext(x, self_attn_padding_mask, where, weights_at) if plain
+                       else DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv))
             return run_dense(self, context, states=states), context.weights
         cross = None
         if encoder_out is not None and self[0].encoder_attn is not None:
