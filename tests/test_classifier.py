@@ -16,6 +16,7 @@ from fairseq_adaptive.interop.checkpoint import save_checkpoint
 from fairseq_adaptive.interop.conversion import new_state
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.report.depth_map import legend, to_html, to_text
+from threads import assert_threads_equal_one
 
 pytest.importorskip("tokenizers")
 WORDS = "good bad film was the a story , . it never works plot ##s".split()
@@ -178,3 +179,11 @@ def test_command_says_a_line_for_each_line(checkpoint, tmp_path, monkeypatch, ca
 def test_batches_of_nothing_are_refused(checkpoint, size):
     with pytest.raises(UsageError, match="batch_size is"):
         TranskimmerClassifier.from_pretrained(checkpoint()).predict(["good"], size)
+
+
+def test_serves_several_threads(classifier):
+    def same(one, other):
+        return [(each.label, each.skimmed, each.tokens) for each in one] == [
+            (each.label, each.skimmed, each.tokens) for each in other]
+
+    assert_threads_equal_one(classifier().predict, [TEXTS, TEXTS[:1] * 3, TEXTS[1:2], TEXTS[3:]], same)

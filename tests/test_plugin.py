@@ -16,7 +16,8 @@ FIRST = ("", LIGHT, "from fairseq_adaptive.modules import EncoderLayer",
 # what does not need fairseq; the other modules are parts of its layers
 PLAIN = ("ops", "errors", "modules", *(f"modules.{name}" for name in (
     "adaptive_input", "adaptive_softmax", "admin", "idle", "layout", "memory", "packed_linear", "policies",
-    "relative_attention", "shared_encoder", "stack", "stack.context", "stack.packed_context", "stack.run")))
+    "relative_attention", "shared_encoder", "stack")), *(f"modules.{folder}.{path.stem}" for folder in ("policies", "stack")
+                                                         for path in Path(USER_DIR, "modules", folder).glob("[!_]*.py")))
 
 
 def program(code, *args, cwd=ROOT, **kwargs):
@@ -149,10 +150,14 @@ for name in {PLAIN!r}:
     importlib.import_module("fairseq_adaptive." + name)
 from fairseq_adaptive.modules import ParameterSharedTransformerEncoder
 from fairseq_adaptive.ops.residual_norm import residual_norm
-model = ParameterSharedTransformerEncoder(16, 4, 32)
 x = torch.randn(2, 3, 16, requires_grad=True)
-model(x).sum().backward()
-assert x.grad.isfinite().all()
+for policies in {{}}, {{"halting": "act", "router": "skimming", "reader": "tape"}}, {{"router": "mixture_of_depths"}}:
+    model, x.grad = ParameterSharedTransformerEncoder(16, 4, 32, **policies), None
+    states = model(x)
+    (states[0] if "reader" in policies else states).sum().backward()
+    assert x.grad.isfinite().all()
+    with torch.no_grad():
+        model.eval()(x)
 assert residual_norm(x, x, torch.ones(16), torch.zeros(16))[0].equal(x + x)
 try:
     from fairseq_adaptive.modules import EncoderLayer

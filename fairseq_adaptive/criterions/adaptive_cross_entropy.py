@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.adaptive_softmax import clustered_cross_entropies
+from fairseq_adaptive.modules.known import is_plain
 from fairseq_adaptive.ranges import DROPOUT, check_ranges, ranged
 
 
@@ -46,7 +47,10 @@ def adaptive_losses(
     scored = target.ne(decoder.dictionary.pad())
     hidden, target = net_output[0][scored], target[scored]  # [N, C], [N]
     if not isinstance(softmax, FairseqAdaptiveSoftmax):
-        return (softmax.summed if reduce else softmax)(hidden, target, label_smoothing)
+        if reduce and is_plain(softmax):
+            return softmax.summed(hidden, target, label_smoothing)
+        loss, nll = softmax(hidden, target, label_smoothing)
+        return (loss.sum(), nll.sum()) if reduce else (loss, nll)
     hidden = softmax.dropout_module(hidden)
     loss, nll = clustered_cross_entropies(
         hidden, target, softmax.cutoff, softmax.head, lambda number, rows: softmax.tail[number](rows), label_smoothing

@@ -7,9 +7,13 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
     LabelSmoothedCrossEntropyCriterionConfig,
 )
+from fairseq.models.transformer import TransformerDecoderBase
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
+from fairseq_adaptive.modules.known import change, say_once
+from fairseq_adaptive.modules.packed_linear import LINEARS
 from fairseq_adaptive.ops import label_smoothed_cross_entropy
 from fairseq_adaptive.ranges import check_ranges
 
@@ -36,9 +40,8 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
 
     def forward(self, model, sample, reduce=True):
         """Return the loss, the sample size and the logging output; with ``reduce=False`` the loss of each token."""
-        if not reduce or getattr(model, "needs_scores", False):
+        if not reduce or getattr(model, "needs_scores", False) or not scores_by_projection(model):
             return self.unfused(model, sample, reduce)
-        output_projection(model)
         sample = {**sample, "net_input": {**sample["net_input"], "features_only": True}}
         return super().forward(model, sample, reduce)
 
@@ -66,15 +69,29 @@ def output_projection(model) -> nn.Linear:
     """Return the linear layer that makes scores of features in a fairseq model, also in a wrapped one.
 
     Raises:
-        UsageError: when it has none, or something else than that layer
+        UsageError: when it has none
     """
     decoder = getattr(model, "decoder", None)
     if getattr(decoder, "adaptive_softmax", None) is not None:
         raise UsageError(_unfit("it has an adaptive softmax", "adaptive_cross_entropy"))
     projection = getattr(decoder, "output_projection", None)
-    if type(projection) is not nn.Linear or "features_only" not in inspect.signature(decoder.forward).parameters:
+    if not isinstance(projection, nn.Module) or "features_only" not in inspect.signature(decoder.forward).parameters:
         raise UsageError(_unfit("it has no decoder that gives features to a linear output projection"))
     return projection
+
+
+def scores_by_projection(model) -> bool:
+    """Whether a model's scores are its output projection of features and nothing more; else the log says what it does.
+
+    Raises:
+        UsageError: of :func:`output_projection`
+    """
+    why, decoder = change(output_projection(model), LINEARS), model.decoder
+    if why is None and type(decoder).output_layer not in (TransformerDecoderBase.output_layer, SegmentedDecoder.output_layer):
+        why = f"{type(decoder).__name__} has an output_layer of its own"
+    if why is not None:
+        say_once("fused cross-entropy", why)
+    return why is None
 
 
 def _unfit(reason, other="label_smoothed_cross_entropy"):

@@ -8,6 +8,7 @@ from typing import Dict, Optional
 import torch
 from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase
+from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbedding
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_adaptive.errors import UsageError
@@ -23,12 +24,14 @@ from fairseq_adaptive.modules import (
 )
 from fairseq_adaptive.modules.decoder_step import DecoderStep
 from fairseq_adaptive.modules.dropout import quicken_dropout
+from fairseq_adaptive.modules.known import change, known, same, say_once
 from fairseq_adaptive.modules.packed_linear import PackedLinear
 from fairseq_adaptive.modules.policies import Place
 from fairseq_adaptive.ranges import LAYERS
 
 INITIALISATIONS = ("default", "admin")
 MIXTURE_OF_RECURSIONS = {"layer_sharing": "middle_cycle", "router": "mixture_of_recursions"}  # of presets
+_POSITIONS = (SinusoidalPositionalEmbedding, LearnedPositionalEmbedding)  # the same for all rows of a step
 _SEARCH = "search"  # its place in an incremental state
 
 
@@ -134,6 +137,7 @@ def _with_unique_layers(cfg, side):
     return cfg
 
 
+@same
 def _recomputed(forward, offload, *args, **kwargs):
     with torch.autograd.graph.save_on_cpu() if offload else contextlib.nullcontext():
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
@@ -213,6 +217,7 @@ class SharedTransformerEncoder(TransformerEncoderBase):
         return super().upgrade_state_dict_named(state_dict, name)
 
 
+@known
 class SharedTransformerDecoder(TransformerDecoderBase):
     """fairseq's decoder with M unique layers at N depths.
 
@@ -244,8 +249,10 @@ class SharedTransformerDecoder(TransformerDecoderBase):
 
         The first step takes one row for every sentence, later ones ``beam`` rows. No attention weights are returned.
         """
-        plain = all(isinstance(self.layers[depth], DecoderLayer) for depth in range(len(self.layers)))
-        return {_SEARCH: DecoderStep(self.layers, beam)} if plain and DecoderStep.fits(self.layers) else None
+        why = change(self) or (self.embed_positions and change(self.embed_positions, _POSITIONS))
+        if why is not None:
+            say_once("beam search", why)
+        return {_SEARCH: DecoderStep(self.layers, beam)} if why is None and DecoderStep.fits(self.layers) else None
 
     def extract_features_scriptable(
         self,

@@ -9,6 +9,7 @@ from fairseq_adaptive.modules.shared_encoder import ParameterSharedTransformerEn
 from fairseq_adaptive.modules.stack import (
     STRATEGIES,
     DecoderStack,
+    ForeignStack,
     LayerStack,
     Step,
     Trace,
@@ -21,6 +22,7 @@ __all__ = [
     "DecoderLayer",
     "DecoderStack",
     "EncoderLayer",
+    "ForeignStack",
     "KeyValueCache",
     "LayerStack",
     "ParameterSharedTransformerEncoder",

@@ -18,6 +18,7 @@ from fairseq_adaptive.modules.adaptive_input import (
     cluster_widths,
     normal_parameter,
 )
+from fairseq_adaptive.modules.known import known
 from fairseq_adaptive.ops import adaptive_cross_entropy, label_smoothed_cross_entropy
 from fairseq_adaptive.ops.matmul import linear
 
@@ -106,6 +107,7 @@ def _by_cluster(target, ends):
     return head_target, indices, targets
 
 
+@known
 class AdaptiveSoftmax(nn.Module):
     """A softmax over the first words and the other clusters, and one within each of those.
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_adaptive.modules.known import known
 from fairseq_adaptive.modules.short_attention import ShortAttention
 
 
@@ -20,6 +21,7 @@ def _attend(queries, keys, values, mask):
     return torch.matmul(scores.softmax(-1), values)
 
 
+@known
 class CachedAttention(ShortAttention):
     """:class:`ShortAttention`, faster where beam search spends its time.
 

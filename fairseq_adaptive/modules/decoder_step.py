@@ -12,9 +12,16 @@ import torch.nn.functional as F
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from fairseq_adaptive.modules.packed_linear import PackedLinear, PackedWeights, packed_weights
+from fairseq_adaptive.modules.cached_attention import CachedAttention
+from fairseq_adaptive.modules.dropout import FastDropout
+from fairseq_adaptive.modules.known import first_change, say_once
+from fairseq_adaptive.modules.packed_linear import LINEARS, PackedWeights, packed_weights
+from fairseq_adaptive.modules.residual import FUSABLE
 from fairseq_adaptive.modules.stack.run import run_packed
+from fairseq_adaptive.modules.stack.stack import DecoderStack
+from fairseq_adaptive.modules.transformer_layer import DecoderLayer
 
+_KNOWN = (DecoderStack, DecoderLayer, CachedAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE)
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
 
 
@@ -80,8 +87,13 @@ class DecoderStep:
     @staticmethod
     def fits(stack) -> bool:
         """Whether the layers are plain enough, and nobody wants to know where tokens halt."""
-        plain = all(_plain(stack[stack.schedule.index(number)]) for number in set(stack.schedule))
-        return plain and stack.kv == "recompute" and stack.recorder is None and not stack.training
+        if stack.kv != "recompute" or stack.recorder is not None or stack.training:
+            return False
+        layers = [stack.layer(number) for number in range(stack.unique_layers)]
+        why = first_change((stack, *(each for layer in layers for each in layer.modules())), _KNOWN)
+        if why is not None:
+            say_once("beam search", why)
+        return why is None and all(map(_plain, layers))
 
     def _start(self, x: Tensor, encoder_out: Optional[Tensor], padding_mask: Optional[Tensor]):
         attention, depths, sentences = self._stack[0].self_attn, len(self._stack), x.size(0)
@@ -321,4 +333,4 @@ def _plain(layer) -> bool:
         or any(each is not None for each in (layer.c_attn, layer.attn_ln, layer.ffn_layernorm, layer.w_resid))
         or any(each.use_xformers or each.add_zero_attn or each.bias_k is not None for each in attentions)
         or any(each.apply_during_inference for each in layer.modules() if isinstance(each, FairseqDropout))
-    ) and all(type(each) in (nn.Linear, PackedLinear) for each in layer.modules() if isinstance(each, nn.Linear))
+    )

@@ -1,6 +1,7 @@
 """Linear layers on a CPU: products of oneDNN, with weights laid out once while the code sees that none can change."""
 
 import contextlib
+import copy
 from contextvars import ContextVar
 from typing import Dict, Optional
 
@@ -87,9 +88,18 @@ class PackedLinear(nn.Linear):
             if type(each) is nn.Linear:
                 each.__class__ = cls
 
+    def __deepcopy__(self, memo):
+        """A copy is an ``nn.Linear``: torch.ao.quantization, which copies a model, looks for exactly that class."""
+        made = memo[id(self)] = nn.Linear.__new__(nn.Linear)
+        made.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return made
+
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or _KEPT.get() is None:
             return matmul.linear(x, self.weight, self.bias)
         if x.numel() * self.out_features < matmul.LEAST:  # as packed weights do, without a look at them
             return F.linear(x, self.weight, self.bias)
         return packed_weights(self)(x)
+
+
+LINEARS = (nn.Linear, PackedLinear)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.packed_linear import PackedLinear
+from fairseq_adaptive.modules.known import is_plain, known
+from fairseq_adaptive.modules.packed_linear import LINEARS, PackedLinear
 from fairseq_adaptive.ops import matmul
 from fairseq_adaptive.ops.relative_attention import relative_attention, some, step
 
@@ -124,6 +125,7 @@ class KeyValueCache:
         return self._positions[:, self._positions.size(1) - length :]
 
 
+@known
 class RelativeAttention(nn.Module):
     """Causal attention of Transformer-XL over a segment and the memory of those before.
 
@@ -220,8 +222,16 @@ class RelativeAttention(nn.Module):
 
         return project(length) if cache is None else cache.positions(length, project)
 
+    def queries(self, x: Tensor) -> Tensor:
+        """``[..., C]`` to queries, ``[..., H D]``."""
+        inner = self.num_heads * self.head_dim
+        plain = is_plain(self.qkv_proj, LINEARS)
+        return F.linear(x, self.qkv_proj.weight[:inner]) if plain else self.qkv_proj(x)[..., :inner]
+
     def keys_and_values(self, x: Tensor) -> Tensor:
         """``[..., C]`` to keys and values side by side, ``[..., 2 H D]``."""
+        if not is_plain(self.qkv_proj, LINEARS):
+            return self.qkv_proj(x)[..., self.num_heads * self.head_dim :]
         return matmul.linear(x, self.qkv_proj.weight[self.num_heads * self.head_dim :])
 
     def packed(

@@ -5,6 +5,8 @@ from typing import Callable, Optional, Sequence, Tuple
 from fairseq.modules import FairseqDropout, layer_norm
 from torch import Tensor, nn
 
+from fairseq_adaptive.modules.dropout import FastDropout
+from fairseq_adaptive.modules.known import is_plain
 from fairseq_adaptive.ops.residual_norm import OP, residual_norm
 
 FUSABLE = (nn.LayerNorm, getattr(layer_norm, "FusedLayerNorm", nn.LayerNorm))  # the second is apex's, where there
@@ -18,7 +20,12 @@ def add_and_norm(
     One kernel where there is one that can run. Elsewhere the modules do it, whose dropout has random numbers of its own
     on a CPU (:mod:`fairseq_adaptive.modules.dropout`).
     """
-    if type(norm) in FUSABLE and OP.choose(x.device.type, x.dtype)[0] != "torch":
+    if (
+        norm is not None
+        and OP.choose(x.device.type, x.dtype)[0] != "torch"
+        and is_plain(norm, FUSABLE)
+        and is_plain(dropout, (FairseqDropout, FastDropout))
+    ):
         active = dropout.training or dropout.apply_during_inference
         return residual_norm(x, branch, norm.weight, norm.bias, norm.eps, dropout.p if active else 0.0)
     total = x + dropout(branch)

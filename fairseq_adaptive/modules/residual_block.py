@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fairseq.modules import FairseqDropout, LayerNorm
 from torch import nn
 
+from fairseq_adaptive.modules.known import known
 from fairseq_adaptive.modules.packed_linear import PackedLinear
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
 from fairseq_adaptive.modules.residual import add_and_norm
@@ -32,6 +33,7 @@ class ResidualBlock(nn.Module):
         return add_and_norm(x, branch, self.dropout_module, None if self.normalize_before else self.layer_norm)[1]
 
 
+@known
 class AttentionBlock(ResidualBlock):
     """Attention over the positions so far and over the memory."""
 
@@ -83,6 +85,7 @@ class AttentionBlock(ResidualBlock):
         return self.attention(x, positions, memory=hidden, cache=cache, window=window)
 
 
+@known
 class FeedForwardBlock(ResidualBlock):
     """Two linear maps with a ReLU between them, position by position."""
 

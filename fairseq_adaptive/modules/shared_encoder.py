@@ -4,21 +4,9 @@ from typing import Optional, Union
 
 from torch import Tensor, nn
 
-from fairseq_adaptive.modules.policies import Halting, Place, build_policy
-from fairseq_adaptive.modules.stack import LayerStack, layer_schedule
-from fairseq_adaptive.modules.stack.context import Context
-from fairseq_adaptive.modules.stack.run import run_dense
-
-
-class _Batch(Context):
-    """T x B x C under torch's own layers."""
-
-    def __init__(self, x, mask, padding_mask):
-        super().__init__(x, padding_mask)
-        self._mask = mask
-
-    def call(self, stack, depth, x, shown):
-        return stack[depth](x, self._mask, self.padding_mask), None
+from fairseq_adaptive.modules.policies import Halting, Reader, Router
+from fairseq_adaptive.modules.stack.foreign import ForeignStack
+from fairseq_adaptive.modules.stack.schedule import layer_schedule
 
 
 class ParameterSharedTransformerEncoder(nn.Module):
@@ -38,15 +26,18 @@ class ParameterSharedTransformerEncoder(nn.Module):
         num_total_layers: N
         mode: ``sequence``, ``cycle`` or ``cycle_rev`` (:func:`layer_schedule`)
         norm: a LayerNorm after the last layer
-        halting: when a token stops: a rule, or the name of one (``act``, ``ut_act``, ``pondernet``, ``saturation``).
-            Every token is computed until all have halted; :func:`~fairseq_adaptive.modules.recording` gives the trace
+        halting: when a token stops: a rule, or the name of one (``act``, ``ut_act``, ``pondernet``, ``saturation``)
+        router: which tokens are computed at each depth: a router, or a name (``skimming``, ``mixture_of_depths``)
+        reader: which tokens join: a reader, or a name (``tape``)
+        router_kv, halting_kv: what others see of tokens that are not computed, ``active`` or ``recompute``, see
+            :class:`~fairseq_adaptive.modules.ForeignStack`, which says what is saved in evaluation without gradients
 
     Raises:
-        UsageError: (a ValueError) for a strategy, numbers of layers or a halting rule that are impossible
+        UsageError: (a ValueError) for a strategy, numbers of layers or policies that are impossible
 
     Example::
 
-        model = ParameterSharedTransformerEncoder(256, 4, 1024, num_total_layers=12, halting="act")
+        model = ParameterSharedTransformerEncoder(256, 4, 1024, num_total_layers=12, halting="act", halting_kv="active")
         with recording(model) as traces:
             states = model(x)
         traces["layers"][0].updates  # B x T
@@ -64,20 +55,21 @@ class ParameterSharedTransformerEncoder(nn.Module):
         mode: str = "cycle_rev",
         norm: bool = False,
         halting: Union[Halting, str, None] = None,
+        router: Union[Router, str, None] = None,
+        reader: Union[Reader, str, None] = None,
+        router_kv: Optional[str] = None,
+        halting_kv: Optional[str] = None,
     ):
         super().__init__()
         schedule = layer_schedule(mode, num_unique_layers, num_total_layers)
-        place = Place(d_model, num_total_layers, heads=nhead, schedule=schedule)
-        self.layers = LayerStack(
-            [
-                # sequence-first as the seed's: torch's fused path for batch-first layers rounds differently in
-                # inference than in training (1e-6) and returns 0 at padding
-                nn.TransformerEncoderLayer(d_model, nhead, dim_feedforward, dropout, activation)
-                for _ in range(num_unique_layers)
-            ],
-            schedule,
-            halting=build_policy("halting", halting, place) if isinstance(halting, str) else halting,
-        )
+        # sequence-first as the seed's: torch's fused path for batch-first layers rounds differently in inference than in
+        # training (1e-6) and returns 0 at padding
+        layers = [
+            nn.TransformerEncoderLayer(d_model, nhead, dim_feedforward, dropout, activation)
+            for _ in range(num_unique_layers)
+        ]
+        self.layers = ForeignStack(layers, d_model, schedule, halting=halting, router=router, reader=reader, heads=nhead,
+                                   router_kv=router_kv, halting_kv=halting_kv)
         self.norm = nn.LayerNorm(d_model) if norm else None
 
     def forward(
@@ -95,11 +87,12 @@ class ParameterSharedTransformerEncoder(nn.Module):
             verbose: print ``layer 0`` ... for the layer used at each depth
 
         Returns:
-            B x T x C
+            B x T x C; with a reader B x (T + S) x C, the padding mask B x (T + S), and what was read
         """
-
         if verbose:
             for number in self.layers.schedule:
                 print(f"layer {number}")
-        x = run_dense(self.layers, _Batch(x.transpose(0, 1), mask, src_key_padding_mask))
-        return (x if self.norm is None else self.norm(x)).transpose(0, 1)
+        out = self.layers(x, src_key_padding_mask, mask)
+        x, *rest = (out,) if isinstance(out, Tensor) else out
+        x = x if self.norm is None else self.norm(x)
+        return (x, *rest) if rest else x

@@ -6,9 +6,12 @@ import torch
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
+from fairseq_adaptive.modules.known import known
+
 LONGEST = 128  # from here on torch's fused attention is as fast in fp32, and needs less memory
 
 
+@known
 class ShortAttention(MultiheadAttention):
     """:class:`fairseq.modules.MultiheadAttention`, with sentences on a CPU as two batched products.
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fairseq_adaptive.modules.idle import zero_gradients
+from fairseq_adaptive.modules.known import known
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativePositions
 from fairseq_adaptive.modules.residual_block import AttentionBlock, FeedForwardBlock
 
@@ -37,6 +38,7 @@ def mixture_weights(logits: torch.Tensor, temperature: float, noise: bool) -> to
     return torch.softmax(logits / temperature, dim=-1)
 
 
+@known
 class StochasticBlock(nn.Module):
     """Attention, feed-forward and identity, mixed or one of them."""
 

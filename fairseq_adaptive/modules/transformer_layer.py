@@ -12,6 +12,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor
 
 from fairseq_adaptive.modules.cached_attention import CachedAttention
+from fairseq_adaptive.modules.known import known
 from fairseq_adaptive.modules.policies.tape import GatedMLP
 from fairseq_adaptive.modules.residual import run_sublayers
 from fairseq_adaptive.modules.short_attention import ShortAttention
@@ -36,6 +37,7 @@ class _Attends:
         return self.self_attn.k_proj(read), self.self_attn.v_proj(read)
 
 
+@known
 class EncoderLayer(_Attends, TransformerEncoderLayerBase):
     """Self-attention and feed-forward at one of the depths of a stack.
 
@@ -111,6 +113,7 @@ class EncoderLayer(_Attends, TransformerEncoderLayerBase):
         return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
 
 
+@known
 class DecoderLayer(_Attends, TransformerDecoderLayerBase):
     """Masked self-attention, cross-attention and feed-forward at one of the depths of a stack.
 

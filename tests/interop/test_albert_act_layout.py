@@ -16,6 +16,7 @@ from fairseq_adaptive.hub import AlbertActModel
 from fairseq_adaptive.interop import load_checkpoint
 from fairseq_adaptive.interop.albert_act import convert
 from fairseq_adaptive.report.depth_map import depth_tables
+from threads import assert_threads_equal_one
 
 CONFIG = {
     "vocab_size": 60, "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 7, "num_attention_heads": 2,
@@ -279,3 +280,17 @@ def test_refuses_other_tokenizers_and_folders(folder, spm, tmp_path):
     (folder / "spiece.model").write_text("no model")
     with pytest.raises(UsageError, match="is no SentencePiece model"):
         AlbertActModel.from_pretrained(folder)
+
+
+@torch.no_grad()
+def test_hub_serves_several_threads(folder):
+    model = AlbertActModel.from_pretrained(folder)
+    torch.manual_seed(2)
+    inputs = [torch.randint(4, 60, (2, length)) for length in (12, 7, 9, 5)]
+
+    def same(one, other):
+        return (one.updates.shape == other.updates.shape and torch.equal(one.updates, other.updates)
+                and torch.allclose(one.last_hidden_state, other.last_hidden_state, atol=1e-6)
+                and torch.equal(one.trace.updates, other.trace.updates))
+
+    assert_threads_equal_one(model, inputs, same)

@@ -10,7 +10,7 @@ from fairseq.models.transformer import TransformerConfig
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules import EncoderLayer, LayerStack
+from fairseq_adaptive.modules import EncoderLayer, LayerStack, recording
 from fairseq_adaptive.modules.policies import Choice, MixtureOfDepths, Place, Router, Skimming, build_policy
 from fairseq_adaptive.modules.policies.tape import LearnedTape
 
@@ -94,11 +94,12 @@ def tape(depth):
 
 
 def both(stack, *args, **kwargs):
-    stack.recorder, outs = [], []
-    for packed in (False, True):
-        stack.packed = packed
-        outs.append(stack(*args, **kwargs))
-    return outs, stack.recorder
+    outs = []
+    with recording(stack) as traces:
+        for packed in (False, True):
+            stack.packed = packed
+            outs.append(stack(*args, **kwargs))
+    return outs, traces[""]
 
 
 def assert_same_runs(dense, packed):
@@ -194,12 +195,13 @@ def test_gradients_reach_everything(case, reads):
         pytest.skip("refused")
     stack = make(router, rule, unique=unique, router_kv=router_kv, halting_kv=halting_kv).train()
     x, mask, protected = batch()
-    stack.recorder, reader = [], tape(2).train() if reads else None
-    out = stack(x, mask, protected, reader=reader)
+    reader = tape(2).train() if reads else None
+    with recording(stack) as traces:
+        out = stack(x, mask, protected, reader=reader)
     out = out[0] if reads else out
     loss = out[: len(x)][~mask.t()].sin().sum()
     if stack.router is not None:
-        loss = loss + stack.router.price(stack.recorder[0])
+        loss = loss + stack.router.price(traces[""][0])
     loss.backward()
     for name, parameter in [*stack.named_parameters(), *(reader.named_parameters() if reads else ())]:
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -211,26 +213,27 @@ def test_weights_of_a_token_that_is_left_out_sum_to_one(router, rule):
     """A layer that returns 1 wherever it runs: the result is 1 whatever was left out, once the state is 1."""
     stack = make(router, rule)
     x, mask, protected = batch()
-    call, stack.recorder = LayerStack.call, []
+    call = LayerStack.call
     try:
         LayerStack.call = lambda self, depth, x, **arguments: torch.ones_like(x)
         if rule == "pondernet":
             stack.halting.train()
-        out = stack(torch.ones_like(x), mask, protected)
+        with recording(stack) as traces:
+            out = stack(torch.ones_like(x), mask, protected)
     finally:
         LayerStack.call = call
-    updates = stack.recorder[0].updates.t()
+    updates = traces[""][0].updates.t()
     found = out[~mask.t()] if rule == "pondernet" else out[(updates < DEPTHS) & ~mask.t()]  # at the limit ut_act stops
     torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-12)
-    assert router == "skimming" or any((step.alive < ~mask).any() for step in stack.recorder[0].steps)
+    assert router == "skimming" or any((step.alive < ~mask).any() for step in traces[""][0].steps)
 
 
 def test_pondernets_distribution_sums_to_one_under_a_router():
     stack = make("depths", "pondernet").train()
     x, mask, protected = batch()
-    stack.recorder = []
-    stack(x, mask, protected)
-    trace = stack.recorder[0]
+    with recording(stack) as traces:
+        stack(x, mask, protected)
+    (trace,) = traces[""]
     total = trace.distribution.sum(0)[trace.tokens]
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
     assert not all(step.alive[trace.tokens].all() for step in trace.steps)
@@ -263,9 +266,9 @@ def test_a_reader_between_layers_is_refused_where_keys_are_kept():
 def test_plain_stacks_leave_a_trace():
     stack = make("none", "none")
     x, mask, _ = batch()
-    stack.recorder = []
-    stack(x, mask)
-    trace = stack.recorder[0]
+    with recording(stack) as traces:
+        stack(x, mask)
+    (trace,) = traces[""]
     assert [step.layer for step in trace.steps] == [0, 1, 0, 1, 0]
     assert all(torch.equal(step.alive, ~mask) and step.kind == "layer" for step in trace.steps)
 

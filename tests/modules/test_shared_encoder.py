@@ -6,7 +6,7 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import ParameterSharedTransformerEncoder, recording
-from fairseq_adaptive.modules.policies import ACT
+from fairseq_adaptive.modules.policies import ACT, Skimming
 
 SIZES = {"d_model": 16, "nhead": 4, "dim_feedforward": 32, "num_unique_layers": 3, "num_total_layers": 6}
 
@@ -122,3 +122,43 @@ def test_halting_that_cannot_be():
             ParameterSharedTransformerEncoder(**SIZES, halting=name)
     names = {name for name, _ in ParameterSharedTransformerEncoder(**SIZES, halting="none").named_parameters()}
     assert names == {name for name, _ in ParameterSharedTransformerEncoder(**SIZES).named_parameters()}
+
+
+@pytest.mark.parametrize("router, rule, kv", [
+    ("skimming", None, {}), ("mixture_of_depths", "act", {"halting_kv": "active"}), (None, "ut_act", {"halting_kv": "active"}),
+    ("skimming", "pondernet", {"router_kv": "recompute"}), (Skimming(16, 6, 1.0), "act", {}),
+])
+def test_policies_save_compute_in_evaluation(router, rule, kv):
+    """Packed equals dense, alone and in a batch, with a mask and without; fewer tokens go through the layers."""
+    torch.manual_seed(0)
+    model = ParameterSharedTransformerEncoder(**SIZES, dropout=0.0, norm=True, router=router, halting=rule, **kv)
+    for name, parameter in model.named_parameters():
+        if "router" in name or "halting" in name:
+            torch.nn.init.normal_(parameter, std=0.6)
+    model = model.double().eval()
+    x, padding = torch.randn(3, 7, 16, dtype=torch.float64), torch.zeros(3, 7, dtype=torch.bool)
+    padding[0, 4:] = True
+    mask, ran = torch.triu(torch.ones(7, 7, dtype=torch.bool), 1), []
+    for layer in map(model.layers.layer, range(3)):
+        layer.register_forward_pre_hook(lambda layer, args: ran.append(args[0].size(0) * args[0].size(1)))
+    for keywords in ({"src_key_padding_mask": padding}, {"src_key_padding_mask": padding, "mask": mask}):
+        dense = model(x, **keywords)
+        ran.clear()
+        with torch.no_grad():
+            packed = model(x, **keywords)
+            alone = model(x[:1, :4], **({"mask": mask[:4, :4]} if "mask" in keywords else {}))
+        torch.testing.assert_close(packed[~padding], dense[~padding], rtol=0, atol=1e-10)
+        torch.testing.assert_close(alone[0], dense[0, :4], rtol=0, atol=1e-10)
+        assert kv.get("router_kv") or sum(ran) < 6 * (21 + 4)
+
+
+def test_a_reader():
+    torch.manual_seed(0)
+    model = ParameterSharedTransformerEncoder(**SIZES, dropout=0.0, reader="tape", router="skimming").double().eval()
+    x = torch.randn(3, 7, 16, dtype=torch.float64)
+    dense, padding, read = model(x)
+    with torch.no_grad():
+        packed, *_ = model(x)
+    assert dense.shape == (3, 7 + read.live.size(1), 16) and padding[:, 7:].equal(~read.live) and read.live.any()
+    torch.testing.assert_close(packed[~padding], dense[~padding], rtol=0, atol=1e-10)
+    assert (dense[:, :7] - ParameterSharedTransformerEncoder(**SIZES).double().eval()(x)).abs().max() > 1e-3

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fairseq.models.transformer import TransformerConfig
 
-from fairseq_adaptive.modules import EncoderLayer, LayerStack
+from fairseq_adaptive.modules import EncoderLayer, LayerStack, recording
 from fairseq_adaptive.modules.policies.skimming import Skimming, SkimPredictor
 
 DIM, DEPTHS, LENGTHS = 8, 4, (9, 1, 6, 4)
@@ -30,8 +30,9 @@ def stack(request):
         predictor[4].bias.data.copy_(torch.tensor([-0.5, 0.5]))
     for parameter in stack.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    stack.recorder = []
-    return stack.double().eval()
+    stack.double().eval()
+    with recording(stack):
+        yield stack
 
 
 def run(stack, packed, *args):

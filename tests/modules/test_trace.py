@@ -1,3 +1,7 @@
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 import torch
 
 from fairseq_adaptive.modules import LayerStack, Step, Trace, recording
@@ -44,3 +48,25 @@ def test_recording_is_on_within_the_block_only_and_nests():
         model["encoder"].record(trace)
     model["encoder"].record(trace)
     assert outer == {"encoder": [trace] * 3} and inner == {"encoder": [trace]}
+
+
+def test_a_trace_belongs_to_a_call():
+    """Several threads record one stack at a time; a thread without a block is not recorded, and the stack keeps nothing."""
+    def kept():
+        gc.collect()
+        return sum(isinstance(each, Trace) for each in gc.get_objects())
+
+    stack, before = LayerStack([torch.nn.Identity()], (0, 0)), kept()
+    with pytest.raises(AttributeError):
+        stack.recorder = []
+
+    def updates(length):
+        with recording(stack) as traces:
+            for part in range(1, length + 1):
+                stack.record(Trace(torch.ones(1, part), 2))
+        return [trace.tokens.size(1) for trace in traces[""]]
+
+    with recording(stack) as outer, ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(updates, [50] * 200)) == [list(range(1, 51))] * 200
+    assert outer == {"": []} and stack.recorder is None
+    assert kept() == before

@@ -2,9 +2,11 @@
 
 import torch
 
-from fairseq_adaptive.modules.policies.base import LearnedHalting, Verdict, check_threshold, upcast
+from fairseq_adaptive.modules.known import is_plain
+from fairseq_adaptive.modules.packed_linear import LINEARS
+from fairseq_adaptive.modules.policies.base import LearnedHalting, Verdict, check_threshold, upcast, where_token
 from fairseq_adaptive.modules.policies.registry import register_policy
-from fairseq_adaptive.ops.halting_update import halting_update
+from fairseq_adaptive.ops.halting_update import halting_update, naive
 
 
 @register_policy("act")
@@ -35,8 +37,12 @@ class ACT(LearnedHalting):
         return {"halting": zeros, "remainders": zeros}
 
     def step(self, before, after, carry, running, last):
-        weight, bias = self.unit.weight.squeeze(0), self.unit.bias
-        update = halting_update(before, after, weight, bias, running=running, threshold=self.threshold, **carry)
+        if is_plain(self.unit, LINEARS):
+            weight, bias = self.unit.weight.squeeze(0), self.unit.bias
+            update = halting_update(before, after, weight, bias, running=running, threshold=self.threshold, **carry)
+        else:
+            p = self.probability(before if "output" in carry else where_token(running, after, before))
+            update = naive.update(before, after, p, running=running, threshold=self.threshold, **carry)
         carry = {name: getattr(update, name) for name in carry}
         return Verdict(update.state, carry, update.running, update.probability)
 

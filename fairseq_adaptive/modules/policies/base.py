@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.known import is_plain
+from fairseq_adaptive.modules.packed_linear import LINEARS
 
 Carry = Dict[str, Tensor]
 
@@ -237,6 +239,8 @@ class LearnedHalting(Halting):
 
     def probability(self, state: Tensor) -> Tensor:
         """... x C -> ..., in float32 also where the model is in half precision."""
+        if not is_plain(self.unit, LINEARS):
+            return upcast(self.unit(state).squeeze(-1)).sigmoid()
         with torch.autocast(state.device.type, enabled=False):
             state = upcast(state)
             weight, bias = self.unit.weight.to(state.dtype), self.unit.bias.to(state.dtype)

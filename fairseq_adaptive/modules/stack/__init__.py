@@ -2,6 +2,7 @@
 
 from fairseq_adaptive.modules.stack.schedule import STRATEGIES, check_kinds, layer_schedule
 from fairseq_adaptive.modules.stack.stack import DecoderStack, LayerStack
+from fairseq_adaptive.modules.stack.foreign import ForeignStack
 from fairseq_adaptive.modules.stack.trace import Step, Trace, recording
 
-__all__ = ["DecoderStack", "LayerStack", "STRATEGIES", "Step", "Trace", "check_kinds", "layer_schedule", "recording"]
+__all__ = ["DecoderStack", "ForeignStack", "LayerStack", "STRATEGIES", "Step", "Trace", "check_kinds", "layer_schedule", "recording"]

@@ -86,6 +86,7 @@ class Context:
     """
 
     batch_dim, causal, read, weights = 1, False, None, None
+    runs_all = False  # no depth may be left out, and all are run where all tokens have halted
 
     def __init__(self, x: Tensor, padding_mask: Optional[Tensor], tape_len: int = 0, reading: Optional[Reading] = None):
         self.start, self.padding_mask, self.tape_len, self.reading = x, padding_mask, tape_len, reading
@@ -242,9 +243,52 @@ class DecoderContext(Context):
         return x, weights if self._weights_at in (-1, depth) else None
 
 
+class PlainContext(Context):
+    """All places of a batch, under attention that is called and not replaced: what is hidden is padding for it.
+
+    In training a token that is hidden gives no gradient to the choice that hid it, except by the router's price.
+    """
+
+    def call(self, stack, depth, x, shown=ALL):
+        if shown.visible is None:
+            return super().call(stack, depth, x)
+        visible = (shown.visible.t() > 0) & self.tokens
+        mask = ~visible & visible.any(1, keepdim=True)  # where nothing is seen, and nothing is wanted: no NaN
+        out = stack.call(depth, x, **{**self.arguments(stack, depth, x, ALL), "encoder_padding_mask": mask})
+        out = out[0] if isinstance(out, tuple) else out
+        return torch.where(visible.t().unsqueeze(-1), out.to(x.dtype), x), None
+
+
+class PlainDecoderContext(DecoderContext):
+    """:class:`DecoderContext` under attention that is called and not replaced, as in :class:`PlainContext`."""
+
+    def __init__(self, x, padding_mask, where, weights_at):
+        super().__init__(x, padding_mask, where, weights_at)
+        self.runs_all = where["incremental_state"] is not None  # each depth has a cache
+
+    def call(self, stack, depth, x, shown=ALL):
+        if shown.visible is None:
+            return super().call(stack, depth, x)
+        visible = (shown.visible > 0) & self.running
+        # what is hidden comes last: later than all that is seen, so that it sees something itself
+        order = (~visible).byte().argsort(0, stable=True)
+        mask = (~visible & visible.any(0)).gather(0, order).t()
+        there, back = order.unsqueeze(-1).expand_as(x), order.argsort(0)
+        arguments = {**self.arguments(stack, depth, x, ALL), "self_attn_padding_mask": mask if mask.any() else None}
+        if self._where["incremental_state"] is not None:
+            arguments["self_attn_padding_mask"] = ~visible.t() if not visible.all() else None
+        out, weights, *_ = stack.call(depth, x.gather(0, there), **arguments)
+        out = out.gather(0, back.unsqueeze(-1).expand_as(out))
+        if weights is not None:  # H x B x T x S
+            weights = weights.gather(2, back.t()[None, :, :, None].expand_as(weights))
+        return torch.where(visible.unsqueeze(-1), out, x), weights if self._weights_at in (-1, depth) else None
+
+
 def encoder_context(stack, x: Tensor, padding_mask: Optional[Tensor], tape_len: int = 0, read=None) -> Context:
     """The context of a dense run of encoder layers."""
     if stack.router is not None or stack.halting_kv != "recompute" or stack.without_padding:
+        if stack.changed is not None:
+            return PlainContext(x, padding_mask, tape_len)
         return TokenContext(x, padding_mask, tape_len, kv=stack.kv)
     if read is not None and stack.halting is None and not (stack.training or torch.is_grad_enabled()):
         return TapeContext(x, padding_mask, read)

@@ -52,7 +52,7 @@ def run_dense(
     every: Optional[List[Tensor]] = [] if stack.every_depth and weighs else None
     # a layer that some worker leaves out of a training step would have no gradient there; a router has one each depth
     least = max(map(stack.schedule.index, stack.schedule)) + 1 if stack.training else 1
-    least = depths if stack.profiling or (router is not None and stack.training) else least
+    least = depths if stack.profiling or context.runs_all or (router is not None and stack.training) else least
     going = stack.depths()
     for depth in range(depths):
         if end.reads_at(depth):

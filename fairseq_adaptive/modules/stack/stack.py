@@ -6,13 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.known import first_change, say_once
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
-from fairseq_adaptive.modules.stack.context import DecoderContext, Reading, encoder_context
+from fairseq_adaptive.modules.stack.contract import check_layer
+from fairseq_adaptive.modules.stack.context import (
+    DecoderContext,
+    PlainDecoderContext,
+    Reading,
+    encoder_context,
+)
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
-from fairseq_adaptive.modules.stack.trace import Trace
+from fairseq_adaptive.modules.stack.trace import Trace, recorder
 
 
 class LayerStack(nn.Module):
@@ -23,10 +30,18 @@ class LayerStack(nn.Module):
     ``len(stack)`` is N, ``stack[depth]`` is the layer that serves a depth, and iterating gives them in turn;
     ``stack.layer(number)`` is one of the M.
 
-    A layer is called ``layer(x, depth=, residual=, self_attention=, cross_attention=, ...)``; it takes states in any
-    layout, ... x C, where ``self_attention`` (from what its attention reads to what that adds) is given. For policies
-    it has ``attends``, the block that has keys and values: itself, one within it, or None; the block has ``before(x)``,
-    what its attention reads of states, and ``keys_and_values(read)``. ``step_kind`` names it in a trace.
+    The contract of a layer. It is called ``layer(x, encoder_padding_mask=, tape_len=)`` with states T x B x C and B x T,
+    true at padding, and returns states, or a tuple that begins with them; with ``pass_depth`` it gets ``depth`` and
+    ``residual``, too. Under policies, which is checked here:
+
+    - it takes ``self_attention``, a decoder's layer ``cross_attention``, too: what its attention reads, ... x C, to what
+      that adds. Where these are given, states come in any layout, ... x C, and nothing but they may mix tokens
+    - it has ``attends``, the block that has keys and values: itself, one within it, or None. The block has ``before(x)``,
+      what its attention reads of states, ``keys_and_values(read)``, and fairseq's attention as ``self_attn``
+    - it may have ``step_kind``, its name in a trace
+
+    Any other layer, which maps states and a padding mask to states, goes into a
+    :class:`~fairseq_adaptive.modules.ForeignStack`.
 
     Args:
         layers: the M unique layers
@@ -46,14 +61,14 @@ class LayerStack(nn.Module):
         without_padding: dense runs, too, take the padding away
         every_depth: in training, where the halting rule weighs depths (PonderNet), return the states of all of them,
             one after the other in the batch
-        recorder: a list that takes the trace of every run, see
-            :func:`~fairseq_adaptive.modules.stack.trace.recording`
         num_updates: how many updates the model has had
 
     Raises:
-        UsageError: (a ValueError) when the schedule names a layer that is not there, or leaves one unused; and for
-            policies and answers that make no sense together
+        UsageError: (a ValueError) when the schedule names a layer that is not there, or leaves one unused; for policies
+            and answers that make no sense together; and for a layer that breaks its contract
     """
+
+    attention = "self_attn"  # its name in a block that attends
 
     def __init__(
         self,
@@ -94,8 +109,15 @@ class LayerStack(nn.Module):
         self.packed: Optional[bool] = None
         self.without_padding = False
         self.every_depth = False
-        self.recorder: Optional[List[Trace]] = None
         self.num_updates = 0
+        if self.adaptive:
+            self.check_layers()
+
+    def check_layers(self):
+        """Refuse layers that cannot run under policies."""
+        needs = ("self_attention", "depth", "residual") if self.pass_depth else ("self_attention",)
+        for number in range(self.unique_layers):
+            check_layer(self.layer(number), self.attention, needs)
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -109,6 +131,32 @@ class LayerStack(nn.Module):
     def layer(self, number: int) -> nn.Module:
         """One of the M layers."""
         return self._modules[str(number)]
+
+    @property
+    def changed(self) -> Optional[str]:
+        """What makes layers or attention other than packed runs know them, in words, or None: these take the place of
+        attention, and so do runs in which tokens are hidden.
+
+        Raises:
+            UsageError: where that leaves no way to give tokens the keys and values that they are to read
+        """
+        found = []
+        for layer in map(self.layer, range(self.unique_layers)):
+            block = getattr(layer, "attends", None)
+            parts = [block, *(getattr(block, name, None) for name in (self.attention, "encoder_attn"))]
+            found += [layer, *(each for each in parts if each is not None)]
+        why = first_change(found)
+        if why is not None and self.adaptive:
+            say_once("packed runs", why)
+            if self.kv != "recompute":
+                raise UsageError(f"{self.kv} keeps the keys and values of attention, but here {why}: choose recompute or "
+                                 "active")
+        return why
+
+    @property
+    def recorder(self) -> Optional[List[Trace]]:
+        """The list that takes the traces of this call, see :func:`~fairseq_adaptive.modules.stack.trace.recording`."""
+        return recorder(self)
 
     @property
     def adaptive(self) -> bool:
@@ -178,6 +226,19 @@ class LayerStack(nn.Module):
         Raises:
             UsageError: for a reader with ``--halting-kv keep`` or ``first`` that does not read before the first depth
         """
+        return self._run(x, encoder_padding_mask, protected, tape_len, reader, bank, bank_padding_mask, states,
+                         self._dense_context, self._packed_context)
+
+    def _dense_context(self, x, padding_mask, tape_len, read):
+        return encoder_context(self, x, padding_mask, tape_len, read)
+
+    def _packed_context(self, x, padding_mask, tape_len, reading):
+        kind = PackedContext if self.sees_others else ActiveContext
+        return kind(x, padding_mask, tape_len=tape_len, reading=reading, kv=self.kv)
+
+    def _run(self, x, encoder_padding_mask, protected=None, tape_len=0, reader=None, bank=None, bank_padding_mask=None,
+             states=None, dense=None, packed=None):
+        """:meth:`forward`, in the contexts that ``dense`` and ``packed`` make."""
         reading = read = None
         if reader is not None:
             reading = Reading(reader, bank, bank_padding_mask)
@@ -187,12 +248,11 @@ class LayerStack(nn.Module):
             if not reader.depth:
                 x, encoder_padding_mask, protected, read = _joined(reading, x, encoder_padding_mask, protected)
                 reading, tape_len = None, read.live.size(1)
-        if self.adaptive and self._packed_now() and states is None:
-            kind = PackedContext if self.sees_others else ActiveContext
-            context = kind(x, encoder_padding_mask, tape_len=tape_len, reading=reading, kv=self.kv)
+        if self.adaptive and self._packed_now() and states is None and self.changed is None:
+            context = packed(x, encoder_padding_mask, tape_len, reading)
             out = run_packed(self, context, protected)
         else:
-            context = encoder_context(self, x, encoder_padding_mask, tape_len, read if reading is None else None)
+            context = dense(x, encoder_padding_mask, tape_len, read if reading is None else None)
             context.reading = reading
             out = run_dense(self, context, protected, states)
         if reader is None:
@@ -309,8 +369,10 @@ class DecoderStack(LayerStack):
                  "incremental_state": incremental_state, "self_attn_mask": self_attn_mask}
         if self.adaptive:
             weights_at = None if weights_at is None or self.training else -1
-        if not self.adaptive or (incremental_state is None and not self._packed_now()):
-            context = DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv)
+        plain = self.adaptive and self.changed is not None
+        if plain or not self.adaptive or (incremental_state is None and not self._packed_now()):
+            context = (PlainDecoderContext(x, self_attn_padding_mask, where, weights_at) if plain
+                       else DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv))
             return run_dense(self, context, states=states), context.weights
         cross = None
         if encoder_out is not None and self[0].encoder_attn is not None:

@@ -1,8 +1,10 @@
 """What a run of the stack did with every token; losses, metrics, reports and pictures read it and nothing else."""
 
 import contextlib
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional
+from types import MappingProxyType
+from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +132,15 @@ class _Traces(list):
             self._outer.append(trace)
 
 
+# of the stacks whose traces are wanted in this thread, the lists that take them
+_WANTED: ContextVar[Mapping[nn.Module, _Traces]] = ContextVar("wanted traces", default=MappingProxyType({}))
+
+
+def recorder(stack: nn.Module) -> Optional[_Traces]:
+    """The list that takes the traces of a stack in this call; None where nobody wants them."""
+    return _WANTED.get().get(stack)
+
+
 @contextlib.contextmanager
 def recording(model: nn.Module) -> Iterator[Dict[str, List[Trace]]]:
     """Collect the traces of all runs within the ``with`` block::
@@ -138,16 +149,16 @@ def recording(model: nn.Module) -> Iterator[Dict[str, List[Trace]]]:
             model(**batch)
         traces["encoder.layers"][0].updates  # B x T
 
+    They are those of this thread (or task of asyncio): several may use one model at a time. The model keeps none.
+
     Yields:
-        for every module that keeps a ``recorder`` its traces, by the module's name
+        for every stack its traces, by the module's name
     """
-    recorders = {name: module for name, module in model.named_modules() if hasattr(module, "recorder")}
-    before = {name: module.recorder for name, module in recorders.items()}
-    traces = {name: _Traces(outer) for name, outer in before.items()}
+    stacks = {name: module for name, module in model.named_modules() if hasattr(type(module), "recorder")}
+    before = _WANTED.get()
+    traces = {name: _Traces(before.get(stack)) for name, stack in stacks.items()}
+    token = _WANTED.set({**before, **{stack: traces[name] for name, stack in stacks.items()}})
     try:
-        for name, module in recorders.items():
-            module.recorder = traces[name]
         yield traces
     finally:
-        for name, module in recorders.items():
-            module.recorder = before[name]
+        _WANTED.reset(token)

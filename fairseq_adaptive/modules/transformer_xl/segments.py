@@ -8,7 +8,6 @@ from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativePositions
@@ -132,7 +131,7 @@ class PackedSegment(PackedContext):
             x = x.unflatten(0, self.tokens.shape)
             return block.attend(x, self.memory.positions, state, window).flatten(0, 1)
         keys, values = self._all_keys(stack, depth, places, x)
-        queries = F.linear(x, attention.qkv_proj.weight[: attention.num_heads * attention.head_dim])
+        queries = attention.queries(x)
         unseen = 0 if window is None else max(0, keys.size(2) - length - window + 1)
         keys, values = keys[:, :, unseen:], values[:, :, unseen:]
         cache = state if isinstance(state, KeyValueCache) else None
@@ -157,6 +156,8 @@ class SegmentStack(LayerStack):
             to say what is hidden, and inputs cannot be those of keys of another depth
     """
 
+    attention = "attention"
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.router is not None:
@@ -176,6 +177,6 @@ class SegmentStack(LayerStack):
         Returns:
             ``[B, T, C]``
         """
-        if self.halting is None or not self._packed_now():
+        if self.halting is None or not self._packed_now() or self.changed is not None:
             return run_dense(self, SegmentContext(x, tokens, memory))
         return run_packed(self, PackedSegment(x, tokens, memory))

@@ -57,6 +57,12 @@ def halting_update(
     after = torch.where(running.unsqueeze(-1), after, before)
     seen = (after if output is None else before).to(halting.dtype)
     p = F.linear(seen, weight.to(seen.dtype)[None], bias.to(seen.dtype)).squeeze(-1).sigmoid()
+    return update(before, after, p, halting, remainders, running, threshold, output)
+
+
+def update(before, after, p, halting, remainders, running, threshold, output=None) -> Update:
+    """:func:`halting_update` with the probabilities p, ..., of any halting unit."""
+    after = torch.where(running.unsqueeze(-1), after, before)
     p = torch.where(running, p, 0)
     stops = running & (halting + p > threshold)
     remainders = torch.where(stops, 1 - halting, remainders)

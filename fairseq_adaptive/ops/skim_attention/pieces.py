@@ -1,7 +1,7 @@
 """Packed sequences in pieces: what is computed at a time, so that it fits the cache and little of it is padding."""
 
 import functools
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class Sequences:
 
     def __init__(self, lengths: Tensor):
         self.counts, self.offsets = lengths, torch.nn.functional.pad(lengths.cumsum(0), (1, 0))  # [B], [B + 1]
+        self._pieces: Dict[int, List[Piece]] = {}  # a cache of the method would keep every batch for good
 
     @functools.cached_property
     def lengths(self) -> List[int]:
@@ -68,9 +69,13 @@ class Sequences:
     def longest(self) -> int:
         return max(self.lengths, default=0)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  it lives as long as a batch
     def pieces(self, heads: int) -> List[Piece]:
         """Sequences of about the same length together, those of many scores alone."""
+        if heads not in self._pieces:
+            self._pieces[heads] = self._make_pieces(heads)
+        return self._pieces[heads]
+
+    def _make_pieces(self, heads):
         starts, pieces, together, wasted = self.offsets.tolist(), [], [], 0
         for sequence in sorted(range(len(self.lengths)), key=self.lengths.__getitem__, reverse=True):
             length = self.lengths[sequence]

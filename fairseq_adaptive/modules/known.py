@@ -1,0 +1,66 @@
+"""Whether a module is what a fast path takes it for.
+
+A fast path reads weights and calls nothing, so it must not be taken where a module does more than its class is known for:
+another class (a subclass, a parametrization, an adapter such as LoRA in the place of a linear map), hooks, or a method of
+its own. Then the plain path is taken, which calls the modules.
+"""
+
+import functools
+import logging
+from typing import Iterator, Optional, Tuple
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+logger = logging.getLogger(__name__)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_KNOWN = set()
+
+
+def known(cls):
+    """Let fast paths know a class; a subclass is unknown until it says so for itself."""
+    _KNOWN.add(cls)
+    return cls
+
+
+def same(function):
+    """Let fast paths know a function that may take the place of a module's ``forward``: it computes the same."""
+    function.computes_the_same = True
+    return function
+
+
+def change(module: nn.Module, types: Tuple = ()) -> Optional[str]:
+    """What makes a module other than fast paths know it, in words, or None; its children are not looked at.
+
+    Args:
+        types: which classes are known beside those of :func:`known`
+    """
+    cls = type(module)
+    if cls not in types and cls not in _KNOWN:
+        return f"{cls.__name__} is none of the known classes"
+    if any(getattr(torch_module, f"_global{name}") for name in HOOKS):
+        return "there are global hooks"
+    if any(getattr(module, name) for name in HOOKS):
+        return f"{cls.__name__} has hooks"
+    for name, value in vars(module).items():
+        if callable(value) and callable(getattr(cls, name, None)):
+            function = value.func if isinstance(value, functools.partial) else value
+            if not getattr(function, "computes_the_same", False):
+                return f"{cls.__name__} has a {name} of its own"
+    return None
+
+
+def is_plain(module: nn.Module, types: Tuple = ()) -> bool:
+    """Whether nothing of a module is changed, see :func:`change`; its children are not looked at."""
+    return change(module, types) is None
+
+
+def first_change(modules: Iterator[nn.Module], types: Tuple = ()) -> Optional[str]:
+    """The first :func:`change` of several modules; None: there is none."""
+    return next(filter(None, (change(module, types) for module in modules)), None)
+
+
+@functools.lru_cache(maxsize=1000)
+def say_once(path: str, why: str):
+    """Log that a fast path is not taken, and why."""
+    logger.info("%s: the plain path is taken, since %s", path, why)
