@@ -13,7 +13,7 @@ from fairseq.models import FairseqLanguageModel, register_model, register_model_
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.models.shared_stack import ExplainsLoading
-from fairseq_adaptive.modules.layout import parse_layout
+from fairseq_adaptive.modules.layout import BLOCKS, parse_layout
 from fairseq_adaptive.modules.stack.schedule import STRATEGIES
 from fairseq_adaptive.ranges import (
     DISTANCE,
@@ -21,7 +21,6 @@ from fairseq_adaptive.ranges import (
     FACTOR,
     FFN_WIDTH,
     HEADS,
-    LAYERS,
     PRICE,
     WIDTH,
     check_ranges,
@@ -77,7 +76,7 @@ class PARTransformerXLConfig(TransformerXLConfig):
         default="cycle", metadata={"help": "which unique block serves which depth (Takase and Kiyono, 2021)"}
     )
     decoder_unique_layers: Optional[int] = ranged(
-        None, LAYERS, "how many blocks have parameters of their own (default: all of the layout)"
+        None, BLOCKS, "how many blocks have parameters of their own (default: all of the layout)"
     )
     decoder_layerdrop: float = ranged(0.0, DROPOUT, "probability with which a block is left out in a training step")
 

@@ -88,6 +88,9 @@ class Reduced:
     def __reduce__(self):
         return self.reduced
 
+    def __repr__(self):  # the same in all workers of a test run
+        return "Reduced"
+
 
 _reconstruct = np.array(0).__reduce__()[0]
 _scalar = np.float64(0).__reduce__()[0]
