@@ -7,6 +7,8 @@ from cli.helpers import call
 from families import write_data
 from fairseq.data import data_utils
 
+from fairseq_adaptive.errors import report_usage_errors
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -35,7 +37,9 @@ def test_flags_that_a_command_checks(command, flags, said, data, capsys):
     assert written.startswith(said) and written.count("\n") == 1
 
 
-def test_sentence_longer_than_max_tokens(capsys):
+def test_sentence_longer_than_max_tokens(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    report_usage_errors()  # this program is no command of fairseq
     with pytest.raises(AssertionError) as raised:
         data_utils.batch_by_size(range(3), lambda index: 30, max_tokens=20)
     assert end(raised.value, capsys).startswith("error: Sentences lengths should not exceed max_tokens=20")

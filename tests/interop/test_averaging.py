@@ -135,7 +135,7 @@ def test_refuses_files_that_are_no_checkpoints(trio, save, tmp_path):
         average_checkpoints([*paths, tmp_path / "nowhere.pt"])
     with pytest.raises(UsageError, match="tensor.pt is no fairseq checkpoint"):
         average_checkpoints([save(torch.ones(2), "tensor.pt")])
-    with pytest.raises(UsageError, match="other.pt is no fairseq checkpoint"):
+    with pytest.raises(UsageError, match="other.pt is no checkpoint of fairseq"):
         average_checkpoints([save({"weights": torch.ones(2)}, "other.pt")])
     with pytest.raises(UsageError, match="named twice"):
         average_checkpoints([paths[0], paths[1], paths[0]])
