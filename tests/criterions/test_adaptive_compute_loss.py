@@ -111,6 +111,16 @@ def taught(module):
     return all(each.grad is not None and each.grad.any() for each in module.parameters())
 
 
+def agree(model, loss, by_hand):
+    """In value and in every gradient."""
+    torch.testing.assert_close(loss, by_hand, check_dtype=False)
+    gradients = [torch.autograd.grad(each, list(model.parameters()), retain_graph=True, allow_unused=True)
+                 for each in (loss, by_hand)]
+    for name, found, expected in zip(dict(model.named_parameters()), *gradients):
+        if expected is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def depth_price(trace):
     real = trace.tokens
     return (trace.updates[real] + trace.remainders[real]).mean()
@@ -128,7 +138,7 @@ def test_skimming_and_act_in_one_encoder(build, dictionary, masked):
     trace = traces["encoder.layers"][0]
     loss, _, log = criterion(model, masked)
     assert 0 < kept_price(trace) < 1 < depth_price(trace) < 4
-    torch.testing.assert_close(loss, plain + size * (0.3 * depth_price(trace) + 0.7 * kept_price(trace)))
+    agree(model, loss, plain + size * (0.3 * depth_price(trace) + 0.7 * kept_price(trace)))
     (loss - plain).backward()  # of the prices alone
     assert taught(model.encoder.layers.halting)
     for predictor, step in zip(model.encoder.layers.router, trace.steps):
@@ -153,7 +163,7 @@ def test_mixture_of_depths_in_a_language_model(build, dictionary, segments):
     price = torch.cat([F.binary_cross_entropy(step.keeping[real], step.kept[real], reduction="none")
                        for step in trace.steps]).mean()
     loss, _, log = criterion(model, segments)
-    torch.testing.assert_close(loss, plain + 0.5 * price * size)
+    agree(model, loss, plain + 0.5 * price * size)
     assert logged(criterion, log)["mixture_of_depths_kept"] == pytest.approx(0.5, abs=0.1)
     with torch.autocast("cpu", torch.bfloat16):
         criterion(model.float(), segments)[0].backward()
@@ -172,7 +182,7 @@ def test_tape_and_depth_without_nesting(build, dictionary):
         plain, size, _ = criterion.task_criterion(model, sample)
     (trace,) = (each[0] for each in traces.values())
     loss, _, log = criterion(model, sample)
-    torch.testing.assert_close(loss, plain + size * (0.2 * depth_price(trace) + 0.4 * trace.reading.cost.mean()))
+    agree(model, loss, plain + size * (0.2 * depth_price(trace) + 0.4 * trace.reading.cost.mean()))
     loss.backward()
     assert taught(model.encoder.sentence_encoder.layers.halting)
     assert model.encoder.sentence_encoder.bank.weight.grad.any()
@@ -196,7 +206,7 @@ def test_skimming_in_the_encoder_and_act_in_the_decoder(build, dictionary, pairs
         plain, size, _ = criterion.task_criterion(model, pairs)
     encoder, decoder = (traces[f"{side}.layers"][0] for side in ("encoder", "decoder"))
     loss, _, log = criterion(model, pairs)
-    torch.testing.assert_close(loss, plain + size * (0.5 * kept_price(encoder) + 0.01 * depth_price(decoder)))
+    agree(model, loss, plain + size * (0.5 * kept_price(encoder) + 0.01 * depth_price(decoder)))
     loss.backward()
     assert taught(model.decoder.layers.halting) and model.encoder.layers.router[0][4].weight.grad.any()
     assert {"skimming_kept", "act_depth"} <= logged(criterion, log).keys()
@@ -340,7 +350,10 @@ def test_a_supernet(build, dictionary, task, segments):
     expected = ArchitectureEntropyLoss(task, argparse.Namespace(**vars(cfg)))(model, sample)[0]
     torch.manual_seed(0)
     loss, _, log = criterion_of(dictionary, prices={"search": 0.3})(model, sample)
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0, check_dtype=False)
+    agree(model, loss, expected)
+    torch.manual_seed(0)
+    entropy = loss - criterion_of(dictionary, prices={"search": 0.0})(model, sample)[0]
+    assert torch.autograd.grad(entropy, model.decoder.architecture, retain_graph=True)[0].abs().max() > 1e-3
     assert log["adaptive_sum_search_compute"] == old["compute"]
     assert log["adaptive_sum_search_block_3_i"] == old["block_3_i"]
 
