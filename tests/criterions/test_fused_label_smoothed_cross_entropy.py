@@ -9,6 +9,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.distributed import ModuleProxyWrapper
 from fairseq.tasks.fairseq_task import StatefulContainer
 from omegaconf import OmegaConf
+from torch import nn
 
 from fairseq_adaptive.criterions.distillation import Watched
 from fairseq_adaptive.criterions.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropy
@@ -134,3 +135,48 @@ def test_refuses_bad_input(build, dictionary, sample):
     for smoothing in (-0.1, 1.0):
         with pytest.raises(UsageError, match="--label-smoothing is .*: use a number from 0 to below 1"):
             criteria(dictionary, False, smoothing)
+
+
+class LoRA(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.down = base, nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    weight = property(lambda self: self.base.weight)
+    in_features = property(lambda self: self.base.in_features)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class Halved(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def scaled_output_layer(self, features, **kwargs):
+    return type(self).__mro__[1].output_layer(self, features, **kwargs) / 2
+
+
+CHANGES = {
+    "adapter": lambda decoder: setattr(decoder, "output_projection", LoRA(decoder.output_projection)),
+    "hook": lambda decoder: decoder.output_projection.register_forward_hook(lambda module, args, out: out / 2),
+    "subclass": lambda decoder: setattr(decoder.output_projection, "__class__", Halved),
+    "output_layer": lambda decoder: setattr(decoder, "__class__", type(
+        "Other", (type(decoder),), {"output_layer": scaled_output_layer})),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_projection_is_called(build, sample, dictionary, change):
+    """Adapters, hooks and subclasses are in the loss and get gradients."""
+    model = build("shared_transformer", seed=2, **MODELS["shared_transformer"])
+    fused, stock = criteria(dictionary, False, 0.1)
+    plain = float(fused(model, sample)[0])
+    CHANGES[change](model.decoder)
+    ours, expected = everything(fused, model, sample), everything(stock, model, sample)
+    assert ours.keys() == expected.keys() and abs(float(ours["loss"]) - plain) > 1e-3
+    for name, value in expected.items():
+        if name != "log":
+            assert_close(ours[name], value)

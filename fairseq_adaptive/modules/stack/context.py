@@ -271,9 +271,9 @@ class PlainDecoderContext(DecoderContext):
             return super().call(stack, depth, x)
         visible = (shown.visible > 0) & self.running
         # what is hidden comes last: later than all that is seen, so that it sees something itself
-        order = (~visible).byte().argsort(0, stable=True)
+        order = (~visible).byte().argsort(dim=0, stable=True)
         mask = (~visible & visible.any(0)).gather(0, order).t()
-        there, back = order.unsqueeze(-1).expand_as(x), order.argsort(0)
+        there, back = order.unsqueeze(-1).expand_as(x), order.argsort(dim=0)
         arguments = {**self.arguments(stack, depth, x, ALL), "self_attn_padding_mask": mask if mask.any() else None}
         if self._where["incremental_state"] is not None:
             arguments["self_attn_padding_mask"] = ~visible.t() if not visible.all() else None
