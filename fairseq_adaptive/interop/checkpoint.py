@@ -9,6 +9,7 @@ from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fairseq_adaptive.compat.plain import make_plain
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_file  # noqa: F401  require_new was here once
 
@@ -82,13 +83,15 @@ def model_options(state: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def save_checkpoint(state: Dict[str, Any], path):
-    """Write a checkpoint to a file beside ``path``, then give it its name.
+    """Write a checkpoint to a file beside ``path``, then give it its name. What it holds is made plain, so that the safe
+    loader of any fairseq reads it.
 
     Raises:
-        UsageError: when ``path`` exists, or the file cannot be written
+        UsageError: when ``path`` exists, the file cannot be written, or ``state`` holds what cannot be loaded safely
     """
+    plain = make_plain(state)
     with whole_file(path) as part:
-        save_tensors(state, part)
+        save_tensors(plain, part)
 
 
 def save_tensors(content, path) -> None:
