@@ -11,6 +11,7 @@ from typing import Iterator, Optional, Tuple
 
 from torch import nn
 from torch.nn.modules import module as torch_module
+from torch.utils.module_tracker import ModuleTracker
 
 logger = logging.getLogger(__name__)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -29,18 +30,25 @@ def same(function):
     return function
 
 
-def change(module: nn.Module, types: Tuple = ()) -> Optional[str]:
+def _watches(hook) -> bool:
+    """Whether a global hook is torch's FlopCounterMode's, which changes nothing: what it counts must be what runs."""
+    return isinstance(getattr(hook, "__self__", None), ModuleTracker)
+
+
+def change(module: nn.Module, types: Tuple = (), called: bool = False) -> Optional[str]:
     """What makes a module other than fast paths know it, in words, or None; its children are not looked at.
 
     Args:
         types: which classes are known beside those of :func:`known`
+        called: the module is called all the same, so that its hooks are
     """
     cls = type(module)
     if cls not in types and cls not in _KNOWN:
         return f"{cls.__name__} is none of the known classes"
-    if any(getattr(torch_module, f"_global{name}") for name in HOOKS):
+    everywhere = (hook for name in HOOKS for hook in getattr(torch_module, f"_global{name}").values())
+    if not called and not all(map(_watches, everywhere)):
         return "there are global hooks"
-    if any(getattr(module, name) for name in HOOKS):
+    if not called and any(getattr(module, name) for name in HOOKS):
         return f"{cls.__name__} has hooks"
     for name, value in vars(module).items():
         if callable(value) and callable(getattr(cls, name, None)):

@@ -344,3 +344,18 @@ def test_a_copy_is_as_it_was(build, batch):
     copied = copy.deepcopy(model)
     torch.testing.assert_close(copied(**batch)[0], model(**batch)[0], rtol=0, atol=1e-12)
     assert {name for name, _ in copied.named_parameters()} == {name for name, _ in model.named_parameters()}
+
+
+def test_counting_flops_changes_nothing(build, batch):
+    """torch's counter hooks into every module to know where it is: what it counts is the packed run."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, counts = make(build, "act-active"), []
+    for packed in (False, True):
+        model.encoder.layers.packed = model.decoder.layers.packed = packed
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(**batch)
+        counts.append(counter.get_total_flops())
+    assert counts[1] < 0.95 * counts[0]
+    with FlopCounterMode(display=False):
+        assert model.decoder.layers.changed is None

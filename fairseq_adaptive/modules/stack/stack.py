@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.known import first_change, say_once
+from fairseq_adaptive.modules.known import change, first_change, say_once
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
 from fairseq_adaptive.modules.stack.contract import check_layer
@@ -39,6 +39,8 @@ class LayerStack(nn.Module):
     - it has ``attends``, the block that has keys and values: itself, one within it, or None. The block has ``before(x)``,
       what its attention reads of states, ``keys_and_values(read)``, and fairseq's attention as ``self_attn``
     - it may have ``step_kind``, its name in a trace
+    - its class and that of its attention say that they are known (:func:`~fairseq_adaptive.modules.known.known`); with
+      others, a subclass among them, or hooks on attention, nothing is packed: attention is called, and hides by its mask
 
     Any other layer, which maps states and a padding mask to states, goes into a
     :class:`~fairseq_adaptive.modules.ForeignStack`.
@@ -140,12 +142,13 @@ class LayerStack(nn.Module):
         Raises:
             UsageError: where that leaves no way to give tokens the keys and values that they are to read
         """
-        found = []
+        why = None
         for layer in map(self.layer, range(self.unique_layers)):
             block = getattr(layer, "attends", None)
-            parts = [block, *(getattr(block, name, None) for name in (self.attention, "encoder_attn"))]
-            found += [layer, *(each for each in parts if each is not None)]
-        why = first_change(found)
+            replaced = (getattr(block, name, None) for name in (self.attention, "encoder_attn"))
+            why = why or change(layer, called=True) or (block is not None and change(block, called=True)) or first_change(
+                each for each in replaced if each is not None)
+        why = why or None
         if why is not None and self.adaptive:
             say_once("packed runs", why)
             if self.kv != "recompute":
