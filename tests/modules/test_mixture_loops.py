@@ -222,7 +222,9 @@ def test_mixture_of_depths(options, causal):
     assert full == [bool((depth + 1) % every) for depth in range(5)]
 
 
-@pytest.mark.parametrize("name, options", (("mixture_of_depths", {"predictor": True}), ("mixture_of_recursions", {"auxiliary": True})))
+@pytest.mark.parametrize("name, options", (
+    ("mixture_of_depths", {"predictor": True}), ("mixture_of_recursions", {"auxiliary": True}),
+))
 def test_the_price_of_a_predictor_does_not_move_the_rest(name, options):
     """Its states have no gradient."""
     stack, (x, mask) = make(name, **options), batch()
