@@ -113,8 +113,8 @@ def shared_transformer_tiny(args):
 def mixture_of_recursions_iwslt_de_en(args):
     """The width of ``transformer_iwslt_de_en``; encoder and decoder have 3 recursions of 2 layers between a first and a
     last of their own, 8 depths, and tokens choose among them (Bae et al., 2025, expert choice)."""
-    _defaults(args, **_both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4, layers=8, unique_layers=4, normalize_before=True),
-              **MIXTURE_OF_RECURSIONS)
+    sizes = _both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4, layers=8, unique_layers=4, normalize_before=True)
+    _defaults(args, **sizes, **MIXTURE_OF_RECURSIONS)
     shared_transformer(args)
 
 

@@ -96,9 +96,9 @@ def mixture_of_depths_lm_tiny(args):
 
 @register_model_architecture("shared_transformer_lm", "mixture_of_recursions_lm_360m")
 def mixture_of_recursions_lm_360m(args):
-    """The published expert choice at the sizes of the 360M model (32 depths of 960): 3 recursions of 10 layers between a first
-    and a last of their own. Sizes of SmolLM-360M, from memory; its block, with rotary positions, grouped keys and SwiGLU, is
-    not fairseq's."""
+    """The published expert choice at the sizes of the 360M model (32 depths of 960): 3 recursions of 10 layers between a
+    first and a last of their own. Sizes of SmolLM-360M, from memory; its block, with rotary positions, grouped keys and
+    SwiGLU, is not fairseq's."""
     _presets(args, decoder_layers=32, decoder_unique_layers=12, decoder_embed_dim=960, decoder_ffn_embed_dim=2560,
              decoder_attention_heads=15, activation_fn="gelu", share_decoder_input_output_embed=True,
              **MIXTURE_OF_RECURSIONS)

@@ -1,5 +1,5 @@
-"""Mixture-of-Depths and Mixture-of-Recursions in whole models: dense equals packed equals one token at a time, causally, alone
-and in any batch."""
+"""Mixture-of-Depths and Mixture-of-Recursions in whole models: dense equals packed equals one token at a time, causally,
+alone and in any batch."""
 
 import pytest
 import torch

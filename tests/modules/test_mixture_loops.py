@@ -11,7 +11,7 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import DecoderLayer, DecoderStack, EncoderLayer, LayerStack, layer_schedule
-from fairseq_adaptive.modules.policies import Counts, Place, build_policy
+from fairseq_adaptive.modules.policies import Choice, Counts, Place, Router, build_policy
 from fairseq_adaptive.modules.policies.mixture_of_depths import share_of
 
 DIM, HEADS, LENGTHS = 8, 2, (11, 1, 7, 4)
@@ -222,7 +222,9 @@ def test_mixture_of_depths(options, causal):
     assert full == [bool((depth + 1) % every) for depth in range(5)]
 
 
-@pytest.mark.parametrize("name, options", (("mixture_of_depths", {"predictor": True}), ("mixture_of_recursions", {"auxiliary": True})))
+@pytest.mark.parametrize("name, options", (
+    ("mixture_of_depths", {"predictor": True}), ("mixture_of_recursions", {"auxiliary": True}),
+))
 def test_the_price_of_a_predictor_does_not_move_the_rest(name, options):
     """Its states have no gradient."""
     stack, (x, mask) = make(name, **options), batch()
@@ -323,3 +325,28 @@ def test_routers_begin_small(name):
         nn.init.ones_(parameter)
     router.reset_parameters()
     assert all(parameter.abs().max() < 0.2 for parameter in router.parameters())
+
+
+def test_what_is_carried_reaches_combine():
+    """Also where a choice does not change it, in dense and packed runs alike."""
+
+    class Doubles(Router, nn.Module):
+        monotone, weighs = False, True
+
+        def start(self, x):
+            return {"factor": 1 + x[..., 0].sigmoid()}
+
+        def choose(self, depth, x, carry, asked, sentence, protected, causal):
+            run = (x[..., 1] > 0).to(x)
+            return Choice(run, run)
+
+        def combine(self, before, after, choice):
+            return before + (choice.run * choice.carry["factor"]).unsqueeze(-1) * (after - before)
+
+    stack, (x, mask) = make("mixture_of_depths").eval(), batch()
+    stack.router, outs = Doubles(), []
+    for packed in (False, True):
+        stack.packed = packed
+        with torch.no_grad():
+            outs.append(run(stack, x, mask)[~mask.t()])
+    torch.testing.assert_close(*outs, rtol=0, atol=1e-10)

@@ -1,5 +1,5 @@
-"""Mixture-of-Recursions (Bae et al., 2025) by expert choice: each recursion takes the best of the tokens that the one before
-took, and adds what the whole block made of them, weighted by their scores.
+"""Mixture-of-Recursions (Bae et al., 2025) by expert choice: each recursion takes the best of the tokens that the one
+before took, and adds what the whole block made of them, weighted by their scores.
 
 Equal to the public router (github.com/raymin0223/mixture_of_recursions) on equal weights.
 """
@@ -49,7 +49,8 @@ class ExpertChoice(Recursions):
                  auxiliary: bool = False, z_loss: float = 0.0, mlp: bool = False):
         super().__init__(depths, schedule, recursions, warmup)
         if gate not in _GATES or not 0 < threshold < 1:
-            raise UsageError(f"gate {gate!r} must be one of {', '.join(_GATES)}, and threshold {threshold} between 0 and 1")
+            raise UsageError(f"gate {gate!r} must be one of {', '.join(_GATES)}, and threshold {threshold} between 0 "
+                             "and 1")
         if auxiliary and z_loss:
             raise UsageError("z_loss is for scores that the price teaches: leave out auxiliary")
         self.gate, self.alpha, self.z_loss = _GATES[gate], alpha, z_loss

@@ -1,8 +1,8 @@
 """What the routers of Mixture-of-Recursions (Bae et al., 2025) share: they are asked once for a whole block of layers.
 
-Depths that a layer of their own serves before and after the shared ones compute all tokens. Those between are R recursions
-of equal length. Others see nothing of a token that is left out of one (``--router-kv active``, the recursion-wise cache), or
-all tokens as the first recursion saw them (``first``, the shared cache).
+Depths that a layer of their own serves before and after the shared ones compute all tokens. Those between are R
+recursions of equal length. Others see nothing of a token that is left out of one (``--router-kv active``, the
+recursion-wise cache), or all tokens as the first recursion saw them (``first``, the shared cache).
 """
 
 from typing import Optional, Sequence

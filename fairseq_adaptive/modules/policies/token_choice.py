@@ -83,8 +83,8 @@ class TokenChoice(Recursions):
         return carry["last"] == recursion
 
     def price(self, trace) -> Tensor:
-        """How unequally the numbers are chosen, 1 where they are equally frequent: R times the sum of the mean chance of each
-        times its frequency, with ``balance`` ``loss``; and ``z_loss``."""
+        """How unequally the numbers are chosen, 1 where they are equally frequent: R times the sum of the mean chance of
+        each times its frequency, with ``balance`` ``loss``; and ``z_loss``."""
         steps, total = self.begun(trace), super().price(trace)
         if not steps:
             return total
@@ -93,7 +93,8 @@ class TokenChoice(Recursions):
             total = total + self.z_loss * (steps[0].score ** 2 * steps[0].asked).sum() / tokens
         if self.balance == "bias":
             return total
-        chances, loads = (torch.stack([(each * step.asked).sum() for each, step in zip(found, steps)]) / tokens for found in (
-            [step.keeping for step in steps], [(step.kept > 0).to(step.keeping) for step in steps]))
+        both = [(step.keeping, (step.kept > 0).to(step.keeping)) for step in steps]
+        chances, loads = (torch.stack([(each * step.asked).sum() for each, step in zip(found, steps)]) / tokens
+                          for found in zip(*both))
         chances, loads = (each - F.pad(each[1:], (0, 1)) for each in (chances, loads))  # from "at least" to "exactly"
         return total + self.count * (chances * loads).sum()

@@ -1,8 +1,8 @@
 """Which layer serves which depth.
 
 Takase and Kiyono, *Lessons on Parameter Sharing across Layers in Transformers* (SustaiNLP 2023), Section 3: M unique
-layers serve N depths under one of three strategies. Bae et al., *Mixture-of-Recursions* (2025), leave the first and the last
-layer out of the sharing.
+layers serve N depths under one of three strategies. Bae et al., *Mixture-of-Recursions* (2025), leave the first and the
+last layer out of the sharing.
 """
 
 from typing import Dict, Mapping, Sequence, Tuple
