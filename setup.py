@@ -25,7 +25,7 @@ setup(
     python_requires=">=3.11,<3.13",
     install_requires=[*FAIRSEQ, "torch", "sacrebleu", "sentencepiece"],
     extras_require={
-        "test": ["hypothesis", "pytest", "triton; sys_platform == 'linux'"],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "triton; sys_platform == 'linux'"],
         "plots": ["matplotlib"],
         "images": ["pillow"],
         "hf": ["huggingface_hub", "safetensors", "tokenizers"],

@@ -1,7 +1,8 @@
 """The losses of the first 100 updates of every family, in full digits.
 
 They are computed in float64 (but for what is float32 by definition, as halting probabilities), where another processor or
-number of threads moves them by 2e-7 at most, and a change of what is computed moves them by far more. A change that is meant to move them records them again, and its commit says why::
+number of threads moves them by 2e-7 at most, and a change of what is computed moves them by far more. A change that is
+meant to move them records them again, and its commit says why::
 
     python tests/test_golden_losses.py [FAMILY ...]
 """

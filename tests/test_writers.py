@@ -10,7 +10,8 @@ SOURCES = [path for folder in ("fairseq_adaptive", "scripts", "examples") for pa
            if "compat" not in path.parts and path.name != "files.py"]
 SAFE = ("whole_file", "whole_folder", "TemporaryDirectory")
 # write into a folder that they are given, which is not yet under its name; or write what is no file
-GIVEN = {"families.py", "checkpoint.py", "albert_tokenizer.py", "adaptive_softmax.py", "prepare_corpus.py", "apply_sentencepiece.py"}
+GIVEN = {"families.py", "checkpoint.py", "albert_tokenizer.py", "adaptive_softmax.py", "prepare_corpus.py",
+         "apply_sentencepiece.py"}
 
 
 def _writes(call):

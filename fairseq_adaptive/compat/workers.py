@@ -100,7 +100,6 @@ def validate_uneven_batches():
     A worker that has no batch left gets an empty one; the trainer knows that, and this command does not.
     """
     from fairseq import checkpoint_utils
-
     from fairseq.distributed import utils as distributed_utils
 
     stock = checkpoint_utils.load_model_ensemble_and_task

@@ -28,7 +28,9 @@ def run(command, *args, check=True, env=None, timeout=300, **kwargs):
     to its environment. Returns a ``subprocess.CompletedProcess`` with text ``stdout`` and ``stderr``. With ``check``,
     raises an ``AssertionError`` that shows both where the exit status is not 0.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")  # each has a port for torchrun
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                   "PET_MASTER_PORT": str(29500 + int(worker)), **(env or {})}
     executable = sys.executable if command == "python" else str(Path(sys.executable).parent / command)
     done = subprocess.run([executable, *map(str, args)], env=environment, capture_output=True, text=True,
                           timeout=timeout, **kwargs)

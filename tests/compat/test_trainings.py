@@ -39,7 +39,8 @@ STOCK = {
     "bleu, tokenised": Family("pairs", f"{_TRANSLATION} --criterion fused_label_smoothed_cross_entropy "
                               "--eval-tokenized-bleu --eval-bleu-remove-bpe"),
     "r-drop": Family("pairs", f"{_TRANSLATION} --criterion label_smoothed_cross_entropy_with_rdrop"),
-    "composite": Family("pairs", f"--task translation --arch transformer {_PAIRS} --criterion composite_loss --underlying-criterion cross_entropy"),
+    "composite": Family("pairs", f"--task translation --arch transformer {_PAIRS} --criterion composite_loss "
+                        "--underlying-criterion cross_entropy"),
     "alignment": Family("pairs", f"--task translation --arch transformer_align {_PAIRS} {_BLEU} --load-alignments "
                         "--criterion label_smoothed_cross_entropy_with_alignment --alignment-layer 0 "
                         "--alignment-heads 1"),

@@ -7,7 +7,7 @@ from test_changed_modules import LoRA, called, hooked, overridden, scaled
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fairseq_adaptive.modules import EncoderLayer, LayerStack, RelativeAttention, recording
+from fairseq_adaptive.modules import LayerStack, RelativeAttention, recording
 from fairseq_adaptive.modules.memory import SegmentMemory
 from fairseq_adaptive.modules.short_attention import ShortAttention
 

@@ -99,7 +99,8 @@ def test_tokens_do_halt_at_different_depths(build):
     for rule in RULES:
         counts = set()
         for seed in range(4):
-            counts |= set(torch.cat([t.updates[t.tokens] for t in run(make(build, rule, seed), segments(seed), True)[2]]).tolist())
+            traces = run(make(build, rule, seed), segments(seed), True)[2]
+            counts |= set(torch.cat([trace.updates[trace.tokens] for trace in traces]).tolist())
         print(rule, sorted(counts))
         assert len(counts) > 2, (rule, counts)
 
@@ -119,7 +120,7 @@ def test_rows_do_not_see_each_other(build, rule, number):
 
 @pytest.mark.parametrize("rule, number", CASES)
 def test_segments_and_single_steps_equal_the_whole(build, rule, number):
-    if not SHAPES[number].get("memory_length", 64) in (64, 5):
+    if SHAPES[number].get("memory_length", 64) not in (64, 5):
         pytest.skip("the memory is too short")
     model = make(build, rule, 2, **SHAPES[number])
     tokens = torch.cat([part for part in segments(2, lengths=[5, 4, 9])], 1)
@@ -209,7 +210,8 @@ def test_gradients_reach_everything(build, rule):
 @pytest.mark.parametrize("rule", ("act", "pondernet", "saturation"))
 def test_a_supernet_halts(build, rule, sample):
     options = {k: v for k, v in TINY.items() if k not in ("layout", "decoder_unique_layers")}
-    model = build("par_supernet", **options, blocks=5, temperature_updates=10, sample_paths=sample, halting=rule, halting_threshold=THRESHOLD[rule])
+    model = build("par_supernet", **options, blocks=5, temperature_updates=10, sample_paths=sample, halting=rule,
+                  halting_threshold=THRESHOLD[rule])
     model.decoder.architecture.data.normal_()
     unit = getattr(model.decoder.blocks.halting, "unit", None)
     if unit is not None:

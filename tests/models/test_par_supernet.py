@@ -116,7 +116,8 @@ def test_costs_are_measured_once_and_leave_no_trace(build, tokens):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [({"blocks": 0}, "--blocks is 0"), ({"temperature_end": 0.0}, "--temperature-end is 0.0"), ({"temperature_updates": 0}, "give one")],
+    [({"blocks": 0}, "--blocks is 0"), ({"temperature_end": 0.0}, "--temperature-end is 0.0"),
+     ({"temperature_updates": 0}, "give one")],
 )
 def test_bad_options_are_refused(build, flags, message):
     with pytest.raises(UsageError, match=message):

@@ -87,7 +87,7 @@ def test_equals_unrolled_fairseq(build, batch, strategy, unique):
 
 
 def decode(model, batch, reorder=None):
-    """Logits of each step of incremental decoding; ``reorder = (step, order)`` permutes the rows of all caches after that step."""
+    """Logits of each step of incremental decoding; ``reorder = (step, order)`` permutes the rows of all caches then."""
     encoder_out = model.encoder(batch["src_tokens"], batch["src_lengths"])
     previous, state, steps = batch["prev_output_tokens"], {}, []
     for step in range(previous.size(1)):
@@ -173,7 +173,8 @@ def test_parameters_do_not_grow_with_depth(build):
         for depths in (2, 4, 7)
     }
     assert len(set(sizes.values())) == 1
-    assert sizes[4] == sum(p.numel() for p in build("transformer", **{**TINY, "encoder_layers": 2, "decoder_layers": 2}).parameters())
+    plain = build("transformer", **{**TINY, "encoder_layers": 2, "decoder_layers": 2})
+    assert sizes[4] == sum(each.numel() for each in plain.parameters())
 
 
 def test_published_sizes(build):

@@ -209,7 +209,7 @@ def test_a_reader(case, depth):
     stack = make("torch", *case, reader=tape)
     x, padding = batch()
     (dense, packed), (one, other) = both(stack, x, padding)
-    (state, wide, read), lengths = dense, dense[2].live.sum(1)
+    (state, wide, _), lengths = dense, dense[2].live.sum(1)
     assert lengths.unique().numel() > 1 and torch.equal(one.tokens, ~wide) and torch.equal(one.updates, other.updates)
     torch.testing.assert_close(state[~wide], packed[0][~wide], rtol=0, atol=1e-10)
     for row, length in enumerate(LENGTHS):

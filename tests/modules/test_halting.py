@@ -104,9 +104,9 @@ def test_pondernet_trains_on_the_expectation_and_halts_at_the_median():
         state, left, total = x[token], 1.0, 0.0
         for depth in range(DEPTHS):
             state = transition(state)
-            l = torch.sigmoid(rule.unit.weight[0] @ state + rule.unit.bias[0]) if depth < DEPTHS - 1 else 1.0
-            assert float(p[depth, token]) == pytest.approx(float(left * l))
-            total, left = total + left * l * state, left * (1 - l)
+            halts = torch.sigmoid(rule.unit.weight[0] @ state + rule.unit.bias[0]) if depth < DEPTHS - 1 else 1.0
+            assert float(p[depth, token]) == pytest.approx(float(left * halts))
+            total, left = total + left * halts * state, left * (1 - halts)
         torch.testing.assert_close(expected[token], total)
 
     result, updates, _, _ = run(rule.eval(), x)

@@ -5,4 +5,14 @@ from fairseq_adaptive.modules.stack.stack import DecoderStack, LayerStack
 from fairseq_adaptive.modules.stack.foreign import ForeignStack
 from fairseq_adaptive.modules.stack.trace import Step, Trace, recording
 
-__all__ = ["DecoderStack", "ForeignStack", "LayerStack", "STRATEGIES", "Step", "Trace", "check_kinds", "layer_schedule", "recording"]
+__all__ = [
+    "DecoderStack",
+    "ForeignStack",
+    "LayerStack",
+    "STRATEGIES",
+    "Step",
+    "Trace",
+    "check_kinds",
+    "layer_schedule",
+    "recording",
+]

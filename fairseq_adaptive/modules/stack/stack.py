@@ -9,13 +9,13 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.known import change, first_change, say_once
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
-from fairseq_adaptive.modules.stack.contract import check_layer
 from fairseq_adaptive.modules.stack.context import (
     DecoderContext,
     PlainDecoderContext,
     Reading,
     encoder_context,
 )
+from fairseq_adaptive.modules.stack.contract import check_layer
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
