@@ -8,6 +8,6 @@ from cli.test_segmented_language_modeling import data, saved, train  # noqa: F40
 def test_training(data, tmp_path, rule, more):  # noqa: F811
     inner = ("--task-criterion", "adaptive_cross_entropy") if more else ("--task-criterion", "cross_entropy")
     train(data, tmp_path, "--batch-size", "4", "--layout", "af*3", "--decoder-unique-layers", "2", "--halting", rule,
-                 "--criterion", "ponder_loss", *inner, *more)
+          "--criterion", "ponder_loss", *inner, *more)
     names = saved(tmp_path)["model"]
     assert {name.split(".")[2] for name in names if ".blocks." in name} == {"0", "1", "halting"}
