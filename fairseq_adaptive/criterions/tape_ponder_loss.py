@@ -12,7 +12,6 @@ from fairseq.logging import metrics
 from torch.nn import functional as F
 
 from fairseq_adaptive.criterions.adaptive_compute_loss import AdaptiveComputeLoss
-from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.ranges import DROPOUT, PRICE, ranged
 
 
@@ -75,8 +74,6 @@ class TapePonderLoss(AdaptiveComputeLoss):
     kinds, needs, task_class = ("reader",), None, Classification
 
     def __init__(self, cfg, task):
-        if cfg.ponder_penalty < 0 or not 0 <= cfg.label_smoothing < 1:
-            raise UsageError("--ponder-penalty cannot be below 0, and --label-smoothing is at least 0 and below 1")
         super().__init__(cfg, task, Classification(cfg, task))
 
     def steering(self):

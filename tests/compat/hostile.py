@@ -49,7 +49,7 @@ SMALL = {"embed_dim": 16, "ffn_embed_dim": 8, "layers": 1, "attention_heads": 2,
 SIZES = {
     **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SMALL.items()},
     "decoder_input_dim": 16, "decoder_output_dim": 16, "decoder_out_embed_dim": 16, "decoder_head_dim": 8,
-    "layout": "af", "blocks": 1, "embed_dim": 16, "num_layers": 1, "max_source_positions": 32, "tokens_per_sample": 32,
+    "layout": "aa", "blocks": 1, "embed_dim": 16, "num_layers": 1, "max_source_positions": 32, "tokens_per_sample": 32,
     "max_target_positions": 32, "max_positions": 32, "adaptive_softmax_cutoff": "4,8", "adaptive_input_cutoff": "4,8",
     "encoder_kernel_size_list": [3], "decoder_kernel_size_list": [3], "adaptive_softmax_factor": 4,
     "adaptive_input_factor": 4, "tape_tokens": 2, "tape_threshold": 1, "tape_layer": 0, "patch_size": 4,
