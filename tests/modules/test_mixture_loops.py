@@ -10,7 +10,7 @@ from fairseq.models.transformer import TransformerConfig
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules import DecoderLayer, DecoderStack, EncoderLayer, LayerStack, layer_schedule
+from fairseq_adaptive.modules import DecoderLayer, DecoderStack, EncoderLayer, LayerStack, layer_schedule, recording
 from fairseq_adaptive.modules.policies import Choice, Counts, Place, Router, build_policy
 from fairseq_adaptive.modules.policies.mixture_of_depths import share_of
 
@@ -33,7 +33,7 @@ def make(name, depths=8, unique=4, causal=True, kv=None, sharing="middle_cycle",
         parameter.data += size * torch.randn_like(parameter)
     for each in layers:
         each.need_attn = False  # with weights fairseq takes its softmax in float32, in a float64 model, too
-    stack.recorder = []
+    stack.traces = []
     return stack
 
 
@@ -44,10 +44,15 @@ def batch():
 
 
 def run(stack, x, mask):
-    if not isinstance(stack, DecoderStack):
-        return stack(x, mask)
-    future = torch.full((len(x), len(x)), -torch.inf, dtype=x.dtype).triu(1)
-    return stack(x, self_attn_mask=future, self_attn_padding_mask=mask)[0]
+    """The states; the trace is added to ``stack.traces``."""
+    with recording(stack) as traces:
+        if not isinstance(stack, DecoderStack):
+            out = stack(x, mask)
+        else:
+            future = torch.full((len(x), len(x)), -torch.inf, dtype=x.dtype).triu(1)
+            out = stack(x, self_attn_mask=future, self_attn_padding_mask=mask)[0]
+    stack.traces += traces[""]
+    return out
 
 
 def layer_of(layer, x, causal, made=None):
@@ -122,8 +127,9 @@ def mixture_of_depths(stack, x, causal):
             x = layer_of(stack[depth], x, causal)
             continue
         unit = router[depth // router.every]
+        predictor = None if router.predictors is None else router.predictors[depth // router.every]
         score = unit(x)[:, 0]
-        guess = score if unit.predictor is None else unit.predictor(x.detach())[:, 0]
+        guess = score if predictor is None else predictor(x.detach())[:, 0]
         room = max(1, math.ceil(router.capacity * len(x)))
         chosen = sorted(sorted(range(len(x)), key=lambda place: -score[place].item())[:room])
         target = torch.zeros(len(x)).to(x)
@@ -164,9 +170,9 @@ def test_expert_choice(options, kv, causal):
     for row, length in enumerate(LENGTHS):
         found.append(expert_choice(stack, x[:length, row], causal, update))
     price = sum(torch.cat(terms).mean() for terms in zip(*(terms for _, terms in found)))
-    assert_same(stack, out, [each for each, _ in found], stack.router.price(stack.recorder[0]), price, x, mask)
+    assert_same(stack, out, [each for each, _ in found], stack.router.price(stack.traces[0]), price, x, mask)
     if update is None:
-        taken = [step.alive.sum(1).tolist() for step in stack.router.begun(stack.recorder[0])]
+        taken = [step.alive.sum(1).tolist() for step in stack.router.begun(stack.traces[0])]
         assert taken == [[11, 1, 7, 4], [7, 1, 4, 2], [3, 1, 2, 1]]
 
 
@@ -195,7 +201,7 @@ def test_token_choice(options, kv, training):
     else:
         assert torch.equal(stack.router.bias, bias)
     assert load.sum(1).min() > 0 or "mlp" in options
-    assert_same(stack, out, [each for each, _ in found], stack.router.price(stack.recorder[0]), price, x, mask)
+    assert_same(stack, out, [each for each, _ in found], stack.router.price(stack.traces[0]), price, x, mask)
 
 
 def test_token_choice_warms_up_with_all_recursions():
@@ -203,7 +209,7 @@ def test_token_choice_warms_up_with_all_recursions():
     for update, expected in ((4, True), (5, False)):
         stack.router.set_num_updates(update)
         run(stack, x, mask)
-        assert torch.equal(stack.recorder[-1].steps[5].alive, ~mask) == expected
+        assert torch.equal(stack.traces[-1].steps[5].alive, ~mask) == expected
 
 
 @pytest.mark.parametrize("causal", (False, True), ids=("encoder", "decoder"))
@@ -216,9 +222,9 @@ def test_mixture_of_depths(options, causal):
     out = run(stack, x, mask)
     found = [mixture_of_depths(stack, x[:length, row], causal) for row, length in enumerate(LENGTHS)]
     price = torch.cat([term for _, terms in found for term in terms]).mean()
-    assert_same(stack, out, [each for each, _ in found], stack.router.price(stack.recorder[0]), price, x, mask)
+    assert_same(stack, out, [each for each, _ in found], stack.router.price(stack.traces[0]), price, x, mask)
     every = options.get("every", 1)
-    full = [torch.equal(step.alive, ~mask) for step in stack.recorder[0].steps]
+    full = [torch.equal(step.alive, ~mask) for step in stack.traces[0].steps]
     assert full == [bool((depth + 1) % every) for depth in range(5)]
 
 
@@ -229,7 +235,7 @@ def test_the_price_of_a_predictor_does_not_move_the_rest(name, options):
     """Its states have no gradient."""
     stack, (x, mask) = make(name, **options), batch()
     run(stack, x, mask)
-    stack.router.price(stack.recorder[0]).backward()
+    stack.router.price(stack.traces[0]).backward()
     moved = {name for name, parameter in stack.named_parameters() if parameter.grad is not None and parameter.grad.any()}
     assert moved == {name for name, _ in stack.named_parameters() if "predictor" in name or "auxiliary" in name}
 
@@ -242,7 +248,7 @@ def test_the_price_of_a_predictor_does_not_move_the_rest(name, options):
 def test_evaluation_of_a_decoder_takes_those_above_the_threshold(name, options, bound):
     stack, (x, mask) = make(name, **options).eval(), batch()
     run(stack, x, mask)
-    steps = [step for step in stack.recorder[0].steps if step.score is not None]
+    steps = [step for step in stack.traces[0].steps if step.score is not None]
     open_to = ~mask
     for number, step in enumerate(steps):
         everyone = name == "mixture_of_recursions" and number == 0  # there is room for all
@@ -256,8 +262,9 @@ def test_protected_tokens_are_always_taken():
         stack, (x, mask) = make(name, causal=False), batch()
         protected = torch.zeros_like(mask)
         protected[:, 2] = True
-        stack(x, mask, protected)
-        assert all(torch.equal(step.alive[:, 2], ~mask[:, 2]) for step in stack.recorder[0].steps), name
+        with recording(stack) as traces:
+            stack(x, mask, protected)
+        assert all(torch.equal(step.alive[:, 2], ~mask[:, 2]) for step in traces[""][0].steps), name
 
 
 def test_a_price_of_nothing_is_zero():
@@ -268,10 +275,10 @@ def test_a_price_of_nothing_is_zero():
             stack.packed = packed
             with torch.no_grad():
                 run(stack, x, mask)
-        dense, packed = map(stack.router.price, stack.recorder)
+        dense, packed = map(stack.router.price, stack.traces)
         torch.testing.assert_close(dense, packed, rtol=0, atol=1e-10)
-        stack.recorder[0].steps = []
-        assert stack.router.price(stack.recorder[0]) == 0
+        stack.traces[0].steps = []
+        assert stack.router.price(stack.traces[0]) == 0
 
 
 def test_cost_of_deciding():

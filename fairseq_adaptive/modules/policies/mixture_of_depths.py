@@ -68,8 +68,8 @@ class MixtureOfDepths(Router, nn.ModuleList):
             raise UsageError(f"unknown weighting {weighting!r}: choose score or sigmoid")
         super().__init__(Score(dim, 1) for _ in range(depths // every))
         self.capacity, self.every, self.weighting = share_of(capacity), every, weighting
-        for unit in self:
-            unit.predictor = small_mlp(dim) if predictor else None
+        # beside the units, in whose place a user may put others, such as an adapter of one
+        self.predictors = nn.ModuleList(small_mlp(dim) for _ in range(depths // every)) if predictor else None
 
     def start(self, x):
         return {"gate": torch.ones_like(x[..., 0])}
@@ -80,8 +80,8 @@ class MixtureOfDepths(Router, nn.ModuleList):
             return Choice(ones, ones, {"gate": ones})
         unit = self[depth // self.every]
         score = guess = unit(x).squeeze(-1)
-        if unit.predictor is not None:
-            guess = unit.predictor(x.detach()).squeeze(-1)
+        if self.predictors is not None:
+            guess = self.predictors[depth // self.every](x.detach()).squeeze(-1)
         if causal and not self.training:
             run = guess >= 0
             run = (run if protected is None else run | protected) & asked
