@@ -14,7 +14,7 @@ from fairseq_adaptive.errors import UsageError
 
 SCRIPTS = Path(USER_DIR).parent / "scripts"
 HUB = """
-import sys, fairseq_adaptive
+import sys, fairseq_adaptive.plugin
 from fairseq.models.transformer import TransformerModel
 TransformerModel.from_pretrained("FOLDER", "code.pt", "DATA")
 """
