@@ -198,21 +198,21 @@ def test_faults_of_a_program_keep_their_traceback(fault, imported):
     assert done.returncode == 1 and "Traceback" in done.stderr and "\nerror: " not in done.stderr, done.stderr
 
 
-MISSING = "error: [Errno 2] No such file or directory: 'absent"
 USAGE_ERROR = "from fairseq_adaptive.errors import UsageError\nraise UsageError('use another')"
 
 
 @pytest.mark.parametrize("code, where, line", [
-    ("from fairseq_cli.train import cli_main; cli_main()", "", MISSING),
-    ("from fairseq_cli.train import cli_main; cli_main()", LIGHT, MISSING),
-    (USAGE_ERROR, "import fairseq_adaptive.hub", "error: use another"),
-    ("open('absent')", "from fairseq_adaptive import errors; errors.report_usage_errors()", MISSING),
+    ("from fairseq_cli.train import cli_main; cli_main()", "", "absent"),
+    ("from fairseq_cli.train import cli_main; cli_main()", LIGHT, "absent"),
+    (USAGE_ERROR, "import fairseq_adaptive.hub", "use another"),
+    ("open('absent')", "from fairseq_adaptive import errors; errors.report_usage_errors()", "absent"),
 ], ids=["fairseq", "modules first", "hub", "a command of ours"])
 def test_usage_errors_are_one_line(code, where, line, tmp_path):
     flags = ["absent", "--user-dir", USER_DIR, "--arch", "shared_transformer", "-s", "src", "-t", "tgt", "--cpu",
              "--batch-size", "1"]
     done = program(f"{where}\n{code}", *flags, cwd=tmp_path, check=False)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(line), done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: ") and line in last, done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -223,13 +223,13 @@ COMMANDS = [path for folder in ("scripts/*.py", "scripts/benchmark/*.py", "examp
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_every_command_says_that_it_is_one(path):
-    main = path.read_text(encoding="utf-8").partition("\ndef main(")[2]
-    assert "report_usage_errors()" in main.splitlines()[1]
+    last = path.read_text(encoding="utf-8").partition('if __name__ == "__main__":')[2]
+    assert last.strip().removeprefix("command.") in ("run(main)", "run(torch.no_grad()(main))")
 
 
 def test_a_command_misses_a_file(tmp_path):
     done = run("python", Path(ROOT, "scripts/plot_depth.py"), "model", "--input", "absent.txt", cwd=tmp_path,
                check=False, env={"PYTHONPATH": ROOT})
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == ("error: [Errno 2] No such file or directory: 'absent.txt' "
-                                            "(needed by read_lines in plot_depth.py)")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "absent.txt" in last
