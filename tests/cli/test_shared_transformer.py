@@ -141,7 +141,8 @@ def test_interactive_takes_empty_and_refuses_long_lines(data, trained, tmp_path)
 @pytest.mark.parametrize(
     "flags, status, message",
     [
-        (["--layer-sharing", "spiral"], 2, "invalid choice: spiral (choose from sequence, cycle, cycle_rev, middle_cycle, middle_sequence)"),
+        (["--layer-sharing", "spiral"], 2,
+         "invalid choice: spiral (choose from sequence, cycle, cycle_rev, middle_cycle, middle_sequence)"),
         (["--decoder-unique-layers", "7"], 1, "error: 7 unique layers cannot serve 6 depths"),
         (["--encoder-unique-layers", "0"], 2, "argument --encoder-unique-layers: 0 is impossible"),
     ],
