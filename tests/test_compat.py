@@ -331,5 +331,16 @@ def test_half_precision_on_a_cpu_is_refused(data, tmp_path):
 
 
 def test_gradients_that_are_no_numbers_end_bfloat16_training(data, tmp_path):
-    done = run("fairseq-train", *train_flags(data, tmp_path, "--bf16", "--lr", "1e38", "--max-update", "20"), check=False)
+    (tmp_path / "plugin").mkdir()
+    (tmp_path / "plugin" / "__init__.py").write_text(
+        f"import sys\nsys.path.insert(0, {USER_DIR.rpartition('/')[0]!r})\nimport fairseq_adaptive.plugin\n"
+        "from fairseq.criterions import register_criterion\n"
+        "from fairseq.criterions.cross_entropy import CrossEntropyCriterion, CrossEntropyCriterionConfig\n"
+        "@register_criterion('broken_cross_entropy', dataclass=CrossEntropyCriterionConfig)\n"
+        "class Broken(CrossEntropyCriterion):\n"
+        "    def compute_loss(self, *args, **kwargs):\n"
+        "        loss, nll = super().compute_loss(*args, **kwargs)\n"
+        "        return loss * float('inf'), nll\n")
+    done = run("fairseq-train", *train_flags(data, tmp_path / "run", "--bf16", "--max-update", "2"), "--user-dir",
+               tmp_path / "plugin", "--criterion", "broken_cross_entropy", check=False)
     assert done.returncode != 0 and "gradients are Nan/Inf" in done.stderr
