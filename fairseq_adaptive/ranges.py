@@ -101,6 +101,7 @@ SEED = Range(int, 0, (1 << 32) - 1)
 THREADS = Range(int, 1, 4096)
 SHARE = Range(float, 0, 1)
 POSITIVE_SHARE = Range(float, 0, 1, above=True)
+RATE = Range(float, 0, 1, above=True, below=True)  # of a geometric distribution
 DROPOUT = Range(float, 0, 1, below=True)
 PRICE = Range(float, 0, 1e6)
 FACTOR = Range(float, 1, 1024)  # of widths

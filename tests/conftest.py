@@ -1,6 +1,7 @@
 import argparse
 import dataclasses
 import os
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,14 @@ import fairseq_adaptive.plugin  # noqa: E402, F401  registers models
 
 # the models are so small that a second thread only waits, and for long where other processes use the cores
 torch.set_num_threads(1)
+
+HOOK = sys.excepthook
+
+
+@pytest.fixture(autouse=True)
+def own_hook(monkeypatch):
+    """torch.distributed puts a hook of its own, for good, before the one that explains errors."""
+    monkeypatch.setattr(sys, "excepthook", HOOK)
 
 
 class Task:

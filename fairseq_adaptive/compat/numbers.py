@@ -29,8 +29,10 @@ def _check(cfg):
 
 
 def check_stock_numbers():
-    """``--batch-size 0`` trains with batches of any size, ``--clip-norm nan`` without clipping, ``--max-update -1`` for
-    no update; ``--update-freq 0`` and ``--num-workers -1`` are tracebacks. All are refused before anything is read.
+    """Numbers of fairseq's own flags that are out of range are refused before anything is read.
+
+    ``--batch-size 0`` trained with batches of any size, ``--clip-norm nan`` without clipping, ``--max-update -1`` for no
+    update; ``--update-freq 0`` and ``--num-workers -1`` were tracebacks.
 
     fairseq-hydra-train imports ``--user-dir`` later: there before the first update.
     """

@@ -10,7 +10,7 @@ from fairseq.logging import metrics
 from fairseq_adaptive.criterions.adaptive_compute_loss import PATIENCE, AdaptiveComputeLoss  # noqa: F401
 from fairseq_adaptive.criterions.controller import DEPTH
 from fairseq_adaptive.criterions.task_criterion import TaskCriterionConfig
-from fairseq_adaptive.ranges import POSITIVE_SHARE, PRICE, UPDATES, ranged
+from fairseq_adaptive.ranges import PRICE, RATE, UPDATES, ranged
 
 
 @dataclass
@@ -30,7 +30,7 @@ class PonderLossConfig(TaskCriterionConfig):
         0.01, PRICE, "by how much of that weight it grows in an update while the depth stays there"
     )
     prior_rate: Optional[float] = ranged(
-        None, POSITIVE_SHARE, "PonderNet: rate of the geometric prior; 1 over the depth to aim at "
+        None, RATE, "PonderNet: rate of the geometric prior; 1 over the depth to aim at "
         "(default: the rule's own, 0.2)"
     )
     kl_weight: float = ranged(0.01, PRICE, "PonderNet: weight of the divergence from the prior")

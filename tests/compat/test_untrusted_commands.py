@@ -95,5 +95,8 @@ def test_commands_refuse(name, folder, tmp_path):
 
 
 def test_a_teacher_is_refused(folder):
-    with pytest.raises(UsageError, match="code.pt is refused: its flag model.adaptive_softmax_cutoff"):
-        Teacher(str(folder / "code.pt"), AnyTask())
+    state = torch.load(folder / "code.pt", weights_only=False)
+    state["cfg"]["task"]["_name"] = "any"  # which the registry does not know: it is taken for the student's
+    torch.save(state, folder / "teacher.pt")
+    with pytest.raises(UsageError, match="teacher.pt is refused: its flag model.adaptive_softmax_cutoff"):
+        Teacher(str(folder / "teacher.pt"), AnyTask())

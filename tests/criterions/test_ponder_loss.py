@@ -240,7 +240,7 @@ def test_warns_of_collapse_once(build, dictionary, sample, caplog, bias, message
         ({"task_criterion_args": "label_smoothing=0.1"}, "does not fit masked_lm"),
         ({"target_depth": 0.5}, "--target-depth is 0.5"),
         ({"time_penalty": -1.0}, "--time-penalty is -1.0"),
-        ({"prior_rate": 1.0}, "between 0 and 1"),
+        ({"prior_rate": 1.0}, "--prior-rate is 1.0: use a number above 0 and below 1"),
     ],
 )
 def test_refuses_impossible_flags(dictionary, flags, message):

@@ -108,7 +108,7 @@ def test_target_falls(build, dictionary, sample):
         torch.manual_seed(1)
         log = criterion(model, sample)[2]
         share = float(log["skim_spent"] / log["skim_dense"])
-        excesses.append(criterion.controller.state["excess"] - share)
+        excesses.append(criterion.controllers["router"].state["excess"] - share)
     targets = [1 - 0.6 * min(update, 10) / 10 for update in range(13)]
     assert excesses[1:] == pytest.approx([-target for target in targets[1:]], abs=1e-6)
 
