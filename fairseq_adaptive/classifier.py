@@ -55,14 +55,26 @@ class TranskimmerClassifier:
         self.max_length = model.max_positions() if max_length is None else min(max_length, model.max_positions())
         if self.max_length < 4:
             raise UsageError(f"a length of {max_length} is impossible: special tokens take up to 4")
-        self.labels = [] if task.cfg.regression_target else [
-            task.label_dictionary[task.label_dictionary.nspecial + number] for number in range(task.cfg.num_classes)]
-        self._stack = next((name for name, module in model.named_modules()
-                            if isinstance(module, LayerStack) and module.router is not None), None)
+        self.labels = (
+            []
+            if task.cfg.regression_target
+            else [
+                task.label_dictionary[task.label_dictionary.nspecial + number] for number in range(task.cfg.num_classes)
+            ]
+        )
+        self._stack = next(
+            (
+                name
+                for name, module in model.named_modules()
+                if isinstance(module, LayerStack) and module.router is not None
+            ),
+            None,
+        )
 
     @classmethod
-    def from_pretrained(cls, checkpoint, data=None, tokenizer=None, cased: bool = False,
-                        max_length: Optional[int] = None, device=None) -> "TranskimmerClassifier":
+    def from_pretrained(
+        cls, checkpoint, data=None, tokenizer=None, cased: bool = False, max_length: Optional[int] = None, device=None
+    ) -> "TranskimmerClassifier":
         """
         Args:
             checkpoint: of ``--task sentence_prediction``
@@ -109,10 +121,14 @@ class TranskimmerClassifier:
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
             tokens = data_utils.collate_tokens(
-                [torch.tensor(rows[number].tokens) for number in numbers], self.task.source_dictionary.pad())
+                [torch.tensor(rows[number].tokens) for number in numbers], self.task.source_dictionary.pad()
+            )
             with recording(self.model) as traces:
-                logits, _ = self.model(tokens.to(device), features_only=True,
-                                       classification_head_name=self.task.cfg.classification_head_name)
+                logits, _ = self.model(
+                    tokens.to(device),
+                    features_only=True,
+                    classification_head_name=self.task.cfg.classification_head_name,
+                )
             updates, layers = None, 1
             if self._stack is not None:
                 (trace,) = traces[self._stack]

@@ -31,8 +31,13 @@ def _passes(trace, package):
 
 
 # how messages of fairseq begin that a user can act on, and for which it has no class
-_TOLD = ("The dataset is empty", "sentence at index", "Sentences lengths should not exceed", "Must specify --max-tokens",
-         "Provided Search parameters")
+_TOLD = (
+    "The dataset is empty",
+    "sentence at index",
+    "Sentences lengths should not exceed",
+    "Must specify --max-tokens",
+    "Provided Search parameters",
+)
 
 
 def _told(error):

@@ -1,14 +1,14 @@
 """Published models in plain Python, without fairseq's tasks::
 
-    from fairseq_adaptive.hub import AlbertActModel
-    from fairseq_adaptive.report.depth_map import depth_tables, to_html, to_text
+from fairseq_adaptive.hub import AlbertActModel
+from fairseq_adaptive.report.depth_map import depth_tables, to_html, to_text
 
-    model = AlbertActModel.from_pretrained("FOLDER")  # or a name on the Hugging Face hub
-    output = model(**model.encode(["a lump in the middle of the monkeys stirred and then fell quiet ."]))
-    output.updates  # B x T
-    sentences = model.depths(open("text.txt"))
-    print(to_text(sentences[0], colour=True))
-    page, tables = to_html(sentences, "Depth"), depth_tables(sentences)
+model = AlbertActModel.from_pretrained("FOLDER")  # or a name on the Hugging Face hub
+output = model(**model.encode(["a lump in the middle of the monkeys stirred and then fell quiet ."]))
+output.updates  # B x T
+sentences = model.depths(open("text.txt"))
+print(to_text(sentences[0], colour=True))
+page, tables = to_html(sentences, "Depth"), depth_tables(sentences)
 """
 
 import os
@@ -124,10 +124,7 @@ class AlbertActModel(nn.Module):
         return list(read_depths(self.model, self.model.encoder.dictionary, pieces, batch_size))
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Optional[Tensor] = None,
-        token_type_ids: Optional[Tensor] = None,
+        self, input_ids: Tensor, attention_mask: Optional[Tensor] = None, token_type_ids: Optional[Tensor] = None
     ) -> AlbertActOutput:
         """
         Args:
@@ -139,8 +136,10 @@ class AlbertActModel(nn.Module):
             UsageError: when an id is outside the vocabulary, which another tokenizer gives, or shapes differ
         """
         if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.config["vocab_size"]:
-            raise UsageError(f"ids go up to {int(input_ids.max())}, but the vocabulary has "
-                             f"{self.config['vocab_size']}: the tokenizer is not that of this model")
+            raise UsageError(
+                f"ids go up to {int(input_ids.max())}, but the vocabulary has "
+                f"{self.config['vocab_size']}: the tokenizer is not that of this model"
+            )
         for name, given in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
             if given is not None and given.shape != input_ids.shape:
                 raise UsageError(f"{name} is {tuple(given.shape)}, but input_ids are {tuple(input_ids.shape)}")
@@ -159,8 +158,10 @@ def _folder(name) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise UsageError(f"there is no folder {name}; to load it from the Hugging Face hub by this name: pip install "
-                         "'fairseq_adaptive[hf]'") from None
+        raise UsageError(
+            f"there is no folder {name}; to load it from the Hugging Face hub by this name: pip install "
+            "'fairseq_adaptive[hf]'"
+        ) from None
     try:
         return snapshot_download(name, allow_patterns=["*.json", "*.bin", "*.safetensors", "*.model"])
     except (OSError, ValueError) as error:

@@ -18,8 +18,18 @@ import fairseq_adaptive.plugin  # noqa: F401  else no patch is in force and no m
 from fairseq_adaptive import compat, ops
 from fairseq_adaptive.errors import UsageError
 
-PACKAGES = ("numpy", "omegaconf", "hydra-core", "sacrebleu", "sentencepiece", "subword-nmt", "sacremoses",
-            "ctranslate2", "transformers", "triton")
+PACKAGES = (
+    "numpy",
+    "omegaconf",
+    "hydra-core",
+    "sacrebleu",
+    "sentencepiece",
+    "subword-nmt",
+    "sacremoses",
+    "ctranslate2",
+    "transformers",
+    "triton",
+)
 
 
 def _version(distribution):
@@ -39,8 +49,10 @@ def _torchaudio():
     try:
         importlib.import_module("torchaudio")
     except Exception as error:  # an OSError where it is built for another torch
-        return (f"{_version('torchaudio')}  (cannot be imported, and so neither can transformers and peft: {error}; "
-                "pip uninstall torchaudio)")
+        return (
+            f"{_version('torchaudio')}  (cannot be imported, and so neither can transformers and peft: {error}; "
+            "pip uninstall torchaudio)"
+        )
     return _version("torchaudio")
 
 
@@ -53,9 +65,15 @@ def versions():
     if compat.fairseq_error is not None:
         error = compat.fairseq_error
         fairseq += f"  (cannot be imported: {type(error).__name__}: {error})"
-    return [("fairseq_adaptive", fairseq_adaptive.__version__), ("python", platform.python_version()),
-            ("platform", platform.platform()), ("torch", torch.__version__), ("fairseq", fairseq),
-            ("torchaudio", _torchaudio()), *((package, _version(package)) for package in PACKAGES)]
+    return [
+        ("fairseq_adaptive", fairseq_adaptive.__version__),
+        ("python", platform.python_version()),
+        ("platform", platform.platform()),
+        ("torch", torch.__version__),
+        ("fairseq", fairseq),
+        ("torchaudio", _torchaudio()),
+        *((package, _version(package)) for package in PACKAGES),
+    ]
 
 
 def devices():
@@ -63,14 +81,23 @@ def devices():
     rows = []
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        rows.append((f"cuda:{index}", f"{device.name}, capability {device.major}.{device.minor}, "
-                                      f"{device.total_memory / 2**30:.0f} GiB"))
+        rows.append(
+            (
+                f"cuda:{index}",
+                f"{device.name}, capability {device.major}.{device.minor}, {device.total_memory / 2**30:.0f} GiB",
+            )
+        )
     if not rows:
         rows.append(("cuda", "no device" if torch.version.cuda else "no device (this torch is built without CUDA)"))
     instructions = [name for name in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(name)]
     bf16 = f"bf16 native ({', '.join(instructions)})" if instructions else "bf16 emulated"
-    return [*rows, ("cpu", f"{torch.get_num_threads()} threads of {os.cpu_count()}, "
-                           f"{torch.backends.cpu.get_cpu_capability()}, {bf16}")]
+    return [
+        *rows,
+        (
+            "cpu",
+            f"{torch.get_num_threads()} threads of {os.cpu_count()}, {torch.backends.cpu.get_cpu_capability()}, {bf16}",
+        ),
+    ]
 
 
 def _apex():
@@ -96,10 +123,10 @@ def operations():
     return [(name, "; ".join(_choices(operation))) for name, operation in sorted(ops.OPS.items())]
 
 
-def mends():
-    """Rows (name, text): what :mod:`fairseq_adaptive.compat` has mended."""
-    applied = [mend for mend in compat.MENDS if mend.__name__ in compat.applied]
-    return [(mend.__name__, inspect.getdoc(mend).splitlines()[0]) for mend in applied]
+def patches():
+    """Rows (name, text): what :mod:`fairseq_adaptive.compat` has patched."""
+    applied = [patch for patch in compat.PATCHES if patch.__name__ in compat.applied]
+    return [(patch.__name__, inspect.getdoc(patch).splitlines()[0]) for patch in applied]
 
 
 def architectures():
@@ -113,17 +140,26 @@ def architectures():
 def main():
     sections = [("versions", versions()), ("devices", devices()), ("kernels", [*operations(), ("layer_norm", _apex())])]
     if compat.fairseq_error is None:
-        sections += [("mends of fairseq, torch and NumPy", mends()), ("models and architectures", architectures())]
+        sections += [("patches of fairseq, torch and NumPy", patches()), ("models and architectures", architectures())]
     width = max(len(name) for _, rows in sections for name, _ in rows)
     for title, rows in sections:
         print(title)
         for name, text in rows:
-            print(textwrap.fill(text, 120, initial_indent=f"  {name:<{width}}  ", subsequent_indent=" " * (width + 4),
-                                break_on_hyphens=False))
+            print(
+                textwrap.fill(
+                    text,
+                    120,
+                    initial_indent=f"  {name:<{width}}  ",
+                    subsequent_indent=" " * (width + 4),
+                    break_on_hyphens=False,
+                )
+            )
         print()
     if compat.fairseq_error is not None:
-        print("error: fairseq cannot be imported; install ve-fairseq (Linux x86-64) or fairseq-fixed (elsewhere)",
-              file=sys.stderr)
+        print(
+            "error: fairseq cannot be imported; install ve-fairseq (Linux x86-64) or fairseq-fixed (elsewhere)",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -47,7 +47,8 @@ class Range:
         if isinstance(value, bool) or not isinstance(value, int if self.kind is int else (int, float)):
             return False
         return (value > self.least if self.above else value >= self.least) and (
-            value < self.most if self.below else value <= self.most)
+            value < self.most if self.below else value <= self.most
+        )
 
     @property
     def wanted(self) -> str:
@@ -112,11 +113,31 @@ BIAS = Range(float, -100, 100)  # of logits
 
 # flags that fairseq declares and that are ours, too, since our models, tasks, criterions and optimizers take them over
 INHERITED = {
-    **{f"{side}_{name}": each for side in ("encoder", "decoder") for name, each in {
-        "layers": LAYERS, "embed_dim": WIDTH, "ffn_embed_dim": FFN_WIDTH, "attention_heads": HEADS,
-        "layerdrop": DROPOUT, "input_dim": WIDTH, "output_dim": WIDTH}.items()},
-    **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "relu_dropout", "pooler_dropout",
-                     "adaptive_softmax_dropout", "label_smoothing"), DROPOUT),
+    **{
+        f"{side}_{name}": each
+        for side in ("encoder", "decoder")
+        for name, each in {
+            "layers": LAYERS,
+            "embed_dim": WIDTH,
+            "ffn_embed_dim": FFN_WIDTH,
+            "attention_heads": HEADS,
+            "layerdrop": DROPOUT,
+            "input_dim": WIDTH,
+            "output_dim": WIDTH,
+        }.items()
+    },
+    **dict.fromkeys(
+        (
+            "dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "relu_dropout",
+            "pooler_dropout",
+            "adaptive_softmax_dropout",
+            "label_smoothing",
+        ),
+        DROPOUT,
+    ),
     **dict.fromkeys(("max_positions", "max_source_positions", "max_target_positions", "tokens_per_sample"), POSITIONS),
     **dict.fromkeys(("adaptive_input_factor", "adaptive_softmax_factor"), FACTOR),
     **dict.fromkeys(("quant_noise_pq", "quant_noise_scalar"), SHARE),
@@ -144,8 +165,11 @@ def ranges_of(owner) -> Dict[str, Range]:
     """The ranges of the flags of a dataclass, or of a class that fairseq's registries know, by their names."""
     owner = getattr(owner, "__dataclass", None) or owner
     if dataclasses.is_dataclass(owner):
-        known = {each.name: each.metadata.get("range") or INHERITED.get(each.name)
-                 for each in dataclasses.fields(owner) if each.type not in (str, bool)}
+        known = {
+            each.name: each.metadata.get("range") or INHERITED.get(each.name)
+            for each in dataclasses.fields(owner)
+            if each.type not in (str, bool)
+        }
         return {name: within for name, within in known.items() if within is not None}
     parser = argparse.ArgumentParser()
     owner.add_args(parser)

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Averages the weights of checkpoints, also of models with shared parameters, into one that fairseq-generate takes."""
 
-
 import fairseq_adaptive.plugin  # noqa: F401  safe loading
 from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import average_checkpoints, last_checkpoints, require_new, save_checkpoint
@@ -10,13 +9,22 @@ from fairseq_adaptive.ranges import COUNT, Parser
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("--inputs", required=True, nargs="+", metavar="PATH",
-                        help="checkpoint files, or one --save-dir with one of the --num-... flags")
+    parser.add_argument(
+        "--inputs",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="checkpoint files, or one --save-dir with one of the --num-... flags",
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="the new checkpoint; must not exist")
     number = parser.add_mutually_exclusive_group()
     number.add_argument("--num-epoch-checkpoints", type=COUNT, metavar="N", help="average the last N of checkpoint*.pt")
-    number.add_argument("--num-update-checkpoints", type=COUNT, metavar="N",
-                        help="average the last N of checkpoint_*_*.pt, which --save-interval-updates writes")
+    number.add_argument(
+        "--num-update-checkpoints",
+        type=COUNT,
+        metavar="N",
+        help="average the last N of checkpoint_*_*.pt, which --save-interval-updates writes",
+    )
     parser.add_argument("--checkpoint-upper-bound", type=COUNT, metavar="N", help="leave out later epochs or updates")
     args = parser.parse_args()
 

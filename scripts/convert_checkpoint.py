@@ -13,8 +13,13 @@ from fairseq_adaptive.ranges import Parser
 def main():
     parser = Parser(description=__doc__, add_help=False)
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="what the folder holds")
-    parser.add_argument("--input", required=True, metavar="FOLDER", help="config.json with model.safetensors or "
-                        "pytorch_model.bin; with --format albert_act also a checkpoint of fairseq, to go back")
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="FOLDER",
+        help="config.json with model.safetensors or "
+        "pytorch_model.bin; with --format albert_act also a checkpoint of fairseq, to go back",
+    )
     parser.add_argument("--output", required=True, metavar="OUT", help="the new folder; must not exist")
     chosen = Parser(add_help=False)
     chosen.add_argument("--format", choices=sorted(FORMATS))

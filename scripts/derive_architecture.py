@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Prints the layout that a search has found, as a flag for training, and what it costs beside a Transformer-XL."""
 
-
 import torch
 
 import fairseq_adaptive.plugin  # noqa: F401  safe loading
@@ -25,10 +24,12 @@ from fairseq_adaptive.report.pictures import require_picture
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", help="of a training of --arch par_supernet")
-    parser.add_argument("--batch-size", type=BATCH, default=8, metavar="N",
-                        help="rows of the measured step (default: 8)")
-    parser.add_argument("--tokens-per-sample", type=POSITIONS, default=128, metavar="N",
-                        help="length of its segments (default: 128)")
+    parser.add_argument(
+        "--batch-size", type=BATCH, default=8, metavar="N", help="rows of the measured step (default: 8)"
+    )
+    parser.add_argument(
+        "--tokens-per-sample", type=POSITIONS, default=128, metavar="N", help="length of its segments (default: 128)"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--tensorboard", metavar="DIR", help="--tensorboard-logdir of that training, for the pictures")
     source.add_argument("--log", metavar="FILE", help="log of that training, where it has no such folder")
@@ -55,8 +56,10 @@ def main():
     print(f"attention blocks: {attention}; {half} in a Transformer-XL of {len(blocks)} blocks")
     torch.manual_seed(1)
     compute = compare_compute(options, blocks, args.batch_size, args.tokens_per_sample)
-    print(f"forward and backward of its blocks, {args.batch_size} x {args.tokens_per_sample} tokens, memory "
-          f"{options.memory_length}, {torch.get_num_threads()} threads:")
+    print(
+        f"forward and backward of its blocks, {args.batch_size} x {args.tokens_per_sample} tokens, memory "
+        f"{options.memory_length}, {torch.get_num_threads()} threads:"
+    )
     for name, unit, scale in ("flops", "GFLOPs", 1e9), ("seconds", "ms", 1e-3):
         found, full = (value / scale for value in compute[name])
         print(f"  {found:.2f} {unit}, {found / full:.2f} of the Transformer-XL's {full:.2f}")

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Writes a model with shared layers as a plain fairseq Transformer, or as a CTranslate2 model, of the shared size."""
 
-
 import fairseq_adaptive.plugin  # noqa: F401  safe loading
 from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import (
@@ -18,8 +17,9 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", help="of training, or averaged")
     parser.add_argument("--to", required=True, choices=("fairseq", "ctranslate2"))
-    parser.add_argument("--output", required=True, metavar="PATH",
-                        help="the new checkpoint file or CTranslate2 folder; must not exist")
+    parser.add_argument(
+        "--output", required=True, metavar="PATH", help="the new checkpoint file or CTranslate2 folder; must not exist"
+    )
     parser.add_argument("--data-dir", metavar="DATA_BIN", help="for ctranslate2: the folder with the dictionaries")
     parser.add_argument("--source-lang", help="for ctranslate2: where DATA_BIN has dictionaries only")
     parser.add_argument("--target-lang", help="for ctranslate2: where DATA_BIN has dictionaries only")

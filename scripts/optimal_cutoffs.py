@@ -31,28 +31,50 @@ def main():
     parser = Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dictionary", metavar="FILE", help="dict.txt of fairseq-preprocess")
-    source.add_argument("--counts", metavar="FILE",
-                        help="one count a line, or word and count, without special symbols, as in dict.txt")
+    source.add_argument(
+        "--counts", metavar="FILE", help="one count a line, or word and count, without special symbols, as in dict.txt"
+    )
     price = parser.add_mutually_exclusive_group(required=True)
-    price.add_argument("--calibrate", action="store_true",
-                       help="measure what softmaxes cost on this device (20 s); prints a --costs for later")
-    price.add_argument("--costs", metavar="FLOOR,OFFSET,MAC[,LOGIT[,WEIGHT]]",
-                       help="a softmax takes max(FLOOR, OFFSET + MAC x multiply-adds + LOGIT x logits + WEIGHT x "
-                       "weights) ms, forward and backward; the last three for 10^9 of them")
+    price.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure what softmaxes cost on this device (20 s); prints a --costs for later",
+    )
+    price.add_argument(
+        "--costs",
+        metavar="FLOOR,OFFSET,MAC[,LOGIT[,WEIGHT]]",
+        help="a softmax takes max(FLOOR, OFFSET + MAC x multiply-adds + LOGIT x logits + WEIGHT x "
+        "weights) ms, forward and backward; the last three for 10^9 of them",
+    )
     parser.add_argument("--hidden-dim", type=WIDTH, required=True, metavar="N", help="width of the model")
-    parser.add_argument("--factor", type=FACTOR, default=1.0, metavar="X",
-                        help="each cluster is this much narrower than the one before (default: 1). Narrow clusters are "
-                        "fast but predict worse, which is no part of the costs: see --least-head")
-    parser.add_argument("--tokens", type=COUNT, default=2048, metavar="N",
-                        help="targets in a batch of one device (default: 2048)")
-    parser.add_argument("--clusters", type=clusters, default="auto", metavar="K",
-                        help="number of clusters, the first one (the head) among them, or auto: the best of 1 to 6 "
-                        "(default)")
-    parser.add_argument("--least-head", type=Range(int, 4, 1 << 24), default=4, metavar="N",
-                        help="keep at least this many entries in the first cluster, with fairseq's four special "
-                        "symbols (default: 4)")
-    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
-                        help="for --calibrate")
+    parser.add_argument(
+        "--factor",
+        type=FACTOR,
+        default=1.0,
+        metavar="X",
+        help="each cluster is this much narrower than the one before (default: 1). Narrow clusters are "
+        "fast but predict worse, which is no part of the costs: see --least-head",
+    )
+    parser.add_argument(
+        "--tokens", type=COUNT, default=2048, metavar="N", help="targets in a batch of one device (default: 2048)"
+    )
+    parser.add_argument(
+        "--clusters",
+        type=clusters,
+        default="auto",
+        metavar="K",
+        help="number of clusters, the first one (the head) among them, or auto: the best of 1 to 6 (default)",
+    )
+    parser.add_argument(
+        "--least-head",
+        type=Range(int, 4, 1 << 24),
+        default=4,
+        metavar="N",
+        help="keep at least this many entries in the first cluster, with fairseq's four special symbols (default: 4)",
+    )
+    parser.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="for --calibrate"
+    )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the cost of 1 to 6 clusters")
     args = parser.parse_args()
 

@@ -50,16 +50,28 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("model", help="a checkpoint, or a folder or Hugging Face name of a published ALBERT-ACT")
     parser.add_argument("--data", metavar="FOLDER", help="of a checkpoint: where dict.txt is (default: as in training)")
-    parser.add_argument("--spm", metavar="FILE", help="SentencePiece model of the text (default: spiece.model in the "
-                        "folder of a published model)")
-    parser.add_argument("--input", default="-", metavar="FILE", help="the text, a sentence or paragraph a line, of "
-                        "which blank ones are left out (default: standard input)")
+    parser.add_argument(
+        "--spm",
+        metavar="FILE",
+        help="SentencePiece model of the text (default: spiece.model in the folder of a published model)",
+    )
+    parser.add_argument(
+        "--input",
+        default="-",
+        metavar="FILE",
+        help="the text, a sentence or paragraph a line, of which blank ones are left out (default: standard input)",
+    )
     parser.add_argument("--batch-size", type=BATCH, default=16, metavar="N", help="lines at a time (default: 16)")
-    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto",
-                        help="never: print depths as numbers (default: colours in a terminal)")
+    parser.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="never: print depths as numbers (default: colours in a terminal)",
+    )
     parser.add_argument("--html", metavar="FILE", help="write the coloured text as a page; must not exist")
-    parser.add_argument("--table", action="store_true",
-                        help="print the mean depth by frequency rank, part of the text and token type")
+    parser.add_argument(
+        "--table", action="store_true", help="print the mean depth by frequency rank, part of the text and token type"
+    )
     parser.add_argument("--plot", metavar="PNG", help="draw these tables; must not exist")
     args = parser.parse_args()
 
@@ -76,8 +88,10 @@ def main():
     tokens = [token for text in texts for token in text]
     unknown = sum(dictionary.index(token) == dictionary.unk() for token in tokens)
     if unknown > len(tokens) / 2:
-        raise UsageError(f"the model does not know {unknown:,} of the {len(tokens):,} tokens: {tokenizer.path} is not "
-                         "the SentencePiece model with which its training text was split")
+        raise UsageError(
+            f"the model does not know {unknown:,} of the {len(tokens):,} tokens: {tokenizer.path} is not "
+            "the SentencePiece model with which its training text was split"
+        )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     sentences = list(read_depths(model, dictionary, texts, args.batch_size))
     limit = sentences[0].limit

@@ -37,8 +37,10 @@ def main():
         for start in range(0, len(dataset), args.batch_size)
     )
     counted = read_map(model.eval(), batches, len(task.classes))
-    print(f"images {counted.rows.sum()}, accuracy {100 * counted.correct / counted.rows.sum():.2f}, "
-          f"tape {counted.mean_length:.2f}, images/s {counted.rows.sum() / counted.seconds:.0f}")
+    print(
+        f"images {counted.rows.sum()}, accuracy {100 * counted.correct / counted.rows.sum():.2f}, "
+        f"tape {counted.mean_length:.2f}, images/s {counted.rows.sum() / counted.seconds:.0f}"
+    )
     for name, lengths, rows in zip(task.classes, counted.lengths, counted.rows):
         shares = " ".join(f"{length}:{n / rows:.3f}" for length, n in enumerate(lengths.tolist()) if n)
         print(f"class {printable(name)}: {rows} images, tapes {shares}")

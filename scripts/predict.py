@@ -35,14 +35,22 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("--data", metavar="FOLDER", help="the binarised training data (default: as in training)")
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="vocab.txt, or vocab.json and merges.txt (default: in "
-                        "the data, where examples/classification/prepare.sh puts them)")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="vocab.txt, or vocab.json and merges.txt (default: in "
+        "the data, where examples/classification/prepare.sh puts them)",
+    )
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
     parser.add_argument("--input", default="-", metavar="FILE", help="a text a line (default: standard input)")
     parser.add_argument("--pairs", action="store_true", help="a line has two texts with a tab between them")
     parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="lines at a time (default: 32)")
-    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto",
-                        help="never: print the layer behind each token (default: colours in a terminal)")
+    parser.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="never: print the layer behind each token (default: colours in a terminal)",
+    )
     parser.add_argument("--html", metavar="FILE", help="write the coloured texts as a page; must not exist")
     args = parser.parse_args()
 
@@ -57,8 +65,11 @@ def main():
     if colour:
         print(legend(sentences[0].limit, sentences[0].measure, sentences[0].last))
     for prediction, sentence in zip(predictions, sentences):
-        head = f"{prediction.label:.3f}" if not prediction.probabilities else (
-            f"{printable(prediction.label)}\t{prediction.probabilities[prediction.label]:.3f}")
+        head = (
+            f"{prediction.label:.3f}"
+            if not prediction.probabilities
+            else (f"{printable(prediction.label)}\t{prediction.probabilities[prediction.label]:.3f}")
+        )
         print(f"{head}\t{to_text(sentence, colour)}")
     if args.html:
         with whole_file(args.html) as part, open(part, "w", encoding="utf-8") as file:

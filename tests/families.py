@@ -20,50 +20,83 @@ class Family(NamedTuple):
 
 
 def _both(**sizes):
-    return " ".join(f"--{side}-{name.replace('_', '-')} {value}" for side in ("encoder", "decoder")
-                    for name, value in sizes.items())
+    return " ".join(
+        f"--{side}-{name.replace('_', '-')} {value}" for side in ("encoder", "decoder") for name, value in sizes.items()
+    )
 
 
-_TRANSLATION = ("--task translation -s src -t tgt --share-all-embeddings --batch-size 24 "
-                + _both(embed_dim=32, ffn_embed_dim=64, attention_heads=2, layers=4))
+_TRANSLATION = "--task translation -s src -t tgt --share-all-embeddings --batch-size 24 " + _both(
+    embed_dim=32, ffn_embed_dim=64, attention_heads=2, layers=4
+)
 _DECODER = "--decoder-embed-dim 32 --decoder-ffn-embed-dim 64 --decoder-attention-heads 2"
 _ENCODER = "--encoder-embed-dim 32 --encoder-ffn-embed-dim 64 --encoder-attention-heads 2"
-_SEGMENTS = ("--task segmented_language_modeling --tokens-per-sample 12 --batch-size 12 --memory-length 12 "
-             "--adaptive-softmax-cutoff 10,20 --share-decoder-input-output-embed --decoder-normalize-before "
-             f"{_DECODER}")
+_SEGMENTS = (
+    "--task segmented_language_modeling --tokens-per-sample 12 --batch-size 12 --memory-length 12 "
+    "--adaptive-softmax-cutoff 10,20 --share-decoder-input-output-embed --decoder-normalize-before "
+    f"{_DECODER}"
+)
 
 FAMILIES = {
-    "shared_transformer": Family("pairs", f"{_TRANSLATION} --arch shared_transformer {_both(unique_layers=2)} "
-                                 "--criterion fused_label_smoothed_cross_entropy --label-smoothing 0.1"),
-    "universal_transformer": Family("pairs", f"{_TRANSLATION} --arch shared_transformer {_both(unique_layers=1)} "
-                                    "--halting act --criterion ponder_loss --time-penalty 0.05 "
-                                    "--task-criterion label_smoothed_cross_entropy"),
-    "pondernet": Family("pairs", f"{_TRANSLATION} --arch shared_transformer {_both(unique_layers=1)} "
-                        "--halting pondernet --criterion ponder_loss --kl-weight 0.1"),
+    "shared_transformer": Family(
+        "pairs",
+        f"{_TRANSLATION} --arch shared_transformer {_both(unique_layers=2)} "
+        "--criterion fused_label_smoothed_cross_entropy --label-smoothing 0.1",
+    ),
+    "universal_transformer": Family(
+        "pairs",
+        f"{_TRANSLATION} --arch shared_transformer {_both(unique_layers=1)} "
+        "--halting act --criterion ponder_loss --time-penalty 0.05 "
+        "--task-criterion label_smoothed_cross_entropy",
+    ),
+    "pondernet": Family(
+        "pairs",
+        f"{_TRANSLATION} --arch shared_transformer {_both(unique_layers=1)} "
+        "--halting pondernet --criterion ponder_loss --kl-weight 0.1",
+    ),
     "shared_transformer_lm": Family(
-        "text", "--task language_modeling --arch shared_transformer_lm --decoder-layers 4 --decoder-unique-layers 2 "
+        "text",
+        "--task language_modeling --arch shared_transformer_lm --decoder-layers 4 --decoder-unique-layers 2 "
         f"{_DECODER} --decoder-input-dim 32 --decoder-output-dim 32 --adaptive-input --adaptive-input-cutoff 10,20 "
-        "--adaptive-softmax-cutoff 10,20 --tokens-per-sample 24 --batch-size 10 --criterion adaptive_cross_entropy"),
-    "par_transformer_xl": Family("text", f"{_SEGMENTS} --arch par_transformer_xl --layout aff*2 "
-                                 "--criterion adaptive_cross_entropy"),
-    "par_supernet": Family("text", f"{_SEGMENTS} --arch par_supernet --blocks 3 --criterion architecture_entropy_loss "
-                           "--entropy-weight 0.1 --target-compute 0.5"),
-    "transkimmer": Family("labels", "--task sentence_prediction --num-classes 2 --max-positions 32 --init-token 0 "
-                          f"--arch transkimmer_base --encoder-layers 2 {_ENCODER} --criterion skim_loss "
-                          "--skim-factor 0.5 --batch-size 48 --lr 0.001"),
-    "albert_act": Family("text", f"--task masked_lm --arch albert_act_tiny {_ENCODER} --encoder-input-dim 16 "
-                         "--encoder-layers 4 --criterion ponder_loss --task-criterion masked_lm --tokens-per-sample 24 "
-                         "--sample-break-mode eos --batch-size 24"),
-    "adatape_parity": Family("", f"--task parity --sequence-length 8 --train-examples 640 --arch adatape_parity "
-                             f"{_ENCODER} --tape-mlp-dim 32 --tape-ffn-embed-dim 32 --tape-tokens 4 --tape-threshold 2 "
-                             "--criterion tape_ponder_loss --batch-size 32"),
-    "adatape_vit": Family("images", f"--task image_classification --arch adatape_vit {_ENCODER} --encoder-layers 3 "
-                          "--patch-size 4 --tape-bank-patch-size 2 --tape-tokens 4 --tape-threshold 2 "
-                          "--criterion tape_ponder_loss --batch-size 32"),
+        "--adaptive-softmax-cutoff 10,20 --tokens-per-sample 24 --batch-size 10 --criterion adaptive_cross_entropy",
+    ),
+    "par_transformer_xl": Family(
+        "text", f"{_SEGMENTS} --arch par_transformer_xl --layout aff*2 --criterion adaptive_cross_entropy"
+    ),
+    "par_supernet": Family(
+        "text",
+        f"{_SEGMENTS} --arch par_supernet --blocks 3 --criterion architecture_entropy_loss "
+        "--entropy-weight 0.1 --target-compute 0.5",
+    ),
+    "transkimmer": Family(
+        "labels",
+        "--task sentence_prediction --num-classes 2 --max-positions 32 --init-token 0 "
+        f"--arch transkimmer_base --encoder-layers 2 {_ENCODER} --criterion skim_loss "
+        "--skim-factor 0.5 --batch-size 48 --lr 0.001",
+    ),
+    "albert_act": Family(
+        "text",
+        f"--task masked_lm --arch albert_act_tiny {_ENCODER} --encoder-input-dim 16 "
+        "--encoder-layers 4 --criterion ponder_loss --task-criterion masked_lm --tokens-per-sample 24 "
+        "--sample-break-mode eos --batch-size 24",
+    ),
+    "adatape_parity": Family(
+        "",
+        f"--task parity --sequence-length 8 --train-examples 640 --arch adatape_parity "
+        f"{_ENCODER} --tape-mlp-dim 32 --tape-ffn-embed-dim 32 --tape-tokens 4 --tape-threshold 2 "
+        "--criterion tape_ponder_loss --batch-size 32",
+    ),
+    "adatape_vit": Family(
+        "images",
+        f"--task image_classification --arch adatape_vit {_ENCODER} --encoder-layers 3 "
+        "--patch-size 4 --tape-bank-patch-size 2 --tape-tokens 4 --tape-threshold 2 "
+        "--criterion tape_ponder_loss --batch-size 32",
+    ),
 }
 # a family's own flags come last
-_COMMON = ("--optimizer adam --lr 0.003 --clip-norm 1 --seed 1 --num-workers 0 --required-batch-size-multiple 1 "
-           "--dropout 0 --attention-dropout 0 --activation-dropout 0")
+_COMMON = (
+    "--optimizer adam --lr 0.003 --clip-norm 1 --seed 1 --num-workers 0 --required-batch-size-multiple 1 "
+    "--dropout 0 --attention-dropout 0 --activation-dropout 0"
+)
 
 
 def write_data(folder):
@@ -83,10 +116,23 @@ def write_data(folder):
         preprocess.main(options.get_preprocessing_parser().parse_args([str(each) for each in command]))
 
     source = lines(600, 9, 30)
-    binarise("pairs", "--source-lang", "src", "--target-lang", "tgt", "--joined-dictionary", src=source,
-             tgt=[" ".join(reversed(line.split())) for line in source])
-    binarise("text", txt=[" ".join(f"w{(start + place) % 30:02d}" for place in range(rng.randint(8, 20)))
-                          for start in rng.choices(range(30), k=600)])
+    binarise(
+        "pairs",
+        "--source-lang",
+        "src",
+        "--target-lang",
+        "tgt",
+        "--joined-dictionary",
+        src=source,
+        tgt=[" ".join(reversed(line.split())) for line in source],
+    )
+    binarise(
+        "text",
+        txt=[
+            " ".join(f"w{(start + place) % 30:02d}" for place in range(rng.randint(8, 20)))
+            for start in rng.choices(range(30), k=600)
+        ],
+    )
     labels = rng.choices(("good", "bad"), k=800)
     binarise("labels/input0", input0=[f"{line} {label}" for line, label in zip(lines(800, 9, 20), labels)])
     binarise("labels/label", label=labels)
@@ -120,6 +166,11 @@ def train(trainer, batches, updates):
     for _, batch in zip(range(updates), batches):
         with metrics.aggregate(new_root=True) as log:
             trainer.train_step([batch])
-        logged.append({key: float(value) for key, value in log.get_smoothed_values().items()
-                       if isinstance(value, (int, float, torch.Tensor))})
+        logged.append(
+            {
+                key: float(value)
+                for key, value in log.get_smoothed_values().items()
+                if isinstance(value, (int, float, torch.Tensor))
+            }
+        )
     return logged

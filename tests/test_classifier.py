@@ -20,18 +20,22 @@ from threads import assert_threads_equal_one
 
 pytest.importorskip("tokenizers")
 WORDS = "good bad film was the a story , . it never works plot ##s".split()
-FLAGS = ("--task sentence_prediction --criterion sentence_prediction --init-token 0 --max-positions 16 --skim-bias 0 "
-         "--arch transkimmer_bert_base --encoder-layers 3 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32 "
-         "--encoder-attention-heads 2").split()
+FLAGS = (
+    "--task sentence_prediction --criterion sentence_prediction --init-token 0 --max-positions 16 --skim-bias 0 "
+    "--arch transkimmer_bert_base --encoder-layers 3 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32 "
+    "--encoder-attention-heads 2"
+).split()
 STACK = "encoder.sentence_encoder.layers"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bin")
-    lines = {"vocab.txt": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS],
-             "input0/dict.txt": [f"{word} 1" for word in ["<mask>", *WORDS]],
-             "label/dict.txt": ["positive 2", "negative 1"]}
+    lines = {
+        "vocab.txt": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS],
+        "input0/dict.txt": [f"{word} 1" for word in ["<mask>", *WORDS]],
+        "label/dict.txt": ["positive 2", "negative 1"],
+    }
     for name, content in lines.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("\n".join(content) + "\n")
@@ -164,8 +168,11 @@ def test_command_says_a_line_for_each_line(checkpoint, tmp_path, monkeypatch, ca
     """Blank lines are texts, and only a line feed ends one."""
     (tmp_path / "text").write_bytes("good film\n\nbad\rplot\r\n \x1b[31mgood\u202e\n".encode())
     script = Path(__file__).resolve().parents[1] / "scripts" / "predict.py"
-    monkeypatch.setattr(sys, "argv", ["predict.py", str(checkpoint()), "--input", str(tmp_path / "text"), "--html",
-                                      str(tmp_path / "page.html")])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["predict.py", str(checkpoint()), "--input", str(tmp_path / "text"), "--html", str(tmp_path / "page.html")],
+    )
     runpy.run_path(str(script), run_name="__main__")
     said = capsys.readouterr().out
     lines = said.removesuffix("\n").split("\n")
@@ -184,6 +191,7 @@ def test_batches_of_nothing_are_refused(checkpoint, size):
 def test_serves_several_threads(classifier):
     def same(one, other):
         return [(each.label, each.skimmed, each.tokens) for each in one] == [
-            (each.label, each.skimmed, each.tokens) for each in other]
+            (each.label, each.skimmed, each.tokens) for each in other
+        ]
 
     assert_threads_equal_one(classifier().predict, [TEXTS, TEXTS[:1] * 3, TEXTS[1:2], TEXTS[3:]], same)

@@ -37,8 +37,26 @@ def data(tmp_path_factory):
 
 
 def train_flags(data, save_dir, *more):
-    return [data, "--user-dir", USER_DIR, "--arch", "transformer", *TINY_TRANSFORMER, "--optimizer", "adam",
-            "--lr", "0.001", "--batch-size", "20", "--cpu", "--num-workers", "0", "--save-dir", save_dir, *more]
+    return [
+        data,
+        "--user-dir",
+        USER_DIR,
+        "--arch",
+        "transformer",
+        *TINY_TRANSFORMER,
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.001",
+        "--batch-size",
+        "20",
+        "--cpu",
+        "--num-workers",
+        "0",
+        "--save-dir",
+        save_dir,
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +156,7 @@ def test_other_class_is_refused_by_name(zipped, state, tmp_path):
 def test_unreadable_file(content, checkpoint, tmp_path):
     whole = checkpoint.read_bytes()
     path = tmp_path / "broken.pt"
-    path.write_bytes({"cut short": whole[:len(whole) // 2], "empty": b"", "text": b"hello world\n"}[content])
+    path.write_bytes({"cut short": whole[: len(whole) // 2], "empty": b"", "text": b"hello world\n"}[content])
     with pytest.raises(UsageError, match=r"broken\.pt cannot be read"):
         checkpoint_utils.load_checkpoint_to_cpu(str(path))
 
@@ -154,8 +172,18 @@ def test_stock_commands_refuse_malicious_checkpoint(command, data, malicious, tm
     if command == "fairseq-train":
         flags = train_flags(data, tmp_path / "new", "--max-update", "1", "--restore-file", malicious)
     else:
-        flags = [data, "--user-dir", USER_DIR, "--path", malicious, "--cpu", "--task", "translation",
-                 "--batch-size", "8"]
+        flags = [
+            data,
+            "--user-dir",
+            USER_DIR,
+            "--path",
+            malicious,
+            "--cpu",
+            "--task",
+            "translation",
+            "--batch-size",
+            "8",
+        ]
     assert_refused(run(command, *flags, check=False), malicious, "posix.system")
     assert not (tmp_path / "ran").exists()
     assert not list(tmp_path.glob("new/*.pt"))
@@ -316,8 +344,11 @@ def test_bfloat16_on_a_cpu(flag, data, tmp_path):
     losses = {}
     for name, more in ("fp32", ()), (flag, (flag,)):
         done = run("fairseq-train", *train_flags(data, tmp_path / name, *flags, *more))
-        losses[name] = [json.loads(line[line.index("{"):])["train_loss"] for line in done.stdout.splitlines()
-                        if '"train_loss"' in line]
+        losses[name] = [
+            json.loads(line[line.index("{") :])["train_loss"]
+            for line in done.stdout.splitlines()
+            if '"train_loss"' in line
+        ]
     losses = {name: np.array(values, dtype=float) for name, values in losses.items()}
     assert len(losses[flag]) == 7 and losses[flag][-1] < losses[flag][0] - 0.5
     np.testing.assert_allclose(losses[flag], losses["fp32"], rtol=0.01)
@@ -340,7 +371,15 @@ def test_gradients_that_are_no_numbers_end_bfloat16_training(data, tmp_path):
         "class Broken(CrossEntropyCriterion):\n"
         "    def compute_loss(self, *args, **kwargs):\n"
         "        loss, nll = super().compute_loss(*args, **kwargs)\n"
-        "        return loss * float('inf'), nll\n")
-    done = run("fairseq-train", *train_flags(data, tmp_path / "run", "--bf16", "--max-update", "2"), "--user-dir",
-               tmp_path / "plugin", "--criterion", "broken_cross_entropy", check=False)
+        "        return loss * float('inf'), nll\n"
+    )
+    done = run(
+        "fairseq-train",
+        *train_flags(data, tmp_path / "run", "--bf16", "--max-update", "2"),
+        "--user-dir",
+        tmp_path / "plugin",
+        "--criterion",
+        "broken_cross_entropy",
+        check=False,
+    )
     assert done.returncode != 0 and "gradients are Nan/Inf" in done.stderr

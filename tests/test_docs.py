@@ -11,9 +11,13 @@ PAGES = ("plain-torch",)
 BLOCKS = [
     pytest.param(block, id=f"{page}-{number}")
     for page in PAGES
-    for number, block in enumerate(re.findall(
-        r"^```python\n(.*?)^```$", Path(USER_DIR).parent.joinpath("docs", f"{page}.md").read_text(encoding="utf-8"),
-        re.DOTALL | re.MULTILINE))
+    for number, block in enumerate(
+        re.findall(
+            r"^```python\n(.*?)^```$",
+            Path(USER_DIR).parent.joinpath("docs", f"{page}.md").read_text(encoding="utf-8"),
+            re.DOTALL | re.MULTILINE,
+        )
+    )
 ]
 
 

@@ -20,16 +20,19 @@ def end(error, capsys):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command,flags,said", (
-    ("generate", (), "error: --path required for generation!"),
-    ("generate", ("--path", "a.pt", "--sampling", "--nbest", "2"), "error: --sampling requires --nbest"),
-    ("generate", ("--path", "a.pt", "--replace-unk"), "error: --replace-unk requires a raw text dataset"),
-    ("generate", ("--path", "a.pt"), "error: checkpoint a.pt does not exist"),
-    ("validate", ("--task", "translation", "--path", "a.pt"), "error: Must specify batch size"),
-    ("validate", ("--task", "translation", "--batch-size", "2"), "error: --path is missing"),
-    ("interactive", (), "error: a path is missing: the folder of the data, or --path with a checkpoint"),
-    ("eval-lm", ("--task", "translation"), "error: --path is missing"),
-))
+@pytest.mark.parametrize(
+    "command,flags,said",
+    (
+        ("generate", (), "error: --path required for generation!"),
+        ("generate", ("--path", "a.pt", "--sampling", "--nbest", "2"), "error: --sampling requires --nbest"),
+        ("generate", ("--path", "a.pt", "--replace-unk"), "error: --replace-unk requires a raw text dataset"),
+        ("generate", ("--path", "a.pt"), "error: checkpoint a.pt does not exist"),
+        ("validate", ("--task", "translation", "--path", "a.pt"), "error: Must specify batch size"),
+        ("validate", ("--task", "translation", "--batch-size", "2"), "error: --path is missing"),
+        ("interactive", (), "error: a path is missing: the folder of the data, or --path with a checkpoint"),
+        ("eval-lm", ("--task", "translation"), "error: --path is missing"),
+    ),
+)
 def test_flags_that_a_command_checks(command, flags, said, data, capsys):
     with pytest.raises(Exception) as raised:
         call(f"fairseq-{command}", data, "--cpu", *flags)

@@ -14,7 +14,7 @@ from fairseq.registry import REGISTRIES
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
-from fairseq_adaptive.modules.packed_linear import constant_weights
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ops import matmul
 
 # composite needs to be told which groups of parameters there are; cpu_adam needs deepspeed, fairseq's lamb apex
@@ -122,8 +122,9 @@ def move(model, weights):
         parameter.data.copy_(weights[name])
 
 
-@pytest.mark.parametrize("write", (change, move, lambda model, weights: model.load_state_dict(weights)),
-                         ids=("in place", "average", "load"))
+@pytest.mark.parametrize(
+    "write", (change, move, lambda model, weights: model.load_state_dict(weights)), ids=("in place", "average", "load")
+)
 @pytest.mark.parametrize("name", TRANSLATING)
 def test_generation_follows_the_weights(name, write, trained):
     trainer, batches = trained(name, "adam")
@@ -163,18 +164,58 @@ def test_runs_in_inference_mode(name, trained):
 @pytest.mark.slow
 def test_fairseq_train_logs_what_fairseq_validate_says(tmp_path):
     """The log of a training with three validations, beside fairseq-validate of the checkpoints saved there."""
-    words = torch.randint(0, 200, (20000,), generator=torch.Generator().manual_seed(1)).cumsum(0).remainder(200).tolist()
+    words = (
+        torch.randint(0, 200, (20000,), generator=torch.Generator().manual_seed(1)).cumsum(0).remainder(200).tolist()
+    )
     lines = [" ".join(f"w{word}" for word in words[start : start + 20]) for start in range(0, len(words), 20)]
     for split, text in (("train", lines[:900]), ("valid", lines[900:])):
         (tmp_path / f"{split}.txt").write_text("\n".join(text) + "\n")
-    run("fairseq-preprocess", "--only-source", "--trainpref", tmp_path / "train.txt", "--validpref",
-        tmp_path / "valid.txt", "--destdir", tmp_path / "bin")
+    run(
+        "fairseq-preprocess",
+        "--only-source",
+        "--trainpref",
+        tmp_path / "train.txt",
+        "--validpref",
+        tmp_path / "valid.txt",
+        "--destdir",
+        tmp_path / "bin",
+    )
     task = ["--task", "segmented_language_modeling", "--tokens-per-sample", "32", "--batch-size", "16"]
-    log = run("fairseq-train", tmp_path / "bin", "--user-dir", USER_DIR, *task, "--arch", "par_transformer_xl",
-              "--layout", "af*2", "--memory-length", "32", "--decoder-embed-dim", "128", "--decoder-ffn-embed-dim", "256",
-              "--decoder-attention-heads", "4", "--optimizer", "adam", "--lr", "0.002", "--max-update", "30",
-              "--validate-interval-updates", "10", "--save-interval-updates", "10", "--log-format", "simple",
-              "--save-dir", tmp_path / "run", "--num-workers", "0").stdout
+    log = run(
+        "fairseq-train",
+        tmp_path / "bin",
+        "--user-dir",
+        USER_DIR,
+        *task,
+        "--arch",
+        "par_transformer_xl",
+        "--layout",
+        "af*2",
+        "--memory-length",
+        "32",
+        "--decoder-embed-dim",
+        "128",
+        "--decoder-ffn-embed-dim",
+        "256",
+        "--decoder-attention-heads",
+        "4",
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.002",
+        "--max-update",
+        "30",
+        "--validate-interval-updates",
+        "10",
+        "--save-interval-updates",
+        "10",
+        "--log-format",
+        "simple",
+        "--save-dir",
+        tmp_path / "run",
+        "--num-workers",
+        "0",
+    ).stdout
     logged = dict(re.findall(r"valid on 'valid' subset \|.*? loss ([\d.]+) .*num_updates (\d+)", log))
     logged = {updates: loss for loss, updates in logged.items()}
     assert len(logged) == 3 and len(set(logged.values())) == 3

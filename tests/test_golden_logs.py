@@ -27,8 +27,10 @@ CASES = {
     "time_penalty_warmup": ("albert_act", "--time-penalty-warmup-updates 4 --halting ut_act"),
     "pondernet_and_act": ("pondernet", "--decoder-halting act --prior-rate 0.4"),
     "target_flops": ("transkimmer", "--target-flops 0.5 --skim-warmup-updates 4"),
-    "tape_in_ponder_loss": ("adatape_parity",
-                            "--halting act --criterion ponder_loss --task-criterion tape_ponder_loss"),
+    "tape_in_ponder_loss": (
+        "adatape_parity",
+        "--halting act --criterion ponder_loss --task-criterion tape_ponder_loss",
+    ),
     "tape_in_skim_loss": ("adatape_vit", "--skimming --criterion skim_loss --task-criterion tape_ponder_loss"),
     "entropy_warmup": ("par_supernet", "--entropy-warmup-updates 4 --sample-paths"),
 }
@@ -41,10 +43,13 @@ def logs(case, data):
     trainer, batches = build_trainer(family, data, "--max-update", "10", *flags.split())
     raw = []
     trainer.criterion.register_forward_hook(
-        lambda module, arguments, result: raw.append({key: float(value) for key, value in result[2].items()}))
+        lambda module, arguments, result: raw.append({key: float(value) for key, value in result[2].items()})
+    )
     logged = train(trainer, batches, UPDATES)
-    return [{"log": {key: value for key, value in each.items() if key not in TIMES}, "sums": sums}
-            for each, sums in zip(logged, raw, strict=True)]
+    return [
+        {"log": {key: value for key, value in each.items() if key not in TIMES}, "sums": sums}
+        for each, sums in zip(logged, raw, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")

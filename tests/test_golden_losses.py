@@ -30,7 +30,12 @@ def losses(name, data):
     """The loss of each update, divided by its sample size: fairseq's task, criterion and Adam, without its trainer, which
     computes norms in float32."""
     trainer, batches = build_trainer(name, data, "--max-update", str(UPDATES))
-    task, model, criterion, optimizer = trainer.task, trainer.model.double(), trainer.criterion.double(), trainer.optimizer
+    task, model, criterion, optimizer = (
+        trainer.task,
+        trainer.model.double(),
+        trainer.criterion.double(),
+        trainer.optimizer,
+    )
     batches, seen = list(batches), []
     for update, batch in zip(range(UPDATES), itertools.cycle(batches)):
         batch = utils.apply_to_sample(lambda x: x.double() if x.is_floating_point() else x, batch)

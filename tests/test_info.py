@@ -38,9 +38,9 @@ def test_names_the_supplier_of_fairseq(suppliers, monkeypatch):
     assert ("not installed" in line) == (not suppliers)
 
 
-def test_every_mend_has_a_line():
-    assert [name for name, _ in info.mends()] == compat.applied
-    assert all(line.endswith(".") for _, line in info.mends())
+def test_every_patch_has_a_line():
+    assert [name for name, _ in info.patches()] == compat.applied
+    assert all(line.endswith(".") for _, line in info.patches())
 
 
 def test_architectures():
@@ -59,8 +59,11 @@ def test_apex_is_never_imported(tmp_path, monkeypatch):
 @pytest.mark.parametrize("extension, cuda, word", [(False, True, "not installed"), (True, False, "no CUDA device")])
 def test_apex_says_why(extension, cuda, word, monkeypatch):
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec",
-                        lambda name: (extension or None) if name == "fused_layer_norm_cuda" else find_spec(name))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (extension or None) if name == "fused_layer_norm_cuda" else find_spec(name),
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert info._apex().startswith("unavailable") and word in info._apex()
 
@@ -82,8 +85,14 @@ def test_bf16(native, monkeypatch):
 
 def test_without_a_working_fairseq(tmp_path):
     (tmp_path / "fairseq.py").write_text("raise ValueError('mutable default is not allowed')")
-    done = run("python", "-m", "fairseq_adaptive.info", cwd=tmp_path, check=False,
-               env={"PYTHONPATH": os.pathsep.join((str(tmp_path), ROOT))})
+    done = run(
+        "python",
+        "-m",
+        "fairseq_adaptive.info",
+        cwd=tmp_path,
+        check=False,
+        env={"PYTHONPATH": os.pathsep.join((str(tmp_path), ROOT))},
+    )
     assert done.returncode == 1
     assert "cannot be imported: ValueError: mutable default is not allowed" in done.stdout
     assert done.stderr.startswith("error: fairseq cannot be imported") and "Traceback" not in done.stderr

@@ -10,14 +10,43 @@ from cli.helpers import TINY_TRANSFORMER, USER_DIR, run, tiny_translation_data
 ROOT = str(Path(USER_DIR).parent)
 LIGHT = "import fairseq_adaptive, fairseq_adaptive.modules, fairseq_adaptive.ops, fairseq_adaptive.report"
 # what a program, or a configuration that is unpickled, may import before fairseq is told of --user-dir
-FIRST = ("", LIGHT, "from fairseq_adaptive.modules import EncoderLayer",
-         *(f"import fairseq_adaptive.{name}"
-           for name in ("models.par_transformer_xl", "tasks", "criterions", "optim", "interop", "hub")))
+FIRST = (
+    "",
+    LIGHT,
+    "from fairseq_adaptive.modules import EncoderLayer",
+    *(
+        f"import fairseq_adaptive.{name}"
+        for name in ("models.par_transformer_xl", "tasks", "criterions", "optim", "interop", "hub")
+    ),
+)
 # what does not need fairseq; the other modules are parts of its layers
-PLAIN = ("ops", "errors", "modules", *(f"modules.{name}" for name in (
-    "adaptive_input", "adaptive_softmax", "admin", "idle", "layout", "memory", "packed_linear", "policies",
-    "relative_attention", "shared_encoder", "stack")), *(f"modules.{folder}.{path.stem}" for folder in ("policies", "stack")
-                                                         for path in Path(USER_DIR, "modules", folder).glob("[!_]*.py")))
+PLAIN = (
+    "ops",
+    "errors",
+    "modules",
+    *(
+        f"modules.{name}"
+        for name in (
+            "layers.admin",
+            "layers.known",
+            "layers.prepacked_linear",
+            "layers.zero_gradients",
+            "policies",
+            "shared_encoder",
+            "stack",
+            "transformer_xl.layout",
+            "transformer_xl.memory",
+            "transformer_xl.relative_attention",
+            "vocabulary.adaptive_input",
+            "vocabulary.adaptive_softmax",
+        )
+    ),
+    *(
+        f"modules.{folder}.{path.stem}"
+        for folder in ("policies", "stack")
+        for path in Path(USER_DIR, "modules", folder).glob("[!_]*.py")
+    ),
+)
 
 
 def program(code, *args, cwd=ROOT, **kwargs):
@@ -51,7 +80,9 @@ before = snapshot()
 
 
 def test_light_imports_change_nothing():
-    code = SNAPSHOT + f"""
+    code = (
+        SNAPSHOT
+        + f"""
 {LIGHT}
 assert snapshot() == before
 import fairseq_adaptive.plugin
@@ -59,6 +90,7 @@ changed = {{key for key, value in snapshot().items() if before.get(key) != value
 assert {{"hook", "safe", ("fairseq.checkpoint_utils", "load_checkpoint_to_cpu")}} < changed
 print(len(changed))
 """
+    )
     assert int(program(code).stdout.split()[-1]) > 20
 
 
@@ -91,8 +123,10 @@ OURS = ["par_supernet", "architecture_entropy_loss", "architecture_adam", "segme
 SPELLINGS = ("a path", "a name", "up and down", "a link")
 
 
-@pytest.mark.parametrize("first, spelling", [*((first, "a path") for first in FIRST),
-                                             *((first, other) for first in FIRST[:2] for other in SPELLINGS[1:])])
+@pytest.mark.parametrize(
+    "first, spelling",
+    [*((first, "a path") for first in FIRST), *((first, other) for first in FIRST[:2] for other in SPELLINGS[1:])],
+)
 def test_fairseq_finds_all(first, spelling, tmp_path):
     flags = (f"--{name}={ours}" for name, ours in zip(("arch", "criterion", "optimizer", "task"), OURS))
     done = program(f"{first}\n{PARSE}", "data", "--user-dir", folder_spelling(tmp_path, spelling), *flags)
@@ -112,9 +146,27 @@ def data(tmp_path_factory):
 
 
 def train_flags(data, folder):
-    return [data, "--user-dir", USER_DIR, "--arch", "shared_transformer", *TINY_TRANSFORMER, "--optimizer", "adam",
-            "--lr", "0.001", "--batch-size", "20", "--cpu", "--num-workers", "0", "--max-update", "2",
-            "--save-dir", folder]
+    return [
+        data,
+        "--user-dir",
+        USER_DIR,
+        "--arch",
+        "shared_transformer",
+        *TINY_TRANSFORMER,
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.001",
+        "--batch-size",
+        "20",
+        "--cpu",
+        "--num-workers",
+        "0",
+        "--max-update",
+        "2",
+        "--save-dir",
+        folder,
+    ]
 
 
 def test_training_after_our_modules(data, tmp_path):
@@ -144,7 +196,9 @@ sys.meta_path.insert(0, Absent())
 
 
 def test_plain_torch_without_fairseq():
-    code = BLOCK + f"""
+    code = (
+        BLOCK
+        + f"""
 import importlib, torch
 for name in {PLAIN!r}:
     importlib.import_module("fairseq_adaptive." + name)
@@ -168,6 +222,7 @@ try:
 except ImportError as error:
     print(error)
 """
+    )
     assert "Nonsense" in program(code).stdout
 
 
@@ -201,24 +256,43 @@ def test_faults_of_a_program_keep_their_traceback(fault, imported):
 USAGE_ERROR = "from fairseq_adaptive.errors import UsageError\nraise UsageError('use another')"
 
 
-@pytest.mark.parametrize("code, where, line", [
-    ("from fairseq_cli.train import cli_main; cli_main()", "", "absent"),
-    ("from fairseq_cli.train import cli_main; cli_main()", LIGHT, "absent"),
-    (USAGE_ERROR, "import fairseq_adaptive.hub", "use another"),
-    ("open('absent')", "from fairseq_adaptive import errors; errors.report_usage_errors()", "absent"),
-], ids=["fairseq", "modules first", "hub", "a command of ours"])
+@pytest.mark.parametrize(
+    "code, where, line",
+    [
+        ("from fairseq_cli.train import cli_main; cli_main()", "", "absent"),
+        ("from fairseq_cli.train import cli_main; cli_main()", LIGHT, "absent"),
+        (USAGE_ERROR, "import fairseq_adaptive.hub", "use another"),
+        ("open('absent')", "from fairseq_adaptive import errors; errors.report_usage_errors()", "absent"),
+    ],
+    ids=["fairseq", "modules first", "hub", "a command of ours"],
+)
 def test_usage_errors_are_one_line(code, where, line, tmp_path):
-    flags = ["absent", "--user-dir", USER_DIR, "--arch", "shared_transformer", "-s", "src", "-t", "tgt", "--cpu",
-             "--batch-size", "1"]
+    flags = [
+        "absent",
+        "--user-dir",
+        USER_DIR,
+        "--arch",
+        "shared_transformer",
+        "-s",
+        "src",
+        "-t",
+        "tgt",
+        "--cpu",
+        "--batch-size",
+        "1",
+    ]
     done = program(f"{where}\n{code}", *flags, cwd=tmp_path, check=False)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and last.startswith("error: ") and line in last, done.stderr
     assert "Traceback" not in done.stderr
 
 
-COMMANDS = [path for folder in ("scripts/*.py", "scripts/benchmark/*.py", "examples/*/*.py")
-            for path in Path(ROOT).glob(folder)
-            if "fairseq_adaptive" in (text := path.read_text(encoding="utf-8")) and "def main(" in text]
+COMMANDS = [
+    path
+    for folder in ("scripts/*.py", "scripts/benchmark/*.py", "examples/*/*.py")
+    for path in Path(ROOT).glob(folder)
+    if "fairseq_adaptive" in (text := path.read_text(encoding="utf-8")) and "def main(" in text
+]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
@@ -228,8 +302,16 @@ def test_every_command_says_that_it_is_one(path):
 
 
 def test_a_command_misses_a_file(tmp_path):
-    done = run("python", Path(ROOT, "scripts/plot_depth.py"), "model", "--input", "absent.txt", cwd=tmp_path,
-               check=False, env={"PYTHONPATH": ROOT})
+    done = run(
+        "python",
+        Path(ROOT, "scripts/plot_depth.py"),
+        "model",
+        "--input",
+        "absent.txt",
+        cwd=tmp_path,
+        check=False,
+        env={"PYTHONPATH": ROOT},
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and "absent.txt" in last

@@ -26,8 +26,18 @@ TOLERANCE = {"--memory-efficient-bf16": 0.03}
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
 HALF = ["--fp16", "--memory-efficient-fp16", "--bf16", "--memory-efficient-bf16", "--amp"]
 # ponder costs, depths, kept tokens, the tape: in the log besides the loss
-AUXILIARY = ["ponder_loss", "depth", "encoder_depth", "decoder_depth", "skim_loss", "kept", "entropy", "compute",
-             "ponder_cost", "tape_len"]
+AUXILIARY = [
+    "ponder_loss",
+    "depth",
+    "encoder_depth",
+    "decoder_depth",
+    "skim_loss",
+    "kept",
+    "entropy",
+    "compute",
+    "ponder_cost",
+    "tape_len",
+]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # fairseq's, of torch.cuda.amp
 
@@ -82,10 +92,16 @@ def assert_same_training(log, reference, tolerance=0.01):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("device, flag", [
-    ("cpu", "--bf16"), ("cpu", "--amp"), ("half weights", "--fp16"), ("half weights", "--bf16"),
-    *[pytest.param(*GPU.values, flag, marks=GPU.marks) for flag in HALF],
-])
+@pytest.mark.parametrize(
+    "device, flag",
+    [
+        ("cpu", "--bf16"),
+        ("cpu", "--amp"),
+        ("half weights", "--fp16"),
+        ("half weights", "--bf16"),
+        *[pytest.param(*GPU.values, flag, marks=GPU.marks) for flag in HALF],
+    ],
+)
 def test_training_follows_single_precision(family, device, flag, data, single, prepare):
     flags = prepare(device)
     reference = single(family, *flags)
@@ -126,10 +142,15 @@ def test_sums_in_half_precision_would_not_pass(family, data, single, monkeypatch
 
 
 @pytest.mark.parametrize("device", ["half weights", GPU])
-@pytest.mark.parametrize("family, flag", [
-    ("universal_transformer", "--fp16"), ("pondernet", "--fp16"), ("transkimmer", "--memory-efficient-fp16"),
-    ("par_supernet", "--memory-efficient-fp16"),
-])
+@pytest.mark.parametrize(
+    "family, flag",
+    [
+        ("universal_transformer", "--fp16"),
+        ("pondernet", "--fp16"),
+        ("transkimmer", "--memory-efficient-fp16"),
+        ("par_supernet", "--memory-efficient-fp16"),
+    ],
+)
 def test_a_scale_that_is_too_high_is_halved(family, flag, device, data, prepare):
     flags, first, batches_seen = prepare(device), 2**22, 16
     trainer, batches = build_trainer(family, data, "--max-update", "100", flag, "--fp16-init-scale", str(first), *flags)
@@ -208,8 +229,16 @@ def test_sums_of_a_trace(autocast):
         p = distribution.double() if exact else distribution
         trace = Trace(tokens, 6, [Step(0, tokens, halted=~tokens, probability=p[0])] * 6, p[1], p)
         divergence = (prior_divergence(p, truncated_geometric(0.2, 6)) * tokens).sum()
-        traces.append([trace.updates.sum(), trace.at_limit(), trace.reluctance(), trace.histogram(), divergence,
-                       (trace.remainders * tokens).sum()])
+        traces.append(
+            [
+                trace.updates.sum(),
+                trace.at_limit(),
+                trace.reluctance(),
+                trace.histogram(),
+                divergence,
+                (trace.remainders * tokens).sum(),
+            ]
+        )
     for ours, exact in zip(*traces):
         close(ours, exact, 1e-5)
 

@@ -16,7 +16,7 @@ from fairseq.tasks import TASK_REGISTRY
 from omegaconf import OmegaConf
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.layout import parse_layout
+from fairseq_adaptive.modules.transformer_xl.layout import parse_layout
 from fairseq_adaptive.ranges import Parser, Range, check_ranges, ranges_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,14 +34,16 @@ def _numbers(owner):
         fields = dataclasses.fields(_config(owner))
         more = {field.name for field in fields if field.type in (int, float)}
         # of other parts of the configuration, which declare it
-        theirs = {field.name for field in fields
-                  if str(field.default).startswith("${") and "help" not in field.metadata}
+        theirs = {
+            field.name for field in fields if str(field.default).startswith("${") and "help" not in field.metadata
+        }
     else:
         more, theirs = set(), set()
         if hasattr(owner, "add_args"):
             owner.add_args(parser)
-    numeric = [action.dest for action in parser._actions
-               if action.type in (int, float) or isinstance(action.type, Range)]
+    numeric = [
+        action.dest for action in parser._actions if action.type in (int, float) or isinstance(action.type, Range)
+    ]
     return sorted({*numeric, *more} - theirs)
 
 
@@ -99,16 +101,25 @@ def test_flag_has_a_range_which_checks_and_explains_it(kind, name, flag):
 
 def _build(kind, owner, task, dictionary, flags):
     config = _config(owner)
-    defaults = {} if config is None else {
-        field.name: field.default for field in dataclasses.fields(config)
-        if field.default is not dataclasses.MISSING and not str(field.default).startswith("${")}
+    defaults = (
+        {}
+        if config is None
+        else {
+            field.name: field.default
+            for field in dataclasses.fields(config)
+            if field.default is not dataclasses.MISSING and not str(field.default).startswith("${")
+        }
+    )
     args = argparse.Namespace(**{**defaults, "data": "nowhere", "temperature_updates": 10, **flags})
     if kind == "model":
         task.cfg, task.image_size, task.channels, task.classes = SimpleNamespace(sequence_length=8), (16, 16), 1, "ab"
         return owner.build_model(args, task)
     if kind == "task":
-        return owner.setup_task(args) if owner.__name__.startswith(("Parity", "Image", "Segmented")) else owner(
-            args, dictionary)
+        return (
+            owner.setup_task(args)
+            if owner.__name__.startswith(("Parity", "Image", "Segmented"))
+            else owner(args, dictionary)
+        )
     if kind == "optimizer":
         parameter = SimpleNamespace(param_group="architecture")
         return owner(args, [parameter])
@@ -127,8 +138,10 @@ def test_what_is_built_without_the_parser_is_checked(kind, name, flag, task, dic
             _build(kind, owner, task, dictionary, {flag: value})
 
 
-@pytest.mark.parametrize("arch", [name for name, configure in ARCH_CONFIG_REGISTRY.items()
-                                  if configure.__module__.startswith("fairseq_adaptive.")])
+@pytest.mark.parametrize(
+    "arch",
+    [name for name, configure in ARCH_CONFIG_REGISTRY.items() if configure.__module__.startswith("fairseq_adaptive.")],
+)
 def test_presets_are_in_range(arch):
     from fairseq.models import ARCH_MODEL_REGISTRY
 
@@ -153,12 +166,15 @@ def test_no_flag_of_a_script_is_without_a_range():
     assert not found
 
 
-@pytest.mark.parametrize("within, inside, wrong", (
-    (Range(int, 1, 10), ("1", "10", " 7 "), ("0", "11", "1.5", "nan", "inf", "", "x", "9" * 5000)),
-    (Range(float, 0, 1), ("0", "1", "1e-3"), ("-1e-9", "1.0001", "nan", "-nan", "inf", "-inf", "", "1e999")),
-    (Range(float, 0, 1, above=True), ("1", "1e-300"), ("0", "-0.0", "nan")),
-    (Range(float, 0, 1, below=True), ("0", "0.999"), ("1", "nan")),
-))
+@pytest.mark.parametrize(
+    "within, inside, wrong",
+    (
+        (Range(int, 1, 10), ("1", "10", " 7 "), ("0", "11", "1.5", "nan", "inf", "", "x", "9" * 5000)),
+        (Range(float, 0, 1), ("0", "1", "1e-3"), ("-1e-9", "1.0001", "nan", "-nan", "inf", "-inf", "", "1e999")),
+        (Range(float, 0, 1, above=True), ("1", "1e-300"), ("0", "-0.0", "nan")),
+        (Range(float, 0, 1, below=True), ("0", "0.999"), ("1", "nan")),
+    ),
+)
 def test_range_of_texts(within, inside, wrong, capsys):
     parser = Parser(prog="x")
     parser.add_argument("--number", type=within, help="of things")

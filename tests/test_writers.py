@@ -6,23 +6,38 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [path for folder in ("fairseq_adaptive", "scripts", "examples") for path in sorted((ROOT / folder).rglob("*.py"))
-           if "compat" not in path.parts and path.name != "files.py"]
+SOURCES = [
+    path
+    for folder in ("fairseq_adaptive", "scripts", "examples")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "compat" not in path.parts and path.name != "files.py"
+]
 SAFE = ("whole_file", "whole_folder", "TemporaryDirectory")
 # write into a folder that they are given, which is not yet under its name; or write what is no file
-GIVEN = {"families.py", "checkpoint.py", "albert_tokenizer.py", "adaptive_softmax.py", "prepare_corpus.py",
-         "apply_sentencepiece.py"}
+GIVEN = {
+    "families.py",
+    "checkpoint.py",
+    "albert_tokenizer.py",
+    "adaptive_softmax.py",
+    "prepare_corpus.py",
+    "apply_sentencepiece.py",
+}
 
 
 def _writes(call):
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     if name == "open":
-        modes = [each.value for each in [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
-                 if isinstance(each, ast.Constant)]
+        modes = [
+            each.value
+            for each in [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
+            if isinstance(each, ast.Constant)
+        ]
         return any(set(str(mode)) & set("wxa") for mode in modes)
     return name in ("write_text", "write_bytes", "savefig", "savez", "copyfile") or (
-        name == "save" and getattr(call.func, "value", None) is not None
-        and getattr(call.func.value, "id", "") in ("torch", "np", "numpy"))
+        name == "save"
+        and getattr(call.func, "value", None) is not None
+        and getattr(call.func.value, "id", "") in ("torch", "np", "numpy")
+    )
 
 
 def unsafe(tree):
@@ -52,7 +67,13 @@ def test_python_writes_beside_and_renames(path):
 
 
 def test_an_unsafe_writer_is_found():
-    for code in ('open("a", "w")', 'open("a", mode="x")', 'Path("a").write_text("b")', 'figure.savefig("a")',
-                 'np.savez("a", b=1)', 'torch.save(1, "a")'):
+    for code in (
+        'open("a", "w")',
+        'open("a", mode="x")',
+        'Path("a").write_text("b")',
+        'figure.savefig("a")',
+        'np.savez("a", b=1)',
+        'torch.save(1, "a")',
+    ):
         assert unsafe(ast.parse(code)) == [1]
         assert not unsafe(ast.parse(f'with whole_file("a") as part:\n    {code}'))

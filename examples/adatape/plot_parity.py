@@ -54,12 +54,17 @@ def _plot(runs, path):
     last = defaultdict(lambda: defaultdict(list))
     for place, ((model, length), seeds) in enumerate(sorted(runs.items())):
         for number, accuracies in enumerate(seeds.values()):
-            over_epochs.plot(range(1, len(accuracies) + 1), accuracies, marker=".", color=f"C{place % 10}",
-                             label=None if number else f"{model}, {length}")
+            over_epochs.plot(
+                range(1, len(accuracies) + 1),
+                accuracies,
+                marker=".",
+                color=f"C{place % 10}",
+                label=None if number else f"{model}, {length}",
+            )
             last[model][length].append(accuracies[-1])
     for model, lengths in last.items():
         means = [sum(values) / len(values) for values in lengths.values()]
-        line, = over_lengths.plot(list(lengths), means, label=model)
+        (line,) = over_lengths.plot(list(lengths), means, label=model)
         for length, values in lengths.items():
             over_lengths.plot([length] * len(values), values, ".", color=line.get_color())
     over_epochs.set(xlabel="epoch (64,000 sequences)", ylabel="accuracy", title="parity: every run")

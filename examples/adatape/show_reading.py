@@ -36,8 +36,10 @@ def main():
     for tape in tapes[:3]:
         print(" | ".join(" ".join(map(str, token)) for token in tape))
     orders = Counter(" ".join(map(str, dict.fromkeys(sum(tape, [])))) for tape in tapes)
-    print(f"{len(tapes)} sequences, {100 * (logits.argmax(1) == target).float().mean():.2f}% right; orders of reading:",
-          ", ".join(f"{order} ({count})" for order, count in orders.most_common(3)))
+    print(
+        f"{len(tapes)} sequences, {100 * (logits.argmax(1) == target).float().mean():.2f}% right; orders of reading:",
+        ", ".join(f"{order} ({count})" for order, count in orders.most_common(3)),
+    )
     odd = [sum(token.count(1) % 2 for token in tape if len(set(token)) > 1) % 2 for tape in tapes]
     agree = sum(int(o == t) for o, t in zip(odd, target.tolist()))
     print(f"in {agree} the label is whether an odd number of tokens mixes an odd number of ones with something else")

@@ -28,17 +28,28 @@ def check_label(label, regression):
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("texts", nargs="+", metavar="NAME.txt",
-                        help="a line is a label, a tab or a space, and a text; of pairs a label, a tab, a "
-                        "text, a tab and a text")
-    parser.add_argument("--tokenizer", required=True, metavar="FOLDER",
-                        help="folder with vocab.txt, or vocab.json and merges.txt; or a SentencePiece model, a file")
+    parser.add_argument(
+        "texts",
+        nargs="+",
+        metavar="NAME.txt",
+        help="a line is a label, a tab or a space, and a text; of pairs a label, a tab, a text, a tab and a text",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="FOLDER",
+        help="folder with vocab.txt, or vocab.json and merges.txt; or a SentencePiece model, a file",
+    )
     parser.add_argument("--dictionary", metavar="FILE", help="the model's dict.txt, to see that both belong together")
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
     parser.add_argument("--pairs", action="store_true", help="a line has two texts")
     parser.add_argument("--regression", action="store_true", help="labels are numbers")
-    parser.add_argument("--max-length", type=POSITIONS, default=512, help="cut texts off at this many tokens, with the "
-                        "special ones that fairseq adds (default: %(default)s)")
+    parser.add_argument(
+        "--max-length",
+        type=POSITIONS,
+        default=512,
+        help="cut texts off at this many tokens, with the special ones that fairseq adds (default: %(default)s)",
+    )
     args = parser.parse_args()
 
     if os.path.isfile(args.tokenizer):
@@ -61,8 +72,10 @@ def main():
                 files.append(stack.enter_context(open(part, "w", encoding="utf-8")))
             for number, (label, *texts) in enumerate(read_texts(path, args.pairs), start=1):
                 if not check_label(label, args.regression):
-                    raise UsageError(f"{path}, line {number}: the label {label!r} is "
-                                     + ("no number" if args.regression else "not one word"))
+                    raise UsageError(
+                        f"{path}, line {number}: the label {label!r} is "
+                        + ("no number" if args.regression else "not one word")
+                    )
                 parts = shorten([*map(pieces_of, texts)], room)
                 for file, line in zip(files, [label, *map(" ".join, parts)]):
                     file.write(line + "\n")

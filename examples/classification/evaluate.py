@@ -38,8 +38,10 @@ def known(labels, classifier, path):
             raise UsageError(f"{path}: {error}, but the model gives numbers") from None
     strange = next((label for label in labels if label not in classifier.labels), None)
     if strange is not None:
-        raise UsageError(f"{path} has the label {strange!r}, which the model does not know: its labels are "
-                         f"{', '.join(classifier.labels)}")
+        raise UsageError(
+            f"{path} has the label {strange!r}, which the model does not know: its labels are "
+            f"{', '.join(classifier.labels)}"
+        )
     return labels
 
 
@@ -55,11 +57,16 @@ def main():
     parser.add_argument("--data", metavar="FOLDER", help="the bin folder of prepare.sh (default: as in training)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="with the vocabulary (default: that of the data)")
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
-    parser.add_argument("--max-length", type=POSITIONS, metavar="N",
-                        help="as in prepare.sh (default: all that it can read)")
+    parser.add_argument(
+        "--max-length", type=POSITIONS, metavar="N", help="as in prepare.sh (default: all that it can read)"
+    )
     parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--submission", type=Path, metavar="FOLDER",
-                        help="write the labels of GLUE's test sets there, in the files that its site takes")
+    parser.add_argument(
+        "--submission",
+        type=Path,
+        metavar="FOLDER",
+        help="write the labels of GLUE's test sets there, in the files that its site takes",
+    )
     args = parser.parse_args()
 
     logging.disable(logging.INFO)
@@ -75,7 +82,8 @@ def main():
     for target in targets:
         require_new(target)
     classifier = TranskimmerClassifier.from_pretrained(
-        args.path, args.data, args.tokenizer, cased=args.cased, max_length=args.max_length)
+        args.path, args.data, args.tokenizer, cased=args.cased, max_length=args.max_length
+    )
     for path, target in [*((path, None) for path in labelled), *zip(hidden, targets)]:
         names, texts = [], []
         for name, *text in read_texts(path, args.task in PAIRS):

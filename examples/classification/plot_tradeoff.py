@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Draws accuracy over measured speed-up from the JSON files of scripts/benchmark/classification.py, a panel each."""
 
-
 from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json

@@ -35,9 +35,18 @@ GLUE = {
     "MRPC": _glue("MRPC", ("#1 String", "#2 String"), "Quality"),
     "STS-B": _glue("STS-B", PAIR, "score"),
     "QQP": _glue("QQP", ("question1", "question2"), "is_duplicate"),
-    "MNLI": Glue(PAIR, "gold_label", {
-        "train": "train", "dev": "dev_matched", "dev_mismatched": "dev_mismatched",
-        "submission/MNLI-m": "test_matched", "submission/MNLI-mm": "test_mismatched", "submission/AX": "AX"}),
+    "MNLI": Glue(
+        PAIR,
+        "gold_label",
+        {
+            "train": "train",
+            "dev": "dev_matched",
+            "dev_mismatched": "dev_mismatched",
+            "submission/MNLI-m": "test_matched",
+            "submission/MNLI-mm": "test_mismatched",
+            "submission/AX": "AX",
+        },
+    ),
     "QNLI": _glue("QNLI", ("question", "sentence"), "label"),
     "RTE": _glue("RTE", PAIR, "label"),
     "WNLI": _glue("WNLI", PAIR, "label"),
@@ -62,8 +71,10 @@ def read_texts(path, pairs: bool = False) -> Iterator[List[str]]:
                 if not fields[0].strip():
                     raise UsageError(f"{path}, line {number}: there is no label in front of the text")
                 if pairs and len(fields) != 3:
-                    raise UsageError(f"{path}, line {number}: {len(fields)} fields, but a pair is a label, a tab, a "
-                                     "text, a tab and a text")
+                    raise UsageError(
+                        f"{path}, line {number}: {len(fields)} fields, but a pair is a label, a tab, a "
+                        "text, a tab and a text"
+                    )
                 yield [fields[0].strip(), *(fields[1:] or [""])]
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None

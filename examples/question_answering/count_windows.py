@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Checks train.json and valid.json as training would, and prints how many windows of 384 tokens train.json has."""
 
-
 from fairseq_adaptive.command import run
 from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.tasks.question_answering import QuestionAnsweringConfig, QuestionAnsweringTask

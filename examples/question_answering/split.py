@@ -20,8 +20,12 @@ def main():
     parser.add_argument("file", help="JSON in the format of SQuAD v1.1 or v2.0")
     parser.add_argument("train", help="must not exist")
     parser.add_argument("valid", help="must not exist")
-    parser.add_argument("--valid-share", type=Range(float, 0, 1, above=True, below=True), default=0.1,
-                        help="of the questions, more or less (default: %(default)s)")
+    parser.add_argument(
+        "--valid-share",
+        type=Range(float, 0, 1, above=True, below=True),
+        default=0.1,
+        help="of the questions, more or less (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=SEED, default=1, help="of the choice of articles (default: %(default)s)")
     args = parser.parse_args()
 

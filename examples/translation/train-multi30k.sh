@@ -5,7 +5,7 @@
 #
 # usage: bash train-multi30k.sh DATA SAVE_DIR ROW [fairseq-train flags]
 #   DATA  the OUT folder of prepare-multi30k.sh
-#   ROW   vanilla-N          N layers, stock fairseq's own model (its twin without the plug-in)
+#   ROW   vanilla-N          N layers, stock fairseq's own model (its counterpart without the plug-in)
 #         STRATEGY-M-N       M unique layers run at N depths; STRATEGY is sequence, cycle or cycle_rev
 #         universal-N        one layer run at N depths, width 168 and feed-forward 336: the parameters of three layers
 #         universal-N-act-D  the same with a depth of its own for each token, up to N and D on average

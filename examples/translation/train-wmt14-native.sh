@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains stock fairseq's Transformer base on WMT English-German with the recipe of Takase & Kiyono (2021): batches of
-# 3,584 tokens x 128 whatever the number of GPUs, 50,000 updates. The twin of train-wmt14.sh without the plug-in.
+# 3,584 tokens x 128 whatever the number of GPUs, 50,000 updates. The counterpart of train-wmt14.sh without the plug-in.
 #
 # usage: bash train-wmt14-native.sh DATA SAVE_DIR [fairseq-train flags]
 #   DATA      the OUT folder of prepare-wmt14en2de.sh

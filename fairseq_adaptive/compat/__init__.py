@@ -27,7 +27,7 @@ from fairseq_adaptive.compat import (
     workers,
 )
 
-MENDS = (
+PATCHES = (
     batches.restore_np_compat,
     checkpoints.load_safely,
     literals.read_literals,
@@ -72,10 +72,10 @@ fairseq_error = None  # why fairseq cannot be imported, where it cannot
 
 
 def apply() -> bool:
-    """Apply every mend that this environment needs; calling it again does nothing.
+    """Apply every patch that this environment needs; calling it again does nothing.
 
     Returns:
-        whether fairseq can be imported; where it cannot, ``fairseq_error`` holds the exception and nothing is mended
+        whether fairseq can be imported; where it cannot, ``fairseq_error`` holds the exception and nothing is patched
     """
     global fairseq_error
     if applied:
@@ -85,7 +85,7 @@ def apply() -> bool:
     except Exception as error:  # PyPI's fairseq 0.12.2 fails with ValueError on Python 3.11
         fairseq_error = error
         return False
-    for mend in MENDS:
-        if mend() is not False:
-            applied.append(mend.__name__)
+    for patch in PATCHES:
+        if patch() is not False:
+            applied.append(patch.__name__)
     return True

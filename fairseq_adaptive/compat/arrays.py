@@ -70,7 +70,8 @@ def _empty_bytes():
 
 
 _SAFE = [(SavedArray, "numpy.ndarray"), (_Dtype, "numpy.dtype"), (_empty_bytes, "builtins.bytes")] + [
-    (function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
+    (function, f"numpy.{core}.multiarray.{name}")
+    for core in ("core", "_core")
     for function, name in ((_reconstruct, "_reconstruct"), (_scalar, "scalar"))
 ]
 _loading = threading.RLock()

@@ -1,4 +1,4 @@
-"""Mends of fairseq's batches: what is read, in which order, and when reading ends."""
+"""Patches of fairseq's batches: what is read, in which order, and when reading ends."""
 
 import atexit
 import contextlib

@@ -12,8 +12,9 @@ _SCANNED = 2**28  # tokens that are looked at, at most
 
 
 def _damaged(path, what):
-    return UsageError(f"{path}.idx and {path}.bin are no whole result of fairseq-preprocess: {what}. Binarise the text "
-                      "again")
+    return UsageError(
+        f"{path}.idx and {path}.bin are no whole result of fairseq-preprocess: {what}. Binarise the text again"
+    )
 
 
 def _no_sentence(path):
@@ -82,8 +83,10 @@ def check_binaries():
         tokens = tokens[:: 1 + len(tokens) // _SCANNED]
         largest = int(tokens.max(initial=0))
         if largest >= len(dictionary) or tokens.min(initial=0) < 0:
-            raise UsageError(f"{path} has token number {largest:,}, and the dictionary {len(dictionary):,} entries: "
-                             "use the dict.txt that fairseq-preprocess wrote with these data, or binarise again")
+            raise UsageError(
+                f"{path} has token number {largest:,}, and the dictionary {len(dictionary):,} entries: "
+                "use the dict.txt that fairseq-preprocess wrote with these data, or binarise again"
+            )
 
     indexed_dataset.make_dataset, data_utils.load_indexed_dataset = make_dataset, load_indexed_dataset
 
@@ -110,8 +113,10 @@ def check_dictionaries():
                 raise UsageError(f"{name} is not UTF-8: convert it, as with iconv -t UTF-8") from None
             if "Duplicate word" in str(error):
                 word = str(error).split(": ", 1)[1].split(". ")[0]
-                raise UsageError(f"{name} has the word {word} twice: take one line out and binarise again, since the "
-                                 "numbers of all words behind it change") from None
+                raise UsageError(
+                    f"{name} has the word {word} twice: take one line out and binarise again, since the "
+                    "numbers of all words behind it change"
+                ) from None
             if "Incorrect dictionary format" in str(error):
                 line = " ".join(str(error).split(": ", 1)[1].split())
                 raise UsageError(f"{name} has the line {line}: a line is a word and its count") from None

@@ -1,4 +1,4 @@
-"""Mends of fairseq's checkpoints: safe to load, and with all that a training remembers."""
+"""Patches of fairseq's checkpoints: safe to load, and with all that a training remembers."""
 
 import argparse
 import pickle

@@ -20,8 +20,10 @@ def name_wrong_checkpoints():
     def upgrade(state):
         if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
             kind = f"has {', '.join(map(str, list(state)[:4]))}" if isinstance(state, dict) else type(state).__name__
-            raise _Foreign(f"is no checkpoint of fairseq, which has the weights under 'model' ({kind}); one of another "
-                           "program must be converted first")
+            raise _Foreign(
+                f"is no checkpoint of fairseq, which has the weights under 'model' ({kind}); one of another "
+                "program must be converted first"
+            )
         return stock_upgrade(state)
 
     def load_checkpoint_to_cpu(path, *args, **kwargs):
@@ -52,8 +54,10 @@ def name_wrong_checkpoints():
                 raise UsageError(f"{names} does not say which model it holds: it is no checkpoint of a training")
             if not reason.startswith("Error(s) in loading state_dict"):
                 raise
-            raise UsageError(f"the model in {names} does not fit: {reason[:300]}. Its data must have the dictionary of "
-                             "its training, and --model-overrides must not change its size") from error
+            raise UsageError(
+                f"the model in {names} does not fit: {reason[:300]}. Its data must have the dictionary of "
+                "its training, and --model-overrides must not change its size"
+            ) from error
 
     def split_paths(paths, *args, **kwargs):
         if paths is None:

@@ -3,8 +3,14 @@
 import sys
 
 # what evaluates a model whose weights nothing changes meanwhile, in fairseq_cli
-_EVALUATIONS = {"eval_lm": "eval_lm", "generate": "main", "interactive": "main", "train": "validate", "validate": "main",
-                "hydra_validate": "validate"}
+_EVALUATIONS = {
+    "eval_lm": "eval_lm",
+    "generate": "main",
+    "interactive": "main",
+    "train": "validate",
+    "validate": "main",
+    "hydra_validate": "validate",
+}
 
 
 def running(command):
@@ -22,7 +28,7 @@ def hold_weights():
     """
     from fairseq.sequence_generator import SequenceGenerator
 
-    from fairseq_adaptive.modules.packed_linear import constant_weights
+    from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 
     for command, function in _EVALUATIONS.items():
         for module in running(command):

@@ -1,4 +1,4 @@
-"""Mends of fairseq's generation."""
+"""Patches of fairseq's generation."""
 
 
 def let_models_search():

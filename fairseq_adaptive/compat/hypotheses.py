@@ -39,8 +39,10 @@ def refuse_missing_history():
     def build_generator(self, models, args, *rest, **kwargs):
         for flag in "print_step", "retain_iter_history":
             if getattr(args, flag, False):
-                raise UsageError(f"--{flag.replace('_', '-')} is for iterative decoding (--task translation_lev): "
-                                 "hypotheses of a beam search have no steps")
+                raise UsageError(
+                    f"--{flag.replace('_', '-')} is for iterative decoding (--task translation_lev): "
+                    "hypotheses of a beam search have no steps"
+                )
         return stock(self, models, args, *rest, **kwargs)
 
     FairseqTask.build_generator = build_generator
@@ -91,7 +93,7 @@ def align_unknown_words():
             if isinstance(aligned, tuple):
                 places.setdefault(aligned[1], aligned[0])
             else:
-                words = aligned[:len(source)]  # without </s>
+                words = aligned[: len(source)]  # without </s>
                 places[number] = max(range(len(words)), key=lambda place: float(words[place]))
         for number, word in enumerate(hypothesis):
             if word == unk and places.get(number, len(source)) < len(source):

@@ -1,4 +1,4 @@
-"""A mend of fairseq's task ``sentence_prediction``: what does not fit is told before work starts."""
+"""A patch of fairseq's task ``sentence_prediction``: what does not fit is told before work starts."""
 
 import math
 import os
@@ -24,11 +24,16 @@ def check_labels():
         task = stock_setup(cls, cfg, **kwargs)
         if not cfg.regression_target:
             dictionary = task.label_dictionary
-            labels = [each for each in dictionary.symbols[dictionary.nspecial :]
-                      if each != "<mask>" and not each.startswith("madeupword")]
+            labels = [
+                each
+                for each in dictionary.symbols[dictionary.nspecial :]
+                if each != "<mask>" and not each.startswith("madeupword")
+            ]
             if len(labels) != cfg.num_classes:
-                raise UsageError(f"--num-classes {cfg.num_classes}, but {os.path.join(cfg.data, 'label', 'dict.txt')} "
-                                 f"has {len(labels)} labels ({_some(labels)}): set --num-classes {len(labels)}")
+                raise UsageError(
+                    f"--num-classes {cfg.num_classes}, but {os.path.join(cfg.data, 'label', 'dict.txt')} "
+                    f"has {len(labels)} labels ({_some(labels)}): set --num-classes {len(labels)}"
+                )
         return task
 
     def load_dataset(self, split, combine=False, **kwargs):
@@ -47,9 +52,11 @@ def check_labels():
     def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
         ignored = dataset.filter_indices_by_size(indices, max_positions)[1]
         if len(ignored) and not ignore_invalid_inputs:
-            raise UsageError(f"{len(ignored)} texts have more than --max-positions {max_positions} tokens, the longest "
-                             f"{max(map(dataset.size, ignored))}: cut them off with --shorten-method truncate, leave "
-                             "them out with --skip-invalid-size-inputs-valid-test, or raise --max-positions")
+            raise UsageError(
+                f"{len(ignored)} texts have more than --max-positions {max_positions} tokens, the longest "
+                f"{max(map(dataset.size, ignored))}: cut them off with --shorten-method truncate, leave "
+                "them out with --skip-invalid-size-inputs-valid-test, or raise --max-positions"
+            )
         return super(Task, self).filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)
 
     Task.setup_task, Task.load_dataset = classmethod(setup_task), load_dataset
@@ -80,6 +87,8 @@ def _check_classes(path, dictionary, combine):
         raise UsageError(f"{path}: line {wrong[0] + 1} has {labels.sizes[wrong[0]] - 1} labels, not one")
     for number in range(len(labels)):
         if labels[number][0] < dictionary.nspecial:
-            raise UsageError(f"{path}: the label in line {number + 1} is not in label/dict.txt, which has "
-                             f"{_some(dictionary.symbols[dictionary.nspecial : -1])}: that is made of the labels of "
-                             "the training data")
+            raise UsageError(
+                f"{path}: the label in line {number + 1} is not in label/dict.txt, which has "
+                f"{_some(dictionary.symbols[dictionary.nspecial : -1])}: that is made of the labels of "
+                "the training data"
+            )

@@ -8,8 +8,15 @@ from fairseq_adaptive.errors import UsageError
 
 LONGEST_EXPRESSION = 4000  # characters; fairseq's longest default has 60
 LONGEST_SEQUENCE = 10_000  # items that * and + may make
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-              ast.FloorDiv: operator.floordiv, ast.UAdd: operator.pos, ast.USub: operator.neg}
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
 
 
 class NotLiteral(UsageError):
@@ -19,8 +26,10 @@ class NotLiteral(UsageError):
         expression: the value of the flag
     """
 
-    wanted = ("it is read as a literal and never evaluated: numbers, strings, True, False, None, lists, tuples and "
-              "dicts of these, with + - * /, such as [(512, 3)] * 20")
+    wanted = (
+        "it is read as a literal and never evaluated: numbers, strings, True, False, None, lists, tuples and "
+        "dicts of these, with + - * /, such as [(512, 3)] * 20"
+    )
 
     def __init__(self, expression: str):
         self.expression = expression

@@ -28,8 +28,10 @@ def _longest(dataset, indices):
 
 
 def _too_long(dataset, ignored, total, max_positions):
-    return (f"{len(ignored):,} of {total:,} samples are longer than {max_positions} tokens, which model and task read; "
-            f"the longest have {_longest(dataset, ignored)}")
+    return (
+        f"{len(ignored):,} of {total:,} samples are longer than {max_positions} tokens, which model and task read; "
+        f"the longest have {_longest(dataset, ignored)}"
+    )
 
 
 def refuse_omissions():
@@ -49,25 +51,40 @@ def refuse_omissions():
     def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
         kept, ignored = dataset.filter_indices_by_size(indices, max_positions)
         if len(ignored) and not ignore_invalid_inputs:
-            raise UsageError(f"{_too_long(dataset, ignored, len(indices), max_positions)}: raise what limits them "
-                             "(--tokens-per-sample, --max-source-positions, --max-target-positions, --max-positions) "
-                             f"where the model can read more, shorten them, or leave them out with {SKIP}")
+            raise UsageError(
+                f"{_too_long(dataset, ignored, len(indices), max_positions)}: raise what limits them "
+                "(--tokens-per-sample, --max-source-positions, --max-target-positions, --max-positions) "
+                f"where the model can read more, shorten them, or leave them out with {SKIP}"
+            )
         if len(ignored) and not len(kept):
             raise UsageError(f"{_too_long(dataset, ignored, len(indices), max_positions)}: no sample is left")
         return stock_filter(self, indices, dataset, max_positions, ignore_invalid_inputs)
 
     def refusing(stock):
-        def eval_lm_dataloader(self, dataset, max_tokens=36000, batch_size=None, max_positions=None, num_shards=1,
-                               shard_id=0, *args, **kwargs):
+        def eval_lm_dataloader(
+            self,
+            dataset,
+            max_tokens=36000,
+            batch_size=None,
+            max_positions=None,
+            num_shards=1,
+            shard_id=0,
+            *args,
+            **kwargs,
+        ):
             if max_positions is not None and not _skip_asked:
                 ignored = dataset.filter_indices_by_size(dataset.ordered_indices(), max_positions)[1]
                 if len(ignored):
-                    raise UsageError(f"{_too_long(dataset, ignored, len(dataset), max_positions)}: cut the text into "
-                                     "shorter ones with --tokens-per-sample (that of the training is the default), "
-                                     f"or leave them out with {SKIP}")
+                    raise UsageError(
+                        f"{_too_long(dataset, ignored, len(dataset), max_positions)}: cut the text into "
+                        "shorter ones with --tokens-per-sample (that of the training is the default), "
+                        f"or leave them out with {SKIP}"
+                    )
             if num_shards > 1:
-                logger.warning(f"shard {shard_id} of {num_shards}: the perplexity below is that of its samples alone; "
-                               "fairseq-validate gives that of all workers")
+                logger.warning(
+                    f"shard {shard_id} of {num_shards}: the perplexity below is that of its samples alone; "
+                    "fairseq-validate gives that of all workers"
+                )
             return stock(self, dataset, max_tokens, batch_size, max_positions, num_shards, shard_id, *args, **kwargs)
 
         return eval_lm_dataloader
@@ -134,9 +151,11 @@ def refuse_empty_perplexity():
                     found = super().generate(models, sample, **kwargs)
                     scores = torch.cat([best["positional_scores"] for best, *_ in found])
                     if scores.isinf().any():
-                        raise UsageError(f"{int(scores.isinf().sum()):,} of {len(scores):,} tokens of a batch have "
-                                         "probability 0: the perplexity is infinite. Evaluate without --fp16, or with "
-                                         "a dictionary whose words the model has seen")
+                        raise UsageError(
+                            f"{int(scores.isinf().sum()):,} of {len(scores):,} tokens of a batch have "
+                            "probability 0: the perplexity is infinite. Evaluate without --fp16, or with "
+                            "a dictionary whose words the model has seen"
+                        )
                     tokens += len(scores)
                     return found
 
@@ -146,8 +165,10 @@ def refuse_empty_perplexity():
             finally:
                 module.SequenceScorer = scorer
             if not tokens:
-                raise UsageError("there is no token to compute a perplexity of: take a split with text, and no more "
-                                 "shards or workers than batches")
+                raise UsageError(
+                    "there is no token to compute a perplexity of: take a split with text, and no more "
+                    "shards or workers than batches"
+                )
             return result
 
         return eval_lm

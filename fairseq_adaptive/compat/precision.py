@@ -1,4 +1,4 @@
-"""A mend of fairseq's mixed precision where there is no TPU and perhaps no GPU."""
+"""A patch of fairseq's mixed precision where there is no TPU and perhaps no GPU."""
 
 import importlib.util
 import logging
@@ -77,7 +77,9 @@ def mix_precision():
 
     def train_step(self, sample, model, criterion, optimizer, *args, **kwargs):
         on_cpu = isinstance(optimizer, AMPOptimizer) and not optimizer.scaler.is_enabled()
-        return stock_step(self, sample, model, _Autocast(criterion) if on_cpu else criterion, optimizer, *args, **kwargs)
+        return stock_step(
+            self, sample, model, _Autocast(criterion) if on_cpu else criterion, optimizer, *args, **kwargs
+        )
 
     def clip_grad_norm(self, *args, **kwargs):
         if self.scaler.is_enabled():

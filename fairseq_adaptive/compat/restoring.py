@@ -19,14 +19,19 @@ def _explain(filename, error, reason):
         missing = error if isinstance(error, KeyError) else reason
         return UsageError(f"{filename} has no {missing}: it is no checkpoint of a training to go on with")
     if text.startswith("Cannot load model parameters"):
-        return UsageError(f"the model in {filename} is not that of these flags: {_short(reason)}. Use the flags of its "
-                          "training")
+        return UsageError(
+            f"the model in {filename} is not that of these flags: {_short(reason)}. Use the flags of its training"
+        )
     if isinstance(error, AssertionError) and "please reset the optimizer" in text:
-        return UsageError(f"{filename} is of a training with another one: {_short(text)}. Or begin anew from its "
-                          "weights with --finetune-from-model")
+        return UsageError(
+            f"{filename} is of a training with another one: {_short(text)}. Or begin anew from its "
+            "weights with --finetune-from-model"
+        )
     if isinstance(error, ValueError) and "loaded state dict" in text:
-        return UsageError(f"the optimizer's state in {filename} does not fit ({_short(text)}): use the flags of its "
-                          "training, or --reset-optimizer")
+        return UsageError(
+            f"the optimizer's state in {filename} does not fit ({_short(text)}): use the flags of its "
+            "training, or --reset-optimizer"
+        )
     return None
 
 

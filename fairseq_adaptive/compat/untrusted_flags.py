@@ -24,15 +24,31 @@ TRUST = "FAIRSEQ_ADAPTIVE_TRUST"
 # Flags are forgotten, and this is their value then, where a checkpoint is whole without the file that they name: its
 # weights are later than those that a training started from, ...
 START_WEIGHTS = {
-    "encoder_embed_path": None, "decoder_embed_path": None, "embed_path": None, "load_pretrained_encoder_from": None,
-    "load_pretrained_decoder_from": None, "load_pretrained_aux_decoder_from": None, "seq2seq_path": "",
+    "encoder_embed_path": None,
+    "decoder_embed_path": None,
+    "embed_path": None,
+    "load_pretrained_encoder_from": None,
+    "load_pretrained_decoder_from": None,
+    "load_pretrained_aux_decoder_from": None,
+    "seq2seq_path": "",
 }
 # ... and no criterion needs its teacher, a file to write to or a language model to give its loss.
-CRITERION_FILES = {"distill_from": None, "save_predictions": None, "wer_kenlm_model": None, "wer_lexicon": None,
-                   "wer_args": None}
+CRITERION_FILES = {
+    "distill_from": None,
+    "save_predictions": None,
+    "wer_kenlm_model": None,
+    "wer_lexicon": None,
+    "wer_args": None,
+}
 # Flags of a task that name files outside of its data, without which it would have other dictionaries: refused.
-TASK_FILES = ("lang_dict", "source_dict", "target_dict", "fixed_dictionary", "sampling_weights_from_file",
-              "lang_to_offline_shard_ratio")
+TASK_FILES = (
+    "lang_dict",
+    "source_dict",
+    "target_dict",
+    "fixed_dictionary",
+    "sampling_weights_from_file",
+    "lang_to_offline_shard_ratio",
+)
 DATA_FILES = ("data", "config_yaml", "multitask_config_yaml")  # a folder, and files in it: refused elsewhere
 
 _NODE = re.compile(r"\$\{[\w.\[\]-]+\}")  # another flag; a resolver has a colon, what nests has more braces
@@ -86,8 +102,13 @@ def _check_interpolations(path, tree, root=(), nodes=True) -> bool:
             if isinstance(text, str) and "${" in text:
                 found = True
                 if not nodes or flag.kind != "config" or "${" in _NODE.sub("", text):
-                    raise _refused(path, flag, text, "which is looked up outside of the file, such as in the "
-                                   "environment", "Write the value itself into the file")
+                    raise _refused(
+                        path,
+                        flag,
+                        text,
+                        "which is looked up outside of the file, such as in the environment",
+                        "Write the value itself into the file",
+                    )
     return found
 
 
@@ -98,8 +119,12 @@ def _check_names(path, args, root):
     for key in ("task", "arch", *REGISTRIES):
         value = getattr(args, key, None)
         if value is not None and not (isinstance(value, str) and _NAME.fullmatch(value)):
-            raise _refused(path, ".".join((*root, key)), value, f"but the name of a registered {key} consists of "
-                           "letters, digits, - and _")
+            raise _refused(
+                path,
+                ".".join((*root, key)),
+                value,
+                f"but the name of a registered {key} consists of letters, digits, - and _",
+            )
 
 
 def _forget_files(path, tree, root, overrides):
@@ -111,8 +136,10 @@ def _forget_files(path, tree, root, overrides):
             raise _refused(path, flag, flag.value, "a file that only the checkpoint names")
         flag.holder[flag.key] = {**START_WEIGHTS, **CRITERION_FILES}[name]
         if name in CRITERION_FILES and name not in overrides:
-            logger.warning(f"{path}: its {flag}={shorten(flag.value)} is left out: no file is opened because a "
-                           f"checkpoint names it. To use it, give --{name.replace('_', '-')} on the command line")
+            logger.warning(
+                f"{path}: its {flag}={shorten(flag.value)} is left out: no file is opened because a "
+                f"checkpoint names it. To use it, give --{name.replace('_', '-')} on the command line"
+            )
 
 
 def _leaves_its_folder(name, value):
@@ -127,8 +154,13 @@ def _refuse_files(path, tree, root, overrides, makes_task):
         if not flag.value or not (name in TASK_FILES or name in DATA_FILES and _leaves_its_folder(name, flag.value)):
             continue
         if nested or makes_task and flag.name[0] in ("task", "args") and name not in overrides:
-            raise _refused(path, flag, flag.value, "a file that only the checkpoint names",
-                           f"Name it yourself: --{name.replace('_', '-')}, or arg_overrides in Python")
+            raise _refused(
+                path,
+                flag,
+                flag.value,
+                "a file that only the checkpoint names",
+                f"Name it yourself: --{name.replace('_', '-')}, or arg_overrides in Python",
+            )
 
 
 class _Building:
@@ -165,8 +197,10 @@ def _check(path, state, overrides, building):
             try:
                 tree = OmegaConf.to_container(cfg, resolve=True)
             except OmegaConfBaseException as error:
-                raise UsageError(f"checkpoint {path} has a flag that is given as another one, which it lacks: "
-                                 f"{' '.join(str(error).split())}") from None
+                raise UsageError(
+                    f"checkpoint {path} has a flag that is given as another one, which it lacks: "
+                    f"{' '.join(str(error).split())}"
+                ) from None
             _check_interpolations(path, tree, nodes=False)  # put together from harmless pieces
         checked.append((tree, ()))
     for tree, root in checked:
@@ -215,12 +249,16 @@ def guard_flags():
             checkpoint_utils.overwrite_args_by_name(state["cfg"], overrides)
         return stock_upgrade(state)
 
-    def load_model_ensemble_and_task(filenames, arg_overrides=None, task=None, strict=True, suffix="", num_shards=1,
-                                     state=None):
+    def load_model_ensemble_and_task(
+        filenames, arg_overrides=None, task=None, strict=True, suffix="", num_shards=1, state=None
+    ):
         if _building.get():
             _building.get().opens(filenames[0])
-        paths = {checkpoint_utils.get_maybe_sharded_checkpoint_filename(name, suffix, shard, num_shards)
-                 for name in filenames for shard in range(num_shards)}
+        paths = {
+            checkpoint_utils.get_maybe_sharded_checkpoint_filename(name, suffix, shard, num_shards)
+            for name in filenames
+            for shard in range(num_shards)
+        }
         building = _Building(paths, task is None, filenames[0])
         with _set(_building, building):
             try:
@@ -229,8 +267,10 @@ def guard_flags():
                 flag = next((flag for flag in building.flags if flag.value == error.expression), None)
                 if flag is None:
                     raise
-                raise UsageError(f"checkpoint {building.path} is refused: its flag {flag} is "
-                                 f"{shorten(error.expression)}, but {error.wanted}") from None
+                raise UsageError(
+                    f"checkpoint {building.path} is refused: its flag {flag} is "
+                    f"{shorten(error.expression)}, but {error.wanted}"
+                ) from None
 
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
     checkpoint_utils._upgrade_state_dict = _upgrade_state_dict

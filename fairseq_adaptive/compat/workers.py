@@ -1,4 +1,4 @@
-"""Mends of fairseq's workers: several on a CPU, and none that train alone unawares."""
+"""Patches of fairseq's workers: several on a CPU, and none that train alone unawares."""
 
 import os
 

@@ -31,10 +31,12 @@ PATIENCE = 100  # updates in a row with all tokens at one end before a warning
 class AdaptiveComputeLossConfig(DistillationConfig):
     prices: str = field(
         default="{}",
-        metadata={"help": "weights of the policies' prices, in JSON: '{\"skimming\": 0.3, \"decoder_act\": "
-                  "{\"weight\": 0.01, \"warmup_updates\": 1000}}'. A key is a policy's name, with its side where both "
-                  "have one; or router, halting, reader or search for all of a kind. Further entries are options of "
-                  "that price, such as prior_rate of pondernet (default: each policy's own weight)"},
+        metadata={
+            "help": 'weights of the policies\' prices, in JSON: \'{"skimming": 0.3, "decoder_act": '
+            '{"weight": 0.01, "warmup_updates": 1000}}\'. A key is a policy\'s name, with its side where both '
+            "have one; or router, halting, reader or search for all of a kind. Further entries are options of "
+            "that price, such as prior_rate of pondernet (default: each policy's own weight)"
+        },
     )
     target_depth: Optional[float] = ranged(
         None, TARGETS["depth"].within, "mean number of updates of a token to steer the halting rules to"
@@ -50,8 +52,10 @@ class AdaptiveComputeLossConfig(DistillationConfig):
     )
     target_args: str = field(
         default="{}",
-        metadata={"help": "how to steer, in JSON: '{\"depth\": {\"weight\": 0.1, \"gain\": 1, \"rate\": 0.01, "
-                  "\"warmup_updates\": 0}}' (these are the defaults; of flops and compute the weight is 1)"},
+        metadata={
+            "help": 'how to steer, in JSON: \'{"depth": {"weight": 0.1, "gain": 1, "rate": 0.01, '
+            '"warmup_updates": 0}}\' (these are the defaults; of flops and compute the weight is 1)'
+        },
     )
 
 
@@ -61,7 +65,7 @@ def _objects(flag: str, text: str) -> Dict:
         assert isinstance(found, dict)
         return found
     except (ValueError, AssertionError) as error:
-        raise UsageError(f"{flag} {text!r} is no JSON object: write {{\"name\": value}}") from error
+        raise UsageError(f'{flag} {text!r} is no JSON object: write {{"name": value}}') from error
 
 
 @register_criterion("adaptive_compute_loss", dataclass=AdaptiveComputeLossConfig)
@@ -100,15 +104,19 @@ class AdaptiveComputeLoss(FairseqCriterion):
         inner = getattr(task_criterion, "kinds", ())
         self.kinds = tuple(kind for kind in self.kinds if kind not in inner)
         if not self.kinds:
-            raise UsageError(f"--task-criterion {self.task_name} is no criterion of a task: name one such as "
-                             "cross_entropy, masked_lm or sentence_prediction")
+            raise UsageError(
+                f"--task-criterion {self.task_name} is no criterion of a task: name one such as "
+                "cross_entropy, masked_lm or sentence_prediction"
+            )
         self.controllers = {}
         for name, settings in self.steering().items():
             if TARGETS[name].kind in self.kinds:
                 self.controllers[TARGETS[name].kind] = Controller(task, TARGETS[name], **settings)
             elif settings["value"] is not None:
-                raise UsageError(f"{TARGETS[name].flag} steers what --task-criterion {self.task_name} prices: give it "
-                                 "in --task-criterion-args, or take another criterion")
+                raise UsageError(
+                    f"{TARGETS[name].flag} steers what --task-criterion {self.task_name} prices: give it "
+                    "in --task-criterion-args, or take another criterion"
+                )
         self._at_ends = [0, 0]
         self._teacher = None  # no module: it is not trained
         if getattr(cfg, "distill_from", None):
@@ -186,8 +194,9 @@ class AdaptiveComputeLoss(FairseqCriterion):
         if weighed and self.controllers["halting"].value is not None:
             raise UsageError("--target-depth steers ACT's time penalty; with PonderNet, set --prior-rate to 1 over it")
         if weighed and self._teacher is not None:
-            raise UsageError("--distill-from learns one output, and PonderNet trains those of all depths: use "
-                             "--halting act")
+            raise UsageError(
+                "--distill-from learns one output, and PonderNet trains those of all depths: use --halting act"
+            )
         watched = model if self._teacher is None else Watched(model)
         with recording(model) as traces:
             criterion_model = ExpectedOutput(model, last, traces) if weighed else watched
@@ -230,8 +239,10 @@ class AdaptiveComputeLoss(FairseqCriterion):
             known = inspect.signature(each.policy.price).parameters
             for option in options:
                 if option not in known:
-                    raise UsageError(f"the price of {each.label} has no option {option!r}: give weight, warmup_updates"
-                                     f"{''.join(f', {name}' for name in list(known)[1:])}")
+                    raise UsageError(
+                        f"the price of {each.label} has no option {option!r}: give weight, warmup_updates"
+                        f"{''.join(f', {name}' for name in list(known)[1:])}"
+                    )
             terms.append((weight, each.policy.price(each.trace, **options)))
         return terms, sum(weight * price for weight, price in terms)
 
@@ -252,11 +263,19 @@ class AdaptiveComputeLoss(FairseqCriterion):
         for end, reached in enumerate((depth < 1.01, depth > limit - 0.01)):
             self._at_ends[end] = self._at_ends[end] + 1 if reached else 0
         if self._at_ends[0] == PATIENCE:
-            logger.warning("all tokens have halted at the first step for %d updates: there the halting unit gets no "
-                           "gradient any more. Start again with %s", PATIENCE, self.advice[0])
+            logger.warning(
+                "all tokens have halted at the first step for %d updates: there the halting unit gets no "
+                "gradient any more. Start again with %s",
+                PATIENCE,
+                self.advice[0],
+            )
         if self._at_ends[1] == PATIENCE:
-            logger.warning("no token has halted before the last of %d steps for %d updates: %s, or set --target-depth",
-                           limit, PATIENCE, self.advice[1])
+            logger.warning(
+                "no token has halted before the last of %d steps for %d updates: %s, or set --target-depth",
+                limit,
+                PATIENCE,
+                self.advice[1],
+            )
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
@@ -274,7 +293,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
     def reduce_prices(cls, totals: Dict[str, float]) -> None:
         """Log what :meth:`report` has summed."""
         start = f"{cls.mark}sum_"
-        for name in (each[len(start):] for each in totals if each.startswith(start)):
+        for name in (each[len(start) :] for each in totals if each.startswith(start)):
             of = totals[f"{cls.mark}of_{name}"]
             if of:
                 metrics.log_scalar(name, totals[start + name] / of, of, round=4)

@@ -11,8 +11,8 @@ from omegaconf import II
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.adaptive_softmax import clustered_cross_entropies
-from fairseq_adaptive.modules.known import is_plain
+from fairseq_adaptive.modules.layers.known import is_plain
+from fairseq_adaptive.modules.vocabulary.adaptive_softmax import clustered_cross_entropies
 from fairseq_adaptive.ranges import DROPOUT, check_ranges, ranged
 
 
@@ -32,7 +32,7 @@ def adaptive_losses(
         net_output: what it returned; the first is the features ``[B, T, C]``
         target: ``[B, T]``
         label_smoothing: within each softmax that a target uses, see
-            :meth:`fairseq_adaptive.modules.adaptive_softmax.AdaptiveSoftmax.forward`
+            :meth:`fairseq_adaptive.modules.vocabulary.adaptive_softmax.AdaptiveSoftmax.forward`
 
     Raises:
         UsageError: when the model has no adaptive softmax, or a target is outside the vocabulary

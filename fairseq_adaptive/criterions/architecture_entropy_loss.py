@@ -14,7 +14,7 @@ from fairseq_adaptive.criterions.adaptive_cross_entropy import (
     AdaptiveCrossEntropyConfig,
     adaptive_losses,
 )
-from fairseq_adaptive.modules.adaptive_softmax import cross_entropies
+from fairseq_adaptive.modules.vocabulary.adaptive_softmax import cross_entropies
 from fairseq_adaptive.ranges import PRICE, UPDATES, ranged
 from fairseq_adaptive.report.block_costs import MEASURES
 
@@ -26,8 +26,10 @@ class ArchitectureEntropyLossConfig(AdaptiveCrossEntropyConfig):
         0, UPDATES, "updates in which the weight of the entropy rises from 0, linearly"
     )
     target_compute: float = ranged(
-        0.0, PRICE, "penalise a search whose expected compute is above this share of that of a Transformer-XL with as "
-        "many blocks, attention and feed-forward in turn (0: no penalty)"
+        0.0,
+        PRICE,
+        "penalise a search whose expected compute is above this share of that of a Transformer-XL with as "
+        "many blocks, attention and feed-forward in turn (0: no penalty)",
     )
     compute_weight: float = ranged(1.0, PRICE, "weight of the share above --target-compute")
     compute_measure: ChoiceEnum(MEASURES) = field(

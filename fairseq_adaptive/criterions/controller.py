@@ -46,20 +46,53 @@ class Target(NamedTuple):
 
 TARGETS = {
     "depth": Target(
-        "--target-depth", "halting", "ponder", ("depths", "tokens"),
-        lambda each: (each.trace.updates.sum(), each.trace.tokens.sum()), lambda each: len(each.stack),
-        DEPTH, "depths", True, 0.1),
+        "--target-depth",
+        "halting",
+        "ponder",
+        ("depths", "tokens"),
+        lambda each: (each.trace.updates.sum(), each.trace.tokens.sum()),
+        lambda each: len(each.stack),
+        DEPTH,
+        "depths",
+        True,
+        0.1,
+    ),
     "flops": Target(
-        "--target-flops", "router", "skimming", ("spent", "dense"), lambda each: each.macs, lambda each: 1.0,
-        POSITIVE_SHARE, None, False, 1.0),
+        "--target-flops",
+        "router",
+        "skimming",
+        ("spent", "dense"),
+        lambda each: each.macs,
+        lambda each: 1.0,
+        POSITIVE_SHARE,
+        None,
+        False,
+        1.0,
+    ),
     "tape": Target(
-        "--target-tape", "reader", "tape", ("tokens", "sequences"),
-        lambda each: (each.trace.tape_len.sum(), torch.tensor(len(each.trace.tokens))), lambda each: each.policy.room,
-        TAPE, "tape tokens", True, 0.1),
+        "--target-tape",
+        "reader",
+        "tape",
+        ("tokens", "sequences"),
+        lambda each: (each.trace.tape_len.sum(), torch.tensor(len(each.trace.tokens))),
+        lambda each: each.policy.room,
+        TAPE,
+        "tape tokens",
+        True,
+        0.1,
+    ),
     "compute": Target(
-        "--target-compute", "search", "search", ("compute", "batches"),
-        lambda each: (each.policy.compute(each.trace), torch.tensor(1)), lambda each: 1.0,
-        POSITIVE, None, True, 1.0),
+        "--target-compute",
+        "search",
+        "search",
+        ("compute", "batches"),
+        lambda each: (each.policy.compute(each.trace), torch.tensor(1)),
+        lambda each: 1.0,
+        POSITIVE,
+        None,
+        True,
+        1.0,
+    ),
 }
 
 
@@ -82,8 +115,16 @@ class Controller:
         UsageError: for a value that is impossible
     """
 
-    def __init__(self, task, target: Target, value: Optional[float] = None, gain: float = 1.0, rate: float = 0.01,
-                 weight: Optional[float] = None, warmup_updates: int = 0):
+    def __init__(
+        self,
+        task,
+        target: Target,
+        value: Optional[float] = None,
+        gain: float = 1.0,
+        rate: float = 0.01,
+        weight: Optional[float] = None,
+        warmup_updates: int = 0,
+    ):
         if value is not None:
             target.within.check(value, target.flag)
         self.task, self.target, self.value, self.gain, self.rate = task, target, value, gain, rate

@@ -54,15 +54,21 @@ def decisions(model: nn.Module) -> List[Decision]:
     """
     modules = dict(model.named_modules())
     stacks = {name: module for name, module in modules.items() if isinstance(module, LayerStack)}
-    found = [Decision(policy, name, stack) for name, stack in stacks.items()
-             for policy in (stack.router, stack.halting) if policy is not None]
+    found = [
+        Decision(policy, name, stack)
+        for name, stack in stacks.items()
+        for policy in (stack.router, stack.halting)
+        if policy is not None
+    ]
     for name, module in modules.items():
         if stacks and isinstance(module, (Reader, Search)):
             nearest = max(stacks, key=lambda each: _shared(name, each))
             found.append(Decision(module, nearest, stacks[nearest]))
     names = [_name(each.policy) for each in found]
-    return [each._replace(label=name if names.count(name) == 1 else f"{each.side}_{name}")
-            for each, name in zip(found, names)]
+    return [
+        each._replace(label=name if names.count(name) == 1 else f"{each.side}_{name}")
+        for each, name in zip(found, names)
+    ]
 
 
 def _name(policy):

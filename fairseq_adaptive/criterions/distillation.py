@@ -38,7 +38,9 @@ def _load(path, task):
     name = OmegaConf.select(state.get("cfg") or OmegaConf.create(), "task._name")
     theirs = TASK_REGISTRY.get(name, type(task))
     if not isinstance(task, theirs) and not issubclass(theirs, type(task)):
-        raise UsageError(f"--distill-from {path}: the teacher was trained with --task {name}; train one on the same task")
+        raise UsageError(
+            f"--distill-from {path}: the teacher was trained with --task {name}; train one on the same task"
+        )
     return checkpoint_utils.load_model_ensemble([path], task=task, state=state)[0][0]
 
 
@@ -69,8 +71,10 @@ class Teacher:
             taught = self._model(*args, **kwargs)[0].float()
         given = watched.output.float()
         if taught.shape != given.shape:
-            raise UsageError(f"--distill-from: the teacher's output has the shape {tuple(taught.shape)}, the model's "
-                             f"{tuple(given.shape)}: train the teacher on the same task")
+            raise UsageError(
+                f"--distill-from: the teacher's output has the shape {tuple(taught.shape)}, the model's "
+                f"{tuple(given.shape)}: train the teacher on the same task"
+            )
         if given.size(-1) == 1:
             return F.mse_loss(given, taught)
         taught, given = ((each / temperature).log_softmax(-1).flatten(0, -2) for each in (taught, given))

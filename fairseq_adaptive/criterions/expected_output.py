@@ -44,8 +44,10 @@ class ExpectedOutput:
 
     def __init__(self, model, stack, traces):
         if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
-            raise UsageError("PonderNet's expected loss cannot be computed with an adaptive softmax: leave out "
-                             "--adaptive-softmax-cutoff, or train with --halting act")
+            raise UsageError(
+                "PonderNet's expected loss cannot be computed with an adaptive softmax: leave out "
+                "--adaptive-softmax-cutoff, or train with --halting act"
+            )
         self._model, self._stack = model, stack
         self._traces = next(traces[name] for name, module in model.named_modules() if module is stack)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
-from fairseq_adaptive.modules.known import change, say_once
-from fairseq_adaptive.modules.packed_linear import LINEARS
+from fairseq_adaptive.modules.layers.known import change, say_once
+from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 from fairseq_adaptive.ops import label_smoothed_cross_entropy
 from fairseq_adaptive.ranges import check_ranges
 
@@ -87,7 +87,10 @@ def scores_by_projection(model) -> bool:
         UsageError: of :func:`output_projection`
     """
     why, decoder = change(output_projection(model), LINEARS), model.decoder
-    if why is None and type(decoder).output_layer not in (TransformerDecoderBase.output_layer, SegmentedDecoder.output_layer):
+    if why is None and type(decoder).output_layer not in (
+        TransformerDecoderBase.output_layer,
+        SegmentedDecoder.output_layer,
+    ):
         why = f"{type(decoder).__name__} has an output_layer of its own"
     if why is not None:
         say_once("fused cross-entropy", why)

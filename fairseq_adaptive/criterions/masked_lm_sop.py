@@ -38,8 +38,9 @@ class MaskedLMSOPLoss(FairseqCriterion):
         if "swapped" not in sample:
             raise UsageError("--criterion masked_lm_sop needs to know the order of parts: use --task masked_lm_sop")
         if not hasattr(model, "sentence_order"):
-            raise UsageError("--criterion masked_lm_sop needs a model with a sentence order head, such as --arch "
-                             "albert_act_base")
+            raise UsageError(
+                "--criterion masked_lm_sop needs a model with a sentence order head, such as --arch albert_act_base"
+            )
         swapped, masked = sample["swapped"], sample["target"].ne(self.padding_idx)  # B, B x T
         words, extra = model(**sample["net_input"], masked_tokens=masked)
         orders, targets = model.sentence_order(extra), sample["target"][masked]
@@ -48,16 +49,20 @@ class MaskedLMSOPLoss(FairseqCriterion):
         sample_size, sentences = len(targets), len(swapped)
         loss = mlm_loss + sop_loss * (sample_size / sentences)
         # an expectation over depths has one more class than there are words or orders
-        return loss, sample_size, {
-            "loss": loss.detach(),
-            "mlm_loss": mlm_loss.detach(),
-            "sop_loss": sop_loss.detach(),
-            "mlm_correct": (words[:, : self.words].argmax(-1) == targets).sum(),
-            "sop_correct": (orders[:, :2].argmax(-1) == swapped).sum(),
-            "sample_size": sample_size,
-            "ntokens": sample["ntokens"],
-            "nsentences": sentences,
-        }
+        return (
+            loss,
+            sample_size,
+            {
+                "loss": loss.detach(),
+                "mlm_loss": mlm_loss.detach(),
+                "sop_loss": sop_loss.detach(),
+                "mlm_correct": (words[:, : self.words].argmax(-1) == targets).sum(),
+                "sop_correct": (orders[:, :2].argmax(-1) == swapped).sum(),
+                "sample_size": sample_size,
+                "ntokens": sample["ntokens"],
+                "nsentences": sentences,
+            },
+        )
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:

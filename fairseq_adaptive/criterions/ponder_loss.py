@@ -16,8 +16,10 @@ from fairseq_adaptive.ranges import PRICE, RATE, UPDATES, ranged
 @dataclass
 class PonderLossConfig(TaskCriterionConfig):
     time_penalty: float = ranged(
-        0.01, PRICE, "price of n + r, updates and remainder, of a token on average (Graves, 2016). The published "
-        "penalties of ALBERT-ACT are for the sum over a sequence: multiply them by its length"
+        0.01,
+        PRICE,
+        "price of n + r, updates and remainder, of a token on average (Graves, 2016). The published "
+        "penalties of ALBERT-ACT are for the sum over a sequence: multiply them by its length",
     )
     time_penalty_warmup_updates: int = ranged(
         0, UPDATES, "updates in which the penalty rises from 0, so that the model finds a use for depth"
@@ -30,8 +32,7 @@ class PonderLossConfig(TaskCriterionConfig):
         0.01, PRICE, "by how much of that weight it grows in an update while the depth stays there"
     )
     prior_rate: Optional[float] = ranged(
-        None, RATE, "PonderNet: rate of the geometric prior; 1 over the depth to aim at "
-        "(default: the rule's own, 0.2)"
+        None, RATE, "PonderNet: rate of the geometric prior; 1 over the depth to aim at (default: the rule's own, 0.2)"
     )
     kl_weight: float = ranged(0.01, PRICE, "PonderNet: weight of the divergence from the prior")
 
@@ -53,8 +54,10 @@ class PonderLoss(AdaptiveComputeLoss):
 
     kinds, mark = ("halting",), "ponder_"
     needs = "ponder_loss needs a model in which tokens halt: add --halting act,"
-    advice = ("a lower --time-penalty (with PonderNet a lower --prior-rate) or with --time-penalty-warmup-updates",
-              "raise --time-penalty (with PonderNet --prior-rate or --kl-weight)")
+    advice = (
+        "a lower --time-penalty (with PonderNet a lower --prior-rate) or with --time-penalty-warmup-updates",
+        "raise --time-penalty (with PonderNet --prior-rate or --kl-weight)",
+    )
 
     def steering(self):
         cfg = self.cfg

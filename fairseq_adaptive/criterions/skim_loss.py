@@ -18,19 +18,17 @@ class SkimLossConfig(DistillationConfig):
         default="sentence_prediction",
         metadata={"help": "the criterion of the task, by the name that --criterion has for it"},
     )
-    skim_factor: float = ranged(
-        0.5, PRICE, "price of keeping all tokens in all layers (lambda of Guan et al., 2022)"
-    )
+    skim_factor: float = ranged(0.5, PRICE, "price of keeping all tokens in all layers (lambda of Guan et al., 2022)")
     skim_warmup_updates: int = ranged(
         0, UPDATES, "updates in which that price rises from 0, or the target falls from 1"
     )
     target_flops: Optional[float] = ranged(
-        None, POSITIVE_SHARE, "share of the dense model's FLOPs to steer to, predictors included; takes the place of "
-        "--skim-factor, in either direction"
+        None,
+        POSITIVE_SHARE,
+        "share of the dense model's FLOPs to steer to, predictors included; takes the place of "
+        "--skim-factor, in either direction",
     )
-    target_flops_gain: float = ranged(
-        1.0, PRICE, "price of keeping all tokens when the share is 1 above the target"
-    )
+    target_flops_gain: float = ranged(1.0, PRICE, "price of keeping all tokens when the share is 1 above the target")
     target_flops_rate: float = ranged(
         0.01, PRICE, "by how much that price grows in an update while the share stays there"
     )
@@ -54,8 +52,14 @@ class SkimLoss(AdaptiveComputeLoss):
 
     def steering(self):
         cfg = self.cfg
-        return {"flops": {"value": cfg.target_flops, "gain": cfg.target_flops_gain, "rate": cfg.target_flops_rate,
-                          "warmup_updates": cfg.skim_warmup_updates}}
+        return {
+            "flops": {
+                "value": cfg.target_flops,
+                "gain": cfg.target_flops_gain,
+                "rate": cfg.target_flops_rate,
+                "warmup_updates": cfg.skim_warmup_updates,
+            }
+        }
 
     def options(self, decision):
         return {"weight": self.cfg.skim_factor, "warmup_updates": self.cfg.skim_warmup_updates}
@@ -63,8 +67,14 @@ class SkimLoss(AdaptiveComputeLoss):
     def report(self, log, found, terms, price, loss, size):
         tokens = sum(each.trace.tokens.sum() for each in found).clamp_min(1)
         spent, dense = (sum(each) for each in zip(*(each.macs for each in found)))
-        log.update(skim_loss=price.detach() * size, skim_samples=size, skim_factor=terms[0][0] * size,
-                   skim_tokens=tokens, skim_spent=spent, skim_dense=dense)
+        log.update(
+            skim_loss=price.detach() * size,
+            skim_samples=size,
+            skim_factor=terms[0][0] * size,
+            skim_tokens=tokens,
+            skim_spent=spent,
+            skim_dense=dense,
+        )
         for each in found:
             for name, (count, _) in each.policy.measures(each.trace).items():
                 if name.startswith("kept_"):
@@ -84,6 +94,6 @@ class SkimLoss(AdaptiveComputeLoss):
         layers = [name for name in totals if name.startswith("skim_kept_")]
         metrics.log_scalar("kept", sum(totals[name] for name in layers) / len(layers) / tokens, tokens, round=4)
         for name in layers:
-            metrics.log_scalar(name[len("skim_"):], totals[name] / tokens, tokens, round=4)
+            metrics.log_scalar(name[len("skim_") :], totals[name] / tokens, tokens, round=4)
         metrics.log_scalar("flops", totals["skim_spent"] / dense, dense, round=4)
         metrics.log_derived("flops_speedup", lambda meters: round(1 / max(meters["flops"].avg, 1e-9), 2))

@@ -21,24 +21,34 @@ class SpanPrediction(FairseqCriterion):
             UsageError: for a model without a span head
         """
         if getattr(model, "span_head", None) is None:
-            raise UsageError("--criterion span_prediction needs --task question_answering and a model that it can "
-                             "give a span head, such as --arch transkimmer_base")
+            raise UsageError(
+                "--criterion span_prediction needs --task question_answering and a model that it can "
+                "give a span head, such as --arch transkimmer_base"
+            )
         tokens, target = sample["net_input"]["src_tokens"], sample["target"]  # B x 2
         scores = model(**sample["net_input"], spans=True)[0].float()  # B x 2 x T
         scores = scores.masked_fill(tokens.eq(self.padding_idx).unsqueeze(1), float("-inf"))
         losses = F.cross_entropy(scores.flatten(0, 1), target.flatten(), reduction="none").view_as(target).mean(1)
         count = target.size(0)
         correct = (scores.argmax(-1) == target).all(1).sum()
-        return losses.sum() if reduce else losses, count, {
-            "loss": losses.sum().detach(), "ncorrect": correct, "ntokens": sample["ntokens"], "nsentences": count,
-            "sample_size": count,
-        }
+        return (
+            losses.sum() if reduce else losses,
+            count,
+            {
+                "loss": losses.sum().detach(),
+                "ncorrect": correct,
+                "ntokens": sample["ntokens"],
+                "nsentences": count,
+                "sample_size": count,
+            },
+        )
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
         """Log the loss (base 2) and the share of windows in which both places are right."""
-        loss, correct, count = (float(sum(log.get(name, 0) for log in logging_outputs))
-                                for name in ("loss", "ncorrect", "sample_size"))
+        loss, correct, count = (
+            float(sum(log.get(name, 0) for log in logging_outputs)) for name in ("loss", "ncorrect", "sample_size")
+        )
         metrics.log_scalar("loss", loss / count / math.log(2), count, round=3)
         metrics.log_scalar("accuracy", 100 * correct / count, count, round=1)
 

@@ -89,8 +89,9 @@ class TapePonderLoss(AdaptiveComputeLoss):
                 continue
             lengths, reading = each.trace.tape_len, each.trace.reading
             used, entries = reading.used()
-            log.update(ponder_cost=reading.cost.detach().sum(), tape_tokens=lengths.sum(), bank_used=used,
-                       bank_entries=entries)
+            log.update(
+                ponder_cost=reading.cost.detach().sum(), tape_tokens=lengths.sum(), bank_used=used, bank_entries=entries
+            )
             log.update((f"tape_len_{length}", (lengths == length).sum()) for length in range(each.policy.room + 1))
 
     @classmethod

@@ -44,8 +44,10 @@ def build_task_criterion(cfg, task) -> FairseqCriterion:
         UsageError: when there is none of that name, or it has no such flags
     """
     if cfg.task_criterion not in CRITERION_REGISTRY:
-        raise UsageError(f"--task-criterion {cfg.task_criterion!r} is unknown: name one that --criterion takes, such "
-                         "as cross_entropy, masked_lm or sentence_prediction")
+        raise UsageError(
+            f"--task-criterion {cfg.task_criterion!r} is unknown: name one that --criterion takes, such "
+            "as cross_entropy, masked_lm or sentence_prediction"
+        )
     try:
         known = getattr(CRITERION_DATACLASS_REGISTRY.get(cfg.task_criterion), "__dataclass_fields__", {})
         shared = {name: cfg[name] for name in ("classification_head_name", "regression_target") if name in known}
@@ -57,5 +59,7 @@ def build_task_criterion(cfg, task) -> FairseqCriterion:
             flags._set_parent(cfg._get_root())
         return build_criterion(flags, task)
     except (OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
-        raise UsageError(f"--task-criterion-args {cfg.task_criterion_args!r} does not fit {cfg.task_criterion}: "
-                         f"{' '.join(str(error).split())}") from error
+        raise UsageError(
+            f"--task-criterion-args {cfg.task_criterion_args!r} does not fit {cfg.task_criterion}: "
+            f"{' '.join(str(error).split())}"
+        ) from error

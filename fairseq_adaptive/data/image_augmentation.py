@@ -53,8 +53,14 @@ class Augmentation:
         randaugment_magnitude: their strength, 0 to 30
     """
 
-    def __init__(self, random_resized_crop=False, crop_padding=0, horizontal_flip=False, randaugment_layers=0,
-                 randaugment_magnitude=15):
+    def __init__(
+        self,
+        random_resized_crop=False,
+        crop_padding=0,
+        horizontal_flip=False,
+        randaugment_layers=0,
+        randaugment_magnitude=15,
+    ):
         self.random_resized_crop, self.crop_padding = random_resized_crop, crop_padding
         self.horizontal_flip = horizontal_flip
         self.randaugment_layers, self.strength = randaugment_layers, randaugment_magnitude / 30

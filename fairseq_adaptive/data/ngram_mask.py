@@ -28,25 +28,36 @@ class NgramMask:
         UsageError: for values outside their ranges
     """
 
-    def __init__(self, dictionary: Dictionary, probability: float = 0.15, longest: int = 3,
-                 leave_unmasked: float = 0.1, random: float = 0.1):
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        probability: float = 0.15,
+        longest: int = 3,
+        leave_unmasked: float = 0.1,
+        random: float = 0.1,
+    ):
         if not 0 < probability <= 1:
             raise UsageError(f"--mask-prob {probability} is impossible: it must be above 0 and at most 1")
         if longest < 1:
             raise UsageError(f"--mask-ngram {longest} is impossible: a span has at least 1 word")
         if min(leave_unmasked, random) < 0 or leave_unmasked + random > 1:
-            raise UsageError(f"--leave-unmasked-prob {leave_unmasked} and --random-token-prob {random} must be 0 or "
-                             "more and sum to at most 1")
+            raise UsageError(
+                f"--leave-unmasked-prob {leave_unmasked} and --random-token-prob {random} must be 0 or "
+                "more and sum to at most 1"
+            )
         self.probability, self.longest, self.leave_unmasked, self.random = probability, longest, leave_unmasked, random
         self.pad, self.mask = dictionary.pad(), dictionary.index("<mask>")
         self.special = [dictionary.bos(), dictionary.eos(), dictionary.pad()]
         symbols = dictionary.symbols
         marked = np.array([symbol.startswith(WORD_START) for symbol in symbols])
         self.starts_word = marked if marked.any() else np.ones(len(symbols), dtype=bool)
-        self.replacements = np.array([
-            number for number, symbol in enumerate(symbols)
-            if number >= dictionary.nspecial and number != self.mask and not symbol.startswith("madeupword")
-        ])
+        self.replacements = np.array(
+            [
+                number
+                for number, symbol in enumerate(symbols)
+                if number >= dictionary.nspecial and number != self.mask and not symbol.startswith("madeupword")
+            ]
+        )
         share = 1 / np.arange(1, longest + 1)
         self.share = share / share.sum()
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from fairseq.distributed import utils as distributed_utils
 
-from fairseq_adaptive.modules.memory import SegmentMemory
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
 
 logger = logging.getLogger(__name__)
 

@@ -45,9 +45,7 @@ class SegmentedDataset(FairseqDataset):
 
     def with_rows(self, rows):
         """The same text in another number of streams."""
-        return SegmentedDataset(
-            self.sentences, self.sizes, self.dictionary, self.split, self.tokens_per_sample, rows
-        )
+        return SegmentedDataset(self.sentences, self.sizes, self.dictionary, self.split, self.tokens_per_sample, rows)
 
     def batches(self, batch_size):
         """Items of each batch: ``batch_size`` neighbouring streams; all batches of one segment before the next."""
@@ -74,7 +72,7 @@ class SegmentedDataset(FairseqDataset):
         last = int(np.searchsorted(self.ends, end))
         tokens = torch.cat([self.sentences[i] for i in range(sentence, last + 1)]).long()
         skipped = first - int(self.ends[sentence] - self.sizes[sentence])
-        return tokens[skipped:skipped + end - first]
+        return tokens[skipped : skipped + end - first]
 
     def collater(self, samples):
         """A fairseq batch; ``target [B, T]`` is padded on the right, ``net_input.src_tokens [B, T]`` is not.
@@ -87,7 +85,7 @@ class SegmentedDataset(FairseqDataset):
         source = torch.stack([sample["source"] for sample in samples])
         target = torch.full_like(source, self.dictionary.pad())
         for row, sample in enumerate(samples):
-            target[row, :len(sample["target"])] = sample["target"]
+            target[row, : len(sample["target"])] = sample["target"]
         offset = samples[0]["offset"]
         return {
             "id": torch.tensor([sample["id"] for sample in samples]),
@@ -113,8 +111,14 @@ class SegmentIterator(iterators.EpochBatchIterator):
     """
 
     def __init__(self, dataset, batch_size, **kwargs):
-        super().__init__(dataset, dataset.collater, dataset.batches(batch_size), disable_shuffling=True,
-                         reuse_dataloader=True, **kwargs)
+        super().__init__(
+            dataset,
+            dataset.collater,
+            dataset.batches(batch_size),
+            disable_shuffling=True,
+            reuse_dataloader=True,
+            **kwargs,
+        )
 
     @property
     def first_batch(self):
@@ -127,8 +131,11 @@ class SegmentIterator(iterators.EpochBatchIterator):
 
     def load_state_dict(self, state_dict):
         read = state_dict["iterations_in_epoch"]
-        share = (state_dict.get("rows", 0) * state_dict.get("tokens_per_sample", 0)
-                 / (self.dataset.rows * self.dataset.tokens_per_sample))
+        share = (
+            state_dict.get("rows", 0)
+            * state_dict.get("tokens_per_sample", 0)
+            / (self.dataset.rows * self.dataset.tokens_per_sample)
+        )
         if read and share != 1:
             there = min(int(read * share), len(self) - 1)
             logger.warning(

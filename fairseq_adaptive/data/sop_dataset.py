@@ -38,12 +38,22 @@ class SOPDataset(FairseqDataset):
         UsageError: when T is below 6, or there is no document of two tokens
     """
 
-    def __init__(self, lines, sizes, dictionary: Dictionary, tokens_per_sample: int, mask: NgramMask,
-                 seed: Sequence[int], fresh: bool):
+    def __init__(
+        self,
+        lines,
+        sizes,
+        dictionary: Dictionary,
+        tokens_per_sample: int,
+        mask: NgramMask,
+        seed: Sequence[int],
+        fresh: bool,
+    ):
         longest = tokens_per_sample - SPECIAL
         if longest < 3:
-            raise UsageError(f"--tokens-per-sample {tokens_per_sample} leaves no room for two parts beside [CLS] and "
-                             "two [SEP]: use 6 or more")
+            raise UsageError(
+                f"--tokens-per-sample {tokens_per_sample} leaves no room for two parts beside [CLS] and "
+                "two [SEP]: use 6 or more"
+            )
         self.lines, self.dictionary, self.mask = lines, dictionary, mask
         self.seed, self.fresh, self.epoch = list(seed), fresh, 0
         lengths = np.asarray(sizes, dtype=np.int64) - 1
@@ -54,8 +64,9 @@ class SOPDataset(FairseqDataset):
         starts, ends = documents[:-1], documents[1:]
         whole = ends - starts > 1
         if not whole.any():
-            raise UsageError("there is no document of two tokens or more: write documents of several lines, separated "
-                             "by empty lines")
+            raise UsageError(
+                "there is no document of two tokens or more: write documents of several lines, separated by empty lines"
+            )
         if not whole.all():
             logger.info(f"{(~whole).sum():,} documents of a single token are left out: they have no two parts")
         self.documents = int(whole.sum())

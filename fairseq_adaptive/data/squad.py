@@ -28,7 +28,7 @@ def read_squad(path) -> Tuple[List[Question], bool]:
     """
     articles = read_json(path).get("data")
     if not isinstance(articles, list):
-        raise UsageError(f"{path} is not in the format of SQuAD: it has no \"data\" in a list")
+        raise UsageError(f'{path} is not in the format of SQuAD: it has no "data" in a list')
     questions, seen, version_2 = [], set(), False
     for number, article in enumerate(articles):
         where = f"{path}, article {number}"
@@ -39,8 +39,9 @@ def read_squad(path) -> Tuple[List[Question], bool]:
                 for entry in paragraph["qas"]:
                     where = f"{path}, question {entry['id']}"
                     version_2 = version_2 or "is_impossible" in entry
-                    answers = tuple(_align(each["text"], each["answer_start"], context, where)
-                                    for each in entry.get("answers", ()))
+                    answers = tuple(
+                        _align(each["text"], each["answer_start"], context, where) for each in entry.get("answers", ())
+                    )
                     impossible = entry.get("is_impossible", False)
                     if not isinstance(impossible, bool):
                         raise UsageError(f"{where}: is_impossible is {impossible!r:.40}, not true or false")
@@ -71,8 +72,10 @@ def _align(text, start, context, where):
         for wanted in (text, text.strip()):
             if wanted and start + shift >= 0 and context.startswith(wanted, start + shift):
                 return wanted, start + shift
-    raise UsageError(f"{where}: the answer {text!r} is not at character {start} of the context, where "
-                     f"{context[max(start, 0) : max(start, 0) + max(len(text), 10)]!r} is")
+    raise UsageError(
+        f"{where}: the answer {text!r} is not at character {start} of the context, where "
+        f"{context[max(start, 0) : max(start, 0) + max(len(text), 10)]!r} is"
+    )
 
 
 class Window(NamedTuple):
@@ -111,8 +114,10 @@ def load_tokenizer(folder, cased: bool):
             return ByteLevelBPETokenizer(numbers, merges, add_prefix_space=True, trim_offsets=True), True
     except Exception as error:  # the library has no class of its own for damaged files
         raise UsageError(f"the vocabulary in {folder} is damaged: {' '.join(str(error).split())}") from error
-    raise UsageError(f"there is neither vocab.txt nor vocab.json with merges.txt in {folder}: --tokenizer names the "
-                     "folder that the model was converted from")
+    raise UsageError(
+        f"there is neither vocab.txt nor vocab.json with merges.txt in {folder}: --tokenizer names the "
+        "folder that the model was converted from"
+    )
 
 
 def cut(tokenizer, text: str) -> Tuple[List[str], List[Tuple[int, int]]]:
@@ -127,8 +132,17 @@ def answer_tokens(offsets, start: int, end: int) -> Optional[Tuple[int, int]]:
     return (inside[0], inside[-1]) if inside else None
 
 
-def windows_of(number: int, question: Question, pieces, context, dictionary, max_length: int, stride: int,
-               max_query_length: int, double_separator: bool) -> List[Window]:
+def windows_of(
+    number: int,
+    question: Question,
+    pieces,
+    context,
+    dictionary,
+    max_length: int,
+    stride: int,
+    max_query_length: int,
+    double_separator: bool,
+) -> List[Window]:
     """Cut one question into windows.
 
     Args:
@@ -144,14 +158,17 @@ def windows_of(number: int, question: Question, pieces, context, dictionary, max
     Raises:
         UsageError: when no token of the context has room beside the question
     """
+
     def numbers(pieces):
         return [dictionary.index(piece) for piece in pieces]
 
     head = [dictionary.bos(), *numbers(pieces[:max_query_length]), *[dictionary.eos()] * (1 + double_separator)]
     room, (body, offsets) = max_length - len(head) - 1, context
     if room < 1:
-        raise UsageError(f"question {question.id} leaves no room for its context in {max_length} tokens: raise "
-                         "--max-positions or lower --max-query-length")
+        raise UsageError(
+            f"question {question.id} leaves no room for its context in {max_length} tokens: raise "
+            "--max-positions or lower --max-query-length"
+        )
     answer = None
     if question.answers:
         text, start = question.answers[0]

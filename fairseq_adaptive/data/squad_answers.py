@@ -31,8 +31,9 @@ def candidates(scores, window, context: str, offsets, max_answer_length: int, co
         count: how many
     """
     start_scores, end_scores = (row[window.first : window.first + window.count].tolist() for row in scores)
-    starts, ends = (heapq.nlargest(count, range(window.count), key=row.__getitem__)
-                    for row in (start_scores, end_scores))
+    starts, ends = (
+        heapq.nlargest(count, range(window.count), key=row.__getitem__) for row in (start_scores, end_scores)
+    )
     found = []
     for start in starts:
         for end in ends:
@@ -59,8 +60,15 @@ def n_best(found: Sequence[Candidate], count: int, null: Candidate = None) -> Li
         chosen.append(best[""])
     chosen = chosen or [Candidate(0.0, "", 0.0, 0.0)]
     total = sum(math.exp(each.score - chosen[0].score) for each in chosen)
-    return [{"text": each.text, "probability": math.exp(each.score - chosen[0].score) / total,
-             "start_logit": each.start_logit, "end_logit": each.end_logit} for each in chosen]
+    return [
+        {
+            "text": each.text,
+            "probability": math.exp(each.score - chosen[0].score) / total,
+            "start_logit": each.start_logit,
+            "end_logit": each.end_logit,
+        }
+        for each in chosen
+    ]
 
 
 def normalise(text: str) -> str:
@@ -98,8 +106,9 @@ def evaluate(questions: Sequence[Question], predictions: Dict[str, str], version
     Returns:
         ``exact``, ``f1``, ``total``, in version 2 also ``HasAns_exact`` ... ``NoAns_total``
     """
-    values = [worth(each, predictions[each.id], version_2) if each.id in predictions else (0.0, 0.0)
-              for each in questions]
+    values = [
+        worth(each, predictions[each.id], version_2) if each.id in predictions else (0.0, 0.0) for each in questions
+    ]
     figures = _means(values)
     if not version_2:
         return figures
@@ -111,8 +120,11 @@ def evaluate(questions: Sequence[Question], predictions: Dict[str, str], version
 
 def _means(values):
     total = max(len(values), 1)
-    return {"exact": 100 * sum(exact for exact, _ in values) / total, "f1": 100 * sum(f for _, f in values) / total,
-            "total": len(values)}
+    return {
+        "exact": 100 * sum(exact for exact, _ in values) / total,
+        "f1": 100 * sum(f for _, f in values) / total,
+        "total": len(values),
+    }
 
 
 def best_threshold(questions: Sequence[Question], answers: Dict[str, str], null_odds: Dict[str, float]):

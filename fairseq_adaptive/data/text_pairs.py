@@ -43,5 +43,7 @@ def check_vocabulary(tokenizer, dictionary: Dictionary, where) -> None:
     pieces = tokenizer.get_vocab()
     missing = sum(piece not in dictionary.indices for piece in pieces)
     if missing > len(pieces) / 2:
-        raise UsageError(f"the tokenizer in {where} is not that of the model: {missing:,} of its {len(pieces):,} "
-                         "pieces are not in the dictionary")
+        raise UsageError(
+            f"the tokenizer in {where} is not that of the model: {missing:,} of its {len(pieces):,} "
+            "pieces are not in the dictionary"
+        )

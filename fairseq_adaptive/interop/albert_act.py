@@ -1,4 +1,4 @@
-"""ALBERT-ACT as published on Hugging Face (asi/albert-act-base and its kin) to ``albert_act``, and back.
+"""ALBERT-ACT as published on Hugging Face (asi/albert-act-base and its family) to ``albert_act``, and back.
 
 The published models number their pieces ``<pad>`` 0, ``<unk>`` 1, ``[CLS]`` 2, ``[SEP]`` 3; fairseq's dictionaries
 begin with ``<s>``, ``<pad>``, ``</s>`` and ``<unk>``. So these four rows move, ``[MASK]`` becomes ``<mask>``, and all others
@@ -41,8 +41,13 @@ FLAGS = {
 RANGES = {name: INHERITED.get(flag, WIDTH) for name, flag in FLAGS.items()}
 RANGES.update(vocab_size=WORDS, act_epsilon=DROPOUT)
 # what cannot be expressed otherwise
-FIXED = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "num_hidden_groups": 1, "inner_group_num": 1,
-         "position_embedding_type": "absolute"}
+FIXED = {
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "num_hidden_groups": 1,
+    "inner_group_num": 1,
+    "position_embedding_type": "absolute",
+}
 
 _LAYER = "encoder.albert_layer."
 _MODULES = {
@@ -75,8 +80,12 @@ _HEADS = ("encoder.lm_head.", "encoder.sentence_order_head.")
 
 
 def add_args(parser) -> None:
-    parser.add_argument("--spm", metavar="FILE", help="the SentencePiece model (default: spiece.model in the folder); "
-                        "from a checkpoint, that of its training text, to be written beside the weights")
+    parser.add_argument(
+        "--spm",
+        metavar="FILE",
+        help="the SentencePiece model (default: spiece.model in the folder); "
+        "from a checkpoint, that of its training text, to be written beside the weights",
+    )
 
 
 def convert(args) -> Tuple[Dict[str, Any], Dictionary]:
@@ -135,14 +144,18 @@ def dictionary_of(tokenizer: AlbertTokenizer, config: Dict[str, Any]) -> Diction
     """
     pieces, name = tokenizer.pieces, tokenizer.path
     if len(pieces) != config["vocab_size"]:
-        raise UsageError(f"{name} has {len(pieces)} pieces, but the model a vocabulary of {config['vocab_size']}: "
-                         "it is not the tokenizer of this model")
+        raise UsageError(
+            f"{name} has {len(pieces)} pieces, but the model a vocabulary of {config['vocab_size']}: "
+            "it is not the tokenizer of this model"
+        )
     dictionary = Dictionary()
     for number in row_order(config)[4:]:
         dictionary.add_symbol("<mask>" if pieces[number] == "[MASK]" else pieces[number])
     if len(dictionary) != len(pieces):
-        raise UsageError(f"{name} has pieces that fairseq's dictionary holds already, such as <s>: it is not the "
-                         "tokenizer of this model")
+        raise UsageError(
+            f"{name} has pieces that fairseq's dictionary holds already, such as <s>: it is not the "
+            "tokenizer of this model"
+        )
     return dictionary
 
 

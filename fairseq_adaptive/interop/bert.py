@@ -19,8 +19,10 @@ from fairseq_adaptive.interop.conversion import Weights, check_heads, check_numb
 from fairseq_adaptive.ranges import INHERITED, POSITIONS, POSITIVE_SHARE, WORDS, Range
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate", "relu": "relu"}
-SPECIAL = {"bert": ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"),
-           "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>")}
+SPECIAL = {
+    "bert": ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"),
+    "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+}
 POSITION_OFFSET = 2  # fairseq counts positions from one above the number of <pad>
 FLAGS = {
     "num_hidden_layers": "encoder-layers",
@@ -45,18 +47,25 @@ _LAYER = {
     "final_layer_norm": "output.LayerNorm",
 }
 _HEADS = {
-    "bert": {"dense": "cls.predictions.transform.dense", "layer_norm": "cls.predictions.transform.LayerNorm",
-             "bias": ("cls.predictions.bias", "cls.predictions.decoder.bias")},
-    "roberta": {"dense": "lm_head.dense", "layer_norm": "lm_head.layer_norm",
-                "bias": ("lm_head.bias", "lm_head.decoder.bias")},
+    "bert": {
+        "dense": "cls.predictions.transform.dense",
+        "layer_norm": "cls.predictions.transform.LayerNorm",
+        "bias": ("cls.predictions.bias", "cls.predictions.decoder.bias"),
+    },
+    "roberta": {
+        "dense": "lm_head.dense",
+        "layer_norm": "lm_head.layer_norm",
+        "bias": ("lm_head.bias", "lm_head.decoder.bias"),
+    },
 }
 _CLASSIFIER = {"bert": ("pooler.dense", "classifier"), "roberta": ("classifier.dense", "classifier.out_proj")}
 HEAD = "classification_heads.sentence_classification_head."
 
 
 def add_args(parser) -> None:
-    parser.add_argument("--vocab", metavar="FILE",
-                        help="the vocabulary (default: vocab.txt or vocab.json in the folder)")
+    parser.add_argument(
+        "--vocab", metavar="FILE", help="the vocabulary (default: vocab.txt or vocab.json in the folder)"
+    )
 
 
 def convert(args) -> Tuple[Dict[str, Any], Dictionary]:
@@ -77,8 +86,10 @@ def convert(args) -> Tuple[Dict[str, Any], Dictionary]:
         raise UsageError(f"{args.input} holds a {kind}: convert it with --format {kind}")
     words = read_vocabulary(args.vocab or _find_vocabulary(args.input))
     if len(words) != config["vocab_size"]:
-        raise UsageError(f"the vocabulary has {len(words)} symbols, but the model {config['vocab_size']}: "
-                         "name that of the model with --vocab")
+        raise UsageError(
+            f"the vocabulary has {len(words)} symbols, but the model {config['vocab_size']}: "
+            "name that of the model with --vocab"
+        )
     order = row_order(words, kind)
     dictionary = Dictionary()
     mask = SPECIAL[kind][4]
@@ -101,11 +112,15 @@ def read_config(config: Dict[str, Any]) -> str:
     check_numbers(config, RANGES, {"type_vocab_size": Range(int, 0, 1024)})
     check_heads(config["hidden_size"], config["num_attention_heads"])
     if _positions(config, kind) < 1:
-        raise UsageError(f"max_position_embeddings in config.json is {config['max_position_embeddings']}: use more "
-                         f"than {POSITION_OFFSET}")
+        raise UsageError(
+            f"max_position_embeddings in config.json is {config['max_position_embeddings']}: use more "
+            f"than {POSITION_OFFSET}"
+        )
     if config.get("position_embedding_type", "absolute") != "absolute":
-        raise UsageError(f"config.json says position_embedding_type {config['position_embedding_type']}, but only "
-                         "absolute can be converted")
+        raise UsageError(
+            f"config.json says position_embedding_type {config['position_embedding_type']}, but only "
+            "absolute can be converted"
+        )
     if config.get("hidden_act", "gelu") not in tuple(ACTIVATIONS):
         raise UsageError(f"config.json says hidden_act {config['hidden_act']}: known are {', '.join(ACTIVATIONS)}")
     return kind
@@ -151,8 +166,14 @@ def _flags(config, kind):
     for name, flag in FLAGS.items():
         flags += ["--" + flag, config[name]]
     types = config.get("type_vocab_size", 0) if kind == "bert" else 0
-    return flags + ["--activation-fn", ACTIVATIONS[config.get("hidden_act", "gelu")], "--token-types", types,
-                    "--max-positions", _positions(config, kind)]
+    return flags + [
+        "--activation-fn",
+        ACTIVATIONS[config.get("hidden_act", "gelu")],
+        "--token-types",
+        types,
+        "--max-positions",
+        _positions(config, kind),
+    ]
 
 
 def _positions(config, kind):
@@ -203,8 +224,9 @@ def convert_weights(tensors: Dict[str, Tensor], config: Dict[str, Any], order: L
                 take(*names, *shape)
     more = [name for name in source.left if name.startswith(f"encoder.layer.{config['num_hidden_layers']}.")]
     if more:
-        raise UsageError(f"the weights hold {min(more)}, but by config.json there are only "
-                         f"{config['num_hidden_layers']} layers")
+        raise UsageError(
+            f"the weights hold {min(more)}, but by config.json there are only {config['num_hidden_layers']} layers"
+        )
     _convert_heads(source, target, take, kind, dim, rows)
     return target
 

@@ -99,8 +99,10 @@ def check_heads(width: int, heads: int) -> None:
         UsageError: when attention heads do not divide the width
     """
     if width % heads:
-        raise UsageError(f"config.json says that {heads} attention heads share a width of {width}, which cannot be "
-                         "divided among them")
+        raise UsageError(
+            f"config.json says that {heads} attention heads share a width of {width}, which cannot be "
+            "divided among them"
+        )
 
 
 class Weights:
@@ -130,8 +132,10 @@ class Weights:
             raise UsageError(f"the weights lack {' or '.join(names)}, which config.json asks for")
         tensor = self.tensors[name]
         if not tensor.is_floating_point():
-            raise UsageError(f"{name} holds numbers of type {str(tensor.dtype).removeprefix('torch.')}: save weights as "
-                             "floating-point numbers")
+            raise UsageError(
+                f"{name} holds numbers of type {str(tensor.dtype).removeprefix('torch.')}: save weights as "
+                "floating-point numbers"
+            )
         require_finite({name: tensor}, "the weights")
         if tuple(tensor.shape) != shape:
             raise UsageError(f"{name} has the shape {tuple(tensor.shape)}, but by config.json it should be {shape}")

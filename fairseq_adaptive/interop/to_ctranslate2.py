@@ -13,17 +13,18 @@ from fairseq_adaptive.interop.checkpoint import model_options, save_tensors
 
 # CTranslate2's converter checks some flags itself; of these it would lose weights, or die without saying why
 _UNKNOWN_TO_CTRANSLATE2 = (
-    "adaptive_softmax_cutoff", "no_cross_attention", "cross_self_attention", "scale_attn", "scale_fc", "scale_heads",
+    "adaptive_softmax_cutoff",
+    "no_cross_attention",
+    "cross_self_attention",
+    "scale_attn",
+    "scale_fc",
+    "scale_heads",
     "scale_resids",
 )
 
 
 def convert_to_ctranslate2(
-    state: Dict[str, Any],
-    data_dir,
-    output,
-    source_lang: Optional[str] = None,
-    target_lang: Optional[str] = None,
+    state: Dict[str, Any], data_dir, output, source_lang: Optional[str] = None, target_lang: Optional[str] = None
 ):
     """Write a CTranslate2 model; layers that are equal are stored once.
 

@@ -28,27 +28,51 @@ from torch import Tensor
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_lines
 from fairseq_adaptive.interop.conversion import Weights, check_numbers, new_state, read_folder
-from fairseq_adaptive.modules.adaptive_input import cluster_ends
+from fairseq_adaptive.modules.vocabulary.adaptive_input import cluster_ends
 from fairseq_adaptive.ranges import DISTANCE, DROPOUT, FFN_WIDTH, HEADS, LAYERS, WIDTH, WORDS, Range
 
 PREFIX = "transformer."
 IMPOSSIBLE = -1e4
-RANGES = {"vocab_size": WORDS, "d_model": WIDTH, "n_head": HEADS, "d_head": WIDTH, "d_inner": FFN_WIDTH,
-          "n_layer": LAYERS, "mem_len": DISTANCE}
-OPTIONAL = {"div_val": Range(int, 1, 1024), "d_embed": WIDTH, "clamp_len": Range(int, -1, DISTANCE.most), "dropout": DROPOUT,
-            "dropatt": DROPOUT, "sample_softmax": Range(int, -1, WORDS.most), "attn_type": Range(int, 0, 3)}
+RANGES = {
+    "vocab_size": WORDS,
+    "d_model": WIDTH,
+    "n_head": HEADS,
+    "d_head": WIDTH,
+    "d_inner": FFN_WIDTH,
+    "n_layer": LAYERS,
+    "mem_len": DISTANCE,
+}
+OPTIONAL = {
+    "div_val": Range(int, 1, 1024),
+    "d_embed": WIDTH,
+    "clamp_len": Range(int, -1, DISTANCE.most),
+    "dropout": DROPOUT,
+    "dropatt": DROPOUT,
+    "sample_softmax": Range(int, -1, WORDS.most),
+    "attn_type": Range(int, 0, 3),
+}
 SEGMENT_LENGTH = 128  # of evaluation; the original's configuration has none
 
 
 def add_args(parser) -> None:
-    parser.add_argument("--vocab", required=True, metavar="FILE",
-                        help="the vocabulary, one symbol a line in the order of their ids, with or without counts")
-    parser.add_argument("--eos", default="<eos>", metavar="SYMBOL",
-                        help="the symbol that ends a line; of a model of characters, that of the line break "
-                             "(default: %(default)s)")
-    parser.add_argument("--cluster-order", choices=("forward", "reversed"),
-                        help="of the clusters' logits (default: forward where names begin with transformer., as "
-                             "Hugging Face's, else reversed, as kimiyoung's)")
+    parser.add_argument(
+        "--vocab",
+        required=True,
+        metavar="FILE",
+        help="the vocabulary, one symbol a line in the order of their ids, with or without counts",
+    )
+    parser.add_argument(
+        "--eos",
+        default="<eos>",
+        metavar="SYMBOL",
+        help="the symbol that ends a line; of a model of characters, that of the line break (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cluster-order",
+        choices=("forward", "reversed"),
+        help="of the clusters' logits (default: forward where names begin with transformer., as "
+        "Hugging Face's, else reversed, as kimiyoung's)",
+    )
 
 
 def convert(args) -> Tuple[Dict[str, Any], Dictionary]:
@@ -64,8 +88,10 @@ def convert(args) -> Tuple[Dict[str, Any], Dictionary]:
     shape = read_config(config)
     symbols, counts = read_vocabulary(args.vocab)
     if len(symbols) != shape["vocab_size"]:
-        raise UsageError(f"{args.vocab} has {len(symbols)} symbols, but the model's vocabulary {shape['vocab_size']}: "
-                         "one line is one symbol, in the order of the ids")
+        raise UsageError(
+            f"{args.vocab} has {len(symbols)} symbols, but the model's vocabulary {shape['vocab_size']}: "
+            "one line is one symbol, in the order of the ids"
+        )
     dictionary, order, cutoffs = lay_out(symbols, counts, shape["cutoffs"], args.eos)
     source = Weights(tensors, PREFIX)
     is_forward = any(name.startswith(PREFIX) for name in tensors)
@@ -92,8 +118,17 @@ def read_config(config: Dict[str, Any]) -> Dict[str, Any]:
     cluster_ends(shape["vocab_size"], cutoffs)
     if not isinstance(shape.get("tie_projs", []), list):
         raise UsageError("tie_projs in config.json is no list")
-    defaults = {"cutoffs": [], "div_val": 1, "d_embed": shape["d_model"], "clamp_len": -1, "same_length": False,
-                "dropout": 0.1, "dropatt": 0.0, "tie_weight": True, "tie_word_embeddings": True}
+    defaults = {
+        "cutoffs": [],
+        "div_val": 1,
+        "d_embed": shape["d_model"],
+        "clamp_len": -1,
+        "same_length": False,
+        "dropout": 0.1,
+        "dropatt": 0.0,
+        "tie_weight": True,
+        "tie_word_embeddings": True,
+    }
     shape = {**defaults, **shape}
     expressible = {"attn_type": 0, "pre_lnorm": False, "layer_norm_epsilon": 1e-5, "d_embed": shape["d_model"]}
     for name, value in expressible.items():
@@ -107,8 +142,10 @@ def read_config(config: Dict[str, Any]) -> Dict[str, Any]:
     if "tie_projs" not in shape:
         shape["tie_projs"] = [False] + [shape.get("proj_share_all_but_first", False)] * len(shape["cutoffs"])
     if len(shape["tie_projs"]) != len(shape["cutoffs"]) + 1:
-        raise UsageError(f"config.json has {len(shape['cutoffs'])} cutoffs, but {len(shape['tie_projs'])} entries in "
-                         "tie_projs: there is one for each cluster")
+        raise UsageError(
+            f"config.json has {len(shape['cutoffs'])} cutoffs, but {len(shape['tie_projs'])} entries in "
+            "tie_projs: there is one for each cluster"
+        )
     return shape
 
 
@@ -166,17 +203,28 @@ def lay_out(symbols: List[str], counts: List[int], cutoffs: List[int], eos: str)
 def flags(shape: Dict[str, Any], cutoffs: List[int]) -> List[str]:
     """The flags of fairseq-train for such a model."""
     values = {
-        "task": "segmented_language_modeling", "tokens-per-sample": SEGMENT_LENGTH, "arch": "par_transformer_xl",
-        "criterion": "adaptive_cross_entropy", "layout": f"af*{shape['n_layer']}",
-        "decoder-embed-dim": shape["d_model"], "decoder-ffn-embed-dim": shape["d_inner"],
-        "decoder-attention-heads": shape["n_head"], "decoder-head-dim": shape["d_head"],
-        "dropout": shape["dropout"], "activation-dropout": shape["dropout"], "attention-dropout": shape["dropatt"],
-        "memory-length": shape["mem_len"], "clamp-length": max(shape["clamp_len"], 0),
-        "adaptive-softmax-cutoff": ",".join(map(str, cutoffs)), "adaptive-softmax-factor": shape["div_val"],
+        "task": "segmented_language_modeling",
+        "tokens-per-sample": SEGMENT_LENGTH,
+        "arch": "par_transformer_xl",
+        "criterion": "adaptive_cross_entropy",
+        "layout": f"af*{shape['n_layer']}",
+        "decoder-embed-dim": shape["d_model"],
+        "decoder-ffn-embed-dim": shape["d_inner"],
+        "decoder-attention-heads": shape["n_head"],
+        "decoder-head-dim": shape["d_head"],
+        "dropout": shape["dropout"],
+        "activation-dropout": shape["dropout"],
+        "attention-dropout": shape["dropatt"],
+        "memory-length": shape["mem_len"],
+        "clamp-length": max(shape["clamp_len"], 0),
+        "adaptive-softmax-cutoff": ",".join(map(str, cutoffs)),
+        "adaptive-softmax-factor": shape["div_val"],
     }
     switches = {
-        "same-length": shape["same_length"], "untie-relative-bias": shape["untie_r"],
-        "share-decoder-input-output-embed": shape["tied"], "tie-adaptive-proj": _ties_projections(shape),
+        "same-length": shape["same_length"],
+        "untie-relative-bias": shape["untie_r"],
+        "share-decoder-input-output-embed": shape["tied"],
+        "tie-adaptive-proj": _ties_projections(shape),
     }
     given = [f"--{name}={value}" for name, value in values.items()]
     return given + [f"--{name}" for name, on in switches.items() if on]

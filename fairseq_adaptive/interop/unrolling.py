@@ -12,8 +12,10 @@ from fairseq_adaptive.models.policy_flags import FLAGS
 from fairseq_adaptive.models.shared_stack import sharing_architecture
 from fairseq_adaptive.modules import layer_schedule
 
-_PLAIN = {"shared_transformer": ("transformer", ("encoder", "decoder")),
-          "shared_transformer_lm": ("transformer_lm", ("decoder",))}
+_PLAIN = {
+    "shared_transformer": ("transformer", ("encoder", "decoder")),
+    "shared_transformer_lm": ("transformer_lm", ("decoder",)),
+}
 
 
 def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:

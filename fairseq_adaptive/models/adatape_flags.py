@@ -14,17 +14,7 @@ from omegaconf import OmegaConf
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, PolicyConfig
 from fairseq_adaptive.modules.policies.tape import COSTS, QUERIES, QUERY_UPDATES, GatedMLP, Tape, TapeReader
-from fairseq_adaptive.ranges import (
-    BIAS,
-    DROPOUT,
-    OPTIONAL_WIDTH,
-    POSITIVE,
-    PRICE,
-    WIDTH,
-    Range,
-    check_ranges,
-    ranged,
-)
+from fairseq_adaptive.ranges import BIAS, DROPOUT, OPTIONAL_WIDTH, POSITIVE, PRICE, WIDTH, Range, check_ranges, ranged
 
 TAPE, TAPE_LAYER = Range(int, 0, 10000), Range(int, 0, 999)
 TAPE_HELP = {
@@ -37,16 +27,20 @@ TAPE_HELP = {
 class TapeConfig(PolicyConfig):
     tape_tokens: int = ranged(10, TAPE, "the longest tape; 0: no tape, a plain Transformer")
     tape_threshold: float = ranged(
-        2.0, POSITIVE, "sum of certainties at which a sequence stops reading; a tape token mixes as many bank entries as "
-        "--tape-tokens // this"
+        2.0,
+        POSITIVE,
+        "sum of certainties at which a sequence stops reading; a tape token mixes as many bank entries as "
+        "--tape-tokens // this",
     )
     tape_cost: ChoiceEnum(COSTS) = field(
         default="entropy", metadata={"help": "ponder cost of a step with weights w: 1 - sum of w^2, or 1 - max w"}
     )
     tape_query: ChoiceEnum(QUERIES) = field(
         default="mean",
-        metadata={"help": "what the tape is read with: the mean of the states, or the first ([CLS]), which knows the "
-                  "others from --tape-layer 1 on"},
+        metadata={
+            "help": "what the tape is read with: the mean of the states, or the first ([CLS]), which knows the "
+            "others from --tape-layer 1 on"
+        },
     )
     tape_query_update: ChoiceEnum(QUERY_UPDATES) = field(
         default="average", metadata={"help": "the next query: average of query and token read, or that token"}
@@ -65,8 +59,10 @@ class TapeConfig(PolicyConfig):
     tape_bank_dropout: float = ranged(0.0, DROPOUT, "probability that a sequence cannot see an entry in training")
     skimming: bool = field(
         default=False,
-        metadata={"help": "predictors before each layer skim tokens, those of the tape, too, but never the first (Guan "
-                  "et al., 2022); train with --criterion skim_loss"},
+        metadata={
+            "help": "predictors before each layer skim tokens, those of the tape, too, but never the first (Guan "
+            "et al., 2022); train with --criterion skim_loss"
+        },
     )
     skim_bias: float = ranged(5.0, BIAS, "how sure these predictors are at first that a token is kept")
 

@@ -65,8 +65,10 @@ class TapeClassifierConfig(TapeConfig):
     encoder_layers: int = ranged(4, LAYERS, "num encoder layers")
     encoder_attention_heads: int = ranged(4, HEADS, "num encoder attention heads")
     encoder_unique_layers: Optional[int] = ranged(
-        None, LAYERS, "how many layers have parameters of their own; they serve --encoder-layers depths (default: all; "
-        "1: a Universal Transformer)"
+        None,
+        LAYERS,
+        "how many layers have parameters of their own; they serve --encoder-layers depths (default: all; "
+        "1: a Universal Transformer)",
     )
     layer_sharing: ChoiceEnum(STRATEGIES) = field(
         default="cycle", metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"}

@@ -1,4 +1,4 @@
-"""Vision Transformers that read finer patches when they need them: ``--arch adatape_vit`` and its kin.
+"""Vision Transformers that read finer patches when they need them: ``--arch adatape_vit`` and its presets.
 
 Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023), section 5.2; for ``--task
 image_classification``.
@@ -129,8 +129,16 @@ def _register(size, patch):
 
     @register_model_architecture("adatape_vit", f"adatape_vit_{size}{patch}")
     def architecture(args):
-        _defaults(args, encoder_embed_dim=width, encoder_ffn_embed_dim=ffn, encoder_attention_heads=heads,
-                  encoder_layers=depth, patch_size=patch, tape_bank_patch_size=patch // 2, tape_mlp_dim=ffn)
+        _defaults(
+            args,
+            encoder_embed_dim=width,
+            encoder_ffn_embed_dim=ffn,
+            encoder_attention_heads=heads,
+            encoder_layers=depth,
+            patch_size=patch,
+            tape_bank_patch_size=patch // 2,
+            tape_mlp_dim=ffn,
+        )
 
 
 def _defaults(args, **values):
@@ -146,5 +154,15 @@ for _size in SIZES:
 @register_model_architecture("adatape_vit", "adatape_vit_mini")
 def adatape_vit_mini(args):
     """For images of 28 x 28: patches of 7, a bank of patches of 4, width 64."""
-    _defaults(args, encoder_embed_dim=64, encoder_ffn_embed_dim=128, encoder_attention_heads=4, encoder_layers=4,
-              patch_size=7, tape_bank_patch_size=4, tape_mlp_dim=128, tape_ffn_embed_dim=128, tape_tokens=8)
+    _defaults(
+        args,
+        encoder_embed_dim=64,
+        encoder_ffn_embed_dim=128,
+        encoder_attention_heads=4,
+        encoder_layers=4,
+        patch_size=7,
+        tape_bank_patch_size=4,
+        tape_mlp_dim=128,
+        tape_ffn_embed_dim=128,
+        tape_tokens=8,
+    )

@@ -1,4 +1,4 @@
-"""ALBERT-ACT, one layer applied as often as each token needs: ``--arch albert_act_base`` and its kin.
+"""ALBERT-ACT, one layer applied as often as each token needs: ``--arch albert_act_base`` and its presets.
 
 Simoulin and Crabbe, *How Many Layers and Why? An Analysis of the Model Depth in Transformers* (ACL-SRW 2021).
 """
@@ -18,18 +18,9 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
 from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
-from fairseq_adaptive.modules.idle import zero_gradients
+from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies import Place
-from fairseq_adaptive.ranges import (
-    DROPOUT,
-    FFN_WIDTH,
-    HEADS,
-    LAYERS,
-    POSITIONS,
-    WIDTH,
-    check_ranges,
-    declare_ranges,
-)
+from fairseq_adaptive.ranges import DROPOUT, FFN_WIDTH, HEADS, LAYERS, POSITIONS, WIDTH, check_ranges, declare_ranges
 
 LAYER_NORM_EPS = 1e-12  # of ALBERT
 
@@ -41,8 +32,12 @@ INTEGERS = {
     "encoder-attention-heads": ("A", "number of its attention heads"),
     "max-positions": ("T", "longest sequence (default: --tokens-per-sample)"),
 }
-INTEGER_RANGES = {"encoder-layers": LAYERS, "encoder-attention-heads": HEADS, "max-positions": POSITIONS,
-                  "encoder-ffn-embed-dim": FFN_WIDTH}
+INTEGER_RANGES = {
+    "encoder-layers": LAYERS,
+    "encoder-attention-heads": HEADS,
+    "max-positions": POSITIONS,
+    "encoder-ffn-embed-dim": FFN_WIDTH,
+}
 PROBABILITIES = {
     "dropout": "dropout probability",
     "attention-dropout": "dropout probability of attention weights",

@@ -14,9 +14,9 @@ from torch import nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.par_transformer_xl import SegmentedLanguageModel, TransformerXLConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
-from fairseq_adaptive.modules.layout import BLOCKS
 from fairseq_adaptive.modules.policies import Search
-from fairseq_adaptive.modules.stochastic_block import KINDS, StochasticBlock, mixture_weights
+from fairseq_adaptive.modules.transformer_xl.layout import BLOCKS
+from fairseq_adaptive.modules.transformer_xl.supernet_block import KINDS, StochasticBlock, mixture_weights
 from fairseq_adaptive.ranges import TEMPERATURE, UPDATES, check_ranges, ranged
 from fairseq_adaptive.report.block_costs import block_costs
 
@@ -34,7 +34,8 @@ class PARSupernetConfig(TransformerXLConfig):
     temperature_start: float = ranged(1.0, TEMPERATURE, "temperature of the Gumbel-softmax at the beginning")
     temperature_end: float = ranged(0.1, TEMPERATURE, "temperature after --temperature-updates")
     temperature_updates: int = ranged(
-        II("optimization.max_update"), UPDATES,
+        II("optimization.max_update"),
+        UPDATES,
         "updates in which the temperature falls, by a constant factor (default: --max-update)",
     )
 

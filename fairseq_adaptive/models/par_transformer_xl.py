@@ -13,19 +13,9 @@ from fairseq.models import FairseqLanguageModel, register_model, register_model_
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.models.shared_stack import ExplainsLoading
-from fairseq_adaptive.modules.layout import BLOCKS, parse_layout
 from fairseq_adaptive.modules.stack.schedule import STRATEGIES
-from fairseq_adaptive.ranges import (
-    DISTANCE,
-    DROPOUT,
-    FACTOR,
-    FFN_WIDTH,
-    HEADS,
-    PRICE,
-    WIDTH,
-    check_ranges,
-    ranged,
-)
+from fairseq_adaptive.modules.transformer_xl.layout import BLOCKS, parse_layout
+from fairseq_adaptive.ranges import DISTANCE, DROPOUT, FACTOR, FFN_WIDTH, HEADS, PRICE, WIDTH, check_ranges, ranged
 
 
 @dataclass
@@ -39,7 +29,9 @@ class TransformerXLConfig(PolicyConfig):
     dropout: float = ranged(0.1, DROPOUT, "dropout of embeddings, positions, blocks and the output")
     attention_dropout: float = ranged(0.0, DROPOUT, "dropout of attention probabilities")
     activation_dropout: float = ranged(0.0, DROPOUT, "dropout between the maps of feed-forward blocks")
-    decoder_normalize_before: bool = field(default=False, metadata={"help": "LayerNorm before each block and at the end"})
+    decoder_normalize_before: bool = field(
+        default=False, metadata={"help": "LayerNorm before each block and at the end"}
+    )
     memory_length: int = ranged(192, DISTANCE, "how many positions before a segment are remembered")
     clamp_length: int = ranged(0, DISTANCE, "encode larger distances as this one (0: encode every distance)")
     same_length: bool = field(

@@ -42,25 +42,29 @@ class PolicyConfig(FairseqDataclass):
     )
     halting_kv: Optional[str] = field(default=None, metadata={"help": _KV["halting"]})
     halting_args: Optional[str] = field(
-        default=None, metadata={"help": "further arguments of the halting rule, in JSON: {\"bias\": -1}"}
+        default=None, metadata={"help": 'further arguments of the halting rule, in JSON: {"bias": -1}'}
     )
     router: str = field(
         default="none",
-        metadata={"help": "which tokens are computed at each depth: skimming (Guan et al., 2022), mixture_of_depths "
-                  "(Raposo et al., 2024), mixture_of_recursions or token_choice (Bae et al., 2025; with --layer-sharing "
-                  "middle_cycle) (default: none)"},
+        metadata={
+            "help": "which tokens are computed at each depth: skimming (Guan et al., 2022), mixture_of_depths "
+            "(Raposo et al., 2024), mixture_of_recursions or token_choice (Bae et al., 2025; with --layer-sharing "
+            "middle_cycle) (default: none)"
+        },
     )
     router_kv: Optional[str] = field(default=None, metadata={"help": _KV["router"]})
     router_args: Optional[str] = field(
-        default=None, metadata={"help": "arguments of the router, in JSON: {\"capacity\": 0.5}"}
+        default=None, metadata={"help": 'arguments of the router, in JSON: {"capacity": 0.5}'}
     )
     reader: str = field(
         default="none",
-        metadata={"help": "which tokens join a sequence of an encoder: tape (Xue et al., 2023), from a learned bank "
-                  "(default: none)"},
+        metadata={
+            "help": "which tokens join a sequence of an encoder: tape (Xue et al., 2023), from a learned bank "
+            "(default: none)"
+        },
     )
     reader_args: Optional[str] = field(
-        default=None, metadata={"help": "arguments of the reader, in JSON: {\"tokens\": 10, \"bank_size\": 1000}"}
+        default=None, metadata={"help": 'arguments of the reader, in JSON: {"tokens": 10, "bank_size": 1000}'}
     )
 
 
@@ -102,8 +106,9 @@ class Policies:
         UsageError: for names that are unknown, arguments that are no JSON, and a decoder with a reader
     """
 
-    def __init__(self, args, side: str, router: str = "none", router_options: Optional[Dict[str, Any]] = None,
-                 alone: bool = True):
+    def __init__(
+        self, args, side: str, router: str = "none", router_options: Optional[Dict[str, Any]] = None, alone: bool = True
+    ):
         self.side, self._options, self._kv = side, {}, {}
         for kind in KINDS:
             name = self._given(args, kind) if alone or side != "decoder" or kind != "reader" else "none"
@@ -135,7 +140,7 @@ class Policies:
             assert isinstance(found, dict)
             return found
         except (ValueError, AssertionError) as error:
-            raise UsageError(f"--{kind}-args {text!r} is no JSON object: write {{\"name\": value}}") from error
+            raise UsageError(f'--{kind}-args {text!r} is no JSON object: write {{"name": value}}') from error
 
     def build(self, kind: str, place: Place):
         """Return the policy of a kind, or None."""
@@ -143,8 +148,12 @@ class Policies:
 
     def stack_arguments(self, place: Place) -> Dict:
         """Return what a :class:`~fairseq_adaptive.modules.LayerStack` takes of them."""
-        return {"halting": self.build("halting", place), "router": self.build("router", place),
-                "router_kv": self._kv.get("router"), "halting_kv": self._kv.get("halting")}
+        return {
+            "halting": self.build("halting", place),
+            "router": self.build("router", place),
+            "router_kv": self._kv.get("router"),
+            "halting_kv": self._kv.get("halting"),
+        }
 
 
 def check_used(args, *found: Policies):
@@ -160,4 +169,3 @@ def check_used(args, *found: Policies):
     for kind in KINDS:
         if getattr(args, f"{kind}_args", None) and all(getattr(each, kind) == "none" for each in found):
             raise UsageError(f"--{kind}-args is given without --{kind}: add it, or leave the arguments out")
-

@@ -7,14 +7,18 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, check_used
-from fairseq_adaptive.modules.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
-from fairseq_adaptive.modules.dropout import quicken_dropout
-from fairseq_adaptive.modules.layout import BLOCK_KINDS
+from fairseq_adaptive.modules.layers.dropout import quicken_dropout
 from fairseq_adaptive.modules.policies import Place
-from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
-from fairseq_adaptive.modules.residual_block import AttentionBlock, FeedForwardBlock
 from fairseq_adaptive.modules.stack.schedule import check_kinds, layer_schedule
+from fairseq_adaptive.modules.transformer_xl.blocks import AttentionBlock, FeedForwardBlock
+from fairseq_adaptive.modules.transformer_xl.layout import BLOCK_KINDS
+from fairseq_adaptive.modules.transformer_xl.relative_attention import (
+    KeyValueCache,
+    RelativeAttention,
+    RelativePositions,
+)
 from fairseq_adaptive.modules.transformer_xl.segments import DepthMemory, SegmentStack
+from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
 
 
 def check_config(cfg, dictionary) -> None:
@@ -33,9 +37,7 @@ def check_config(cfg, dictionary) -> None:
     if cfg.same_length and not cfg.memory_length:
         raise UsageError("--same-length lets each position see --memory-length keys: that cannot be 0")
     if cfg.tie_adaptive_proj and not (cfg.adaptive_softmax_cutoff and cfg.share_decoder_input_output_embed):
-        raise UsageError(
-            "--tie-adaptive-proj needs --adaptive-softmax-cutoff and --share-decoder-input-output-embed"
-        )
+        raise UsageError("--tie-adaptive-proj needs --adaptive-softmax-cutoff and --share-decoder-input-output-embed")
     if cfg.adaptive_softmax_cutoff:
         counts = dictionary.count[dictionary.nspecial :]
         for index, (before, after) in enumerate(zip(counts, counts[1:], strict=False), start=dictionary.nspecial):
@@ -182,8 +184,8 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         Args:
             prev_output_tokens: ``[B, T]``, each row padded on its right
             encoder_out, src_lengths: not needed; fairseq passes them
-            memory: :class:`~fairseq_adaptive.modules.memory.SegmentMemory` of the segments before, which is replaced by
-                that of the next segment; None: there are none
+            memory: :class:`~fairseq_adaptive.modules.transformer_xl.memory.SegmentMemory` of the segments before, which
+                is replaced by that of the next segment; None: there are none
             incremental_state: for decoding position by position; the tokens seen before are not computed again
             features_only: return features where there is no adaptive softmax, too
 

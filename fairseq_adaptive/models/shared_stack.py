@@ -11,6 +11,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase
 from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbedding
 from torch.utils.checkpoint import checkpoint
 
+from fairseq_adaptive.decoding.decoder_step import DecoderStep
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.modules import (
@@ -22,10 +23,9 @@ from fairseq_adaptive.modules import (
     LayerStack,
     layer_schedule,
 )
-from fairseq_adaptive.modules.decoder_step import DecoderStep
-from fairseq_adaptive.modules.dropout import quicken_dropout
-from fairseq_adaptive.modules.known import change, known, same, say_once
-from fairseq_adaptive.modules.packed_linear import PackedLinear
+from fairseq_adaptive.modules.layers.dropout import quicken_dropout
+from fairseq_adaptive.modules.layers.known import change, known, same, say_once
+from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies import Place
 from fairseq_adaptive.ranges import LAYERS
 
@@ -38,9 +38,7 @@ _SEARCH = "search"  # its place in an incremental state
 def add_sharing_args(parser, sides):
     """Add the flags of layer sharing for ``encoder``, ``decoder`` or both to a model's parser."""
     parser.add_argument(
-        "--layer-sharing",
-        choices=STRATEGIES,
-        help="which unique layer serves which depth (Takase and Kiyono, 2021)",
+        "--layer-sharing", choices=STRATEGIES, help="which unique layer serves which depth (Takase and Kiyono, 2021)"
     )
     for side in sides:
         parser.add_argument(
@@ -105,12 +103,16 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
     for side in sides:
         half = getattr(cfg, side)
         if half.embed_dim % half.attention_heads:
-            raise UsageError(f"--{side}-embed-dim {half.embed_dim} cannot be divided among {half.attention_heads} heads: "
-                             f"choose another --{side}-attention-heads")
+            raise UsageError(
+                f"--{side}-embed-dim {half.embed_dim} cannot be divided among {half.attention_heads} heads: "
+                f"choose another --{side}-attention-heads"
+            )
         half.unique_layers = getattr(args, f"{side}_unique_layers")
         layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
         if half.layers_to_keep:
-            raise UsageError(f"--{side}-layers-to-keep removes layers one by one, but here a layer serves several depths")
+            raise UsageError(
+                f"--{side}-layers-to-keep removes layers one by one, but here a layer serves several depths"
+            )
         if cfg.init == "admin" and half.normalize_before:
             raise UsageError(f"--init admin is for post-LN models: leave out --{side}-normalize-before")
     return cfg
@@ -210,7 +212,7 @@ class SharedTransformerEncoder(TransformerEncoderBase):
         }
 
     def make_generation_fast_(self, **kwargs):
-        PackedLinear.adopt(self)
+        PrepackedLinear.adopt(self)
 
     def upgrade_state_dict_named(self, state_dict, name):
         self.layers.fold_state_dict(state_dict, f"{name}.layers.")
@@ -338,7 +340,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
             super().reorder_incremental_state_scripting(incremental_state, new_order)
 
     def make_generation_fast_(self, **kwargs):
-        PackedLinear.adopt(self)
+        PrepackedLinear.adopt(self)
 
     def upgrade_state_dict_named(self, state_dict, name):
         self.layers.fold_state_dict(state_dict, f"{name}.layers.")

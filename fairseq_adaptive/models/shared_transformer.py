@@ -1,4 +1,4 @@
-"""Translation with parameters shared across layers: ``--arch shared_transformer`` and its kin.
+"""Translation with parameters shared across layers: ``--arch shared_transformer`` and its presets.
 
 Takase and Kiyono, *Lessons on Parameter Sharing across Layers in Transformers* (SustaiNLP 2023).
 """
@@ -8,7 +8,7 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
-from fairseq_adaptive.models.beam_generator import BeamGenerator
+from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.models.policy_flags import add_policy_args
 from fairseq_adaptive.models.shared_stack import (
     MIXTURE_OF_RECURSIONS,
@@ -113,7 +113,9 @@ def shared_transformer_tiny(args):
 def mixture_of_recursions_iwslt_de_en(args):
     """The width of ``transformer_iwslt_de_en``; encoder and decoder have 3 recursions of 2 layers between a first and a
     last of their own, 8 depths, and tokens choose among them (Bae et al., 2025, expert choice)."""
-    sizes = _both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4, layers=8, unique_layers=4, normalize_before=True)
+    sizes = _both(
+        embed_dim=512, ffn_embed_dim=1024, attention_heads=4, layers=8, unique_layers=4, normalize_before=True
+    )
     _defaults(args, **sizes, **MIXTURE_OF_RECURSIONS)
     shared_transformer(args)
 

@@ -8,7 +8,7 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig, base_lm_architecture
 
-from fairseq_adaptive.models.beam_generator import BeamGenerator
+from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.shared_stack import (
     INITIALISATIONS,
@@ -25,12 +25,12 @@ from fairseq_adaptive.ranges import LAYERS, check_ranges, ranged
 @dataclass
 class SharedTransformerLanguageModelConfig(PolicyConfig, TransformerLanguageModelConfig):
     layer_sharing: ChoiceEnum(STRATEGIES) = field(
-        default="cycle_rev",
-        metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"},
+        default="cycle_rev", metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"}
     )
     decoder_unique_layers: Optional[int] = ranged(
-        None, LAYERS, "how many layers have parameters of their own; they serve --decoder-layers depths (default: half "
-        "of them)"
+        None,
+        LAYERS,
+        "how many layers have parameters of their own; they serve --decoder-layers depths (default: half of them)",
     )
     init: ChoiceEnum(INITIALISATIONS) = field(
         default="default",
@@ -81,17 +81,34 @@ def _presets(args, **values):
 def mixture_of_depths_lm_base(args):
     """Mixture-of-Depths (Raposo et al., 2024) as published, at the width of ``transformer_lm``'s GPT sizes: 12 layers of
     768, an eighth of the tokens at every other one."""
-    _presets(args, decoder_layers=12, decoder_unique_layers=12, decoder_embed_dim=768, decoder_ffn_embed_dim=3072,
-             decoder_attention_heads=12, activation_fn="gelu", share_decoder_input_output_embed=True,
-             router="mixture_of_depths", router_args='{"capacity": "12.5%", "every": 2, "weighting": "score"}')
+    _presets(
+        args,
+        decoder_layers=12,
+        decoder_unique_layers=12,
+        decoder_embed_dim=768,
+        decoder_ffn_embed_dim=3072,
+        decoder_attention_heads=12,
+        activation_fn="gelu",
+        share_decoder_input_output_embed=True,
+        router="mixture_of_depths",
+        router_args='{"capacity": "12.5%", "every": 2, "weighting": "score"}',
+    )
 
 
 @register_model_architecture("shared_transformer_lm", "mixture_of_depths_lm_tiny")
 def mixture_of_depths_lm_tiny(args):
     """6 layers of 128, half of the tokens at every other one: for tests and first trials."""
-    _presets(args, decoder_layers=6, decoder_unique_layers=6, decoder_embed_dim=128, decoder_ffn_embed_dim=256,
-             decoder_attention_heads=4, share_decoder_input_output_embed=True, router="mixture_of_depths",
-             router_args='{"capacity": "50%", "every": 2, "weighting": "score"}')
+    _presets(
+        args,
+        decoder_layers=6,
+        decoder_unique_layers=6,
+        decoder_embed_dim=128,
+        decoder_ffn_embed_dim=256,
+        decoder_attention_heads=4,
+        share_decoder_input_output_embed=True,
+        router="mixture_of_depths",
+        router_args='{"capacity": "50%", "every": 2, "weighting": "score"}',
+    )
 
 
 @register_model_architecture("shared_transformer_lm", "mixture_of_recursions_lm_360m")
@@ -99,35 +116,54 @@ def mixture_of_recursions_lm_360m(args):
     """The published expert choice at the sizes of the 360M model (32 depths of 960): 3 recursions of 10 layers between a
     first and a last of their own. Sizes of SmolLM-360M, from memory; its block, with rotary positions, grouped keys and
     SwiGLU, is not fairseq's."""
-    _presets(args, decoder_layers=32, decoder_unique_layers=12, decoder_embed_dim=960, decoder_ffn_embed_dim=2560,
-             decoder_attention_heads=15, activation_fn="gelu", share_decoder_input_output_embed=True,
-             **MIXTURE_OF_RECURSIONS)
+    _presets(
+        args,
+        decoder_layers=32,
+        decoder_unique_layers=12,
+        decoder_embed_dim=960,
+        decoder_ffn_embed_dim=2560,
+        decoder_attention_heads=15,
+        activation_fn="gelu",
+        share_decoder_input_output_embed=True,
+        **MIXTURE_OF_RECURSIONS,
+    )
 
 
 @register_model_architecture("shared_transformer_lm", "mixture_of_recursions_lm_tiny")
 def mixture_of_recursions_lm_tiny(args):
     """3 recursions of 2 layers between a first and a last, of width 128: for tests and first trials."""
-    _presets(args, decoder_layers=8, decoder_unique_layers=4, decoder_embed_dim=128, decoder_ffn_embed_dim=256,
-             decoder_attention_heads=4, share_decoder_input_output_embed=True, **MIXTURE_OF_RECURSIONS)
+    _presets(
+        args,
+        decoder_layers=8,
+        decoder_unique_layers=4,
+        decoder_embed_dim=128,
+        decoder_ffn_embed_dim=256,
+        decoder_attention_heads=4,
+        share_decoder_input_output_embed=True,
+        **MIXTURE_OF_RECURSIONS,
+    )
 
 
 @register_model_architecture("shared_transformer_lm", "shared_transformer_lm_wikitext103")
 def shared_transformer_lm_wikitext103(args):
     """The 121M parameter model of Takase and Kiyono (2021), Table 6: 6 unique layers at 12 depths, adaptive inputs."""
-    _presets(args, **{
-        "decoder_layers": 12,
-        "decoder_unique_layers": 6,
-        "decoder_attention_heads": 8,
-        "decoder_embed_dim": 1024,
-        "decoder_ffn_embed_dim": 4096,
-        "dropout": 0.3,
-        "attention_dropout": 0.1,
-        "activation_dropout": 0.1,
-        "adaptive_input": True,
-        "tie_adaptive_weights": True,
-        "tie_adaptive_proj": True,
-        "adaptive_input_cutoff": "20000,60000",
-        "adaptive_softmax_cutoff": "20000,60000",
-        "adaptive_softmax_dropout": 0.2,
-        "no_decoder_final_norm": True,
-    })
+    _presets(
+        args,
+        **{
+            "decoder_layers": 12,
+            "decoder_unique_layers": 6,
+            "decoder_attention_heads": 8,
+            "decoder_embed_dim": 1024,
+            "decoder_ffn_embed_dim": 4096,
+            "dropout": 0.3,
+            "attention_dropout": 0.1,
+            "activation_dropout": 0.1,
+            "adaptive_input": True,
+            "tie_adaptive_weights": True,
+            "tie_adaptive_proj": True,
+            "adaptive_input_cutoff": "20000,60000",
+            "adaptive_softmax_cutoff": "20000,60000",
+            "adaptive_softmax_dropout": 0.2,
+            "no_decoder_final_norm": True,
+        },
+    )

@@ -104,13 +104,7 @@ class TranskimmerEncoder(RobertaEncoder):
         return encoder
 
     def forward(
-        self,
-        src_tokens,
-        features_only=False,
-        return_all_hiddens=False,
-        masked_tokens=None,
-        segments=None,
-        **unused,
+        self, src_tokens, features_only=False, return_all_hiddens=False, masked_tokens=None, segments=None, **unused
     ):
         """
         Args:
@@ -152,23 +146,42 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
     @staticmethod
     def add_args(parser):
         RobertaModel.add_args(parser)
-        parser.add_argument("--layer-sharing", choices=STRATEGIES,
-                            help="which unique layer serves which depth (Takase and Kiyono, 2021)")
-        parser.add_argument("--encoder-unique-layers", type=LAYERS, metavar="M",
-                            help="how many layers have parameters of their own (default: all)")
-        parser.add_argument("--token-types", type=Range(int, 0, 1024), metavar="N",
-                            help="token types that have embeddings: 2 in BERT, 0 in RoBERTa. The second begins after "
-                            "the first </s>")
+        parser.add_argument(
+            "--layer-sharing",
+            choices=STRATEGIES,
+            help="which unique layer serves which depth (Takase and Kiyono, 2021)",
+        )
+        parser.add_argument(
+            "--encoder-unique-layers",
+            type=LAYERS,
+            metavar="M",
+            help="how many layers have parameters of their own (default: all)",
+        )
+        parser.add_argument(
+            "--token-types",
+            type=Range(int, 0, 1024),
+            metavar="N",
+            help="token types that have embeddings: 2 in BERT, 0 in RoBERTa. The second begins after the first </s>",
+        )
         parser.add_argument("--layer-norm-eps", type=POSITIVE_SHARE, metavar="E", help="1e-12 in BERT, 1e-5 in RoBERTa")
-        parser.add_argument("--protect-separators", action="store_true",
-                            help="never skim </s>, as the first token is never skimmed")
-        parser.add_argument("--skim-bias", type=BIAS, metavar="B",
-                            help="how sure the predictors are at first that a token is kept (default: 5, as published; "
-                            "less where there are only some hundred updates)")
-        parser.add_argument("--skim-noise", type=SHARE, metavar="S",
-                            help="share of the Gumbel noise in decisions of training, from 0 to 1 (default: 1, as "
-                            "published). With noise a model sees fewer tokens in training than in evaluation, where most "
-                            "of those that are likely to be kept are")
+        parser.add_argument(
+            "--protect-separators", action="store_true", help="never skim </s>, as the first token is never skimmed"
+        )
+        parser.add_argument(
+            "--skim-bias",
+            type=BIAS,
+            metavar="B",
+            help="how sure the predictors are at first that a token is kept (default: 5, as published; "
+            "less where there are only some hundred updates)",
+        )
+        parser.add_argument(
+            "--skim-noise",
+            type=SHARE,
+            metavar="S",
+            help="share of the Gumbel noise in decisions of training, from 0 to 1 (default: 1, as "
+            "published). With noise a model sees fewer tokens in training than in evaluation, where most "
+            "of those that are likely to be kept are",
+        )
         add_policy_args(parser)
         parser.add_argument("--no-skimming", action="store_true", help="no predictors: the dense model to compare with")
         declare_ranges(parser)
@@ -210,8 +223,10 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
             state_dict[POSITIONS] = state_dict[POSITIONS][: own[POSITIONS].size(0)]
             missing = own[POSITIONS].size(0) - state_dict[POSITIONS].size(0)
             if missing > 0:
-                raise UsageError(f"--max-positions {self.args.max_positions} is more than the checkpoint has positions "
-                                 f"for: {self.args.max_positions - missing}")
+                raise UsageError(
+                    f"--max-positions {self.args.max_positions} is more than the checkpoint has positions "
+                    f"for: {self.args.max_positions - missing}"
+                )
 
 
 def _parts(names):
@@ -229,9 +244,20 @@ def _defaults(args, **values):
 def transkimmer_base(args):
     """RoBERTa-base."""
     base_architecture(args)
-    _defaults(args, layer_sharing="cycle", encoder_unique_layers=args.encoder_layers, token_types=0,
-              layer_norm_eps=1e-5, protect_separators=False, no_skimming=False, skim_bias=5.0, skim_noise=1.0,
-              load_checkpoint_heads=False, init="default", halting="none")
+    _defaults(
+        args,
+        layer_sharing="cycle",
+        encoder_unique_layers=args.encoder_layers,
+        token_types=0,
+        layer_norm_eps=1e-5,
+        protect_separators=False,
+        no_skimming=False,
+        skim_bias=5.0,
+        skim_noise=1.0,
+        load_checkpoint_heads=False,
+        init="default",
+        halting="none",
+    )
 
 
 @register_model_architecture("transkimmer", "transkimmer_large")

@@ -3,8 +3,7 @@
 Plain torch, but for ``EncoderLayer`` and ``DecoderLayer``, which are fairseq's and imported when they are asked for.
 """
 
-from fairseq_adaptive.modules.admin import AdminResidual
-from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
+from fairseq_adaptive.modules.layers.admin import AdminResidual
 from fairseq_adaptive.modules.shared_encoder import ParameterSharedTransformerEncoder
 from fairseq_adaptive.modules.stack import (
     STRATEGIES,
@@ -15,6 +14,11 @@ from fairseq_adaptive.modules.stack import (
     Trace,
     layer_schedule,
     recording,
+)
+from fairseq_adaptive.modules.transformer_xl.relative_attention import (
+    KeyValueCache,
+    RelativeAttention,
+    RelativePositions,
 )
 
 __all__ = [
@@ -39,6 +43,6 @@ __all__ = [
 def __getattr__(name):
     if name not in ("DecoderLayer", "EncoderLayer"):
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    from fairseq_adaptive.modules import transformer_layer
+    from fairseq_adaptive.modules.layers import transformer_layer
 
     return getattr(transformer_layer, name)

@@ -68,8 +68,17 @@ class ParameterSharedTransformerEncoder(nn.Module):
             nn.TransformerEncoderLayer(d_model, nhead, dim_feedforward, dropout, activation)
             for _ in range(num_unique_layers)
         ]
-        self.layers = ForeignStack(layers, d_model, schedule, halting=halting, router=router, reader=reader, heads=nhead,
-                                   router_kv=router_kv, halting_kv=halting_kv)
+        self.layers = ForeignStack(
+            layers,
+            d_model,
+            schedule,
+            halting=halting,
+            router=router,
+            reader=reader,
+            heads=nhead,
+            router_kv=router_kv,
+            halting_kv=halting_kv,
+        )
         self.norm = nn.LayerNorm(d_model) if norm else None
 
     def forward(

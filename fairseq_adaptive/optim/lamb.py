@@ -88,6 +88,8 @@ class FairseqLamb(FairseqOptimizer):
         except (SyntaxError, TypeError, ValueError):
             betas = ()
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise UsageError(f"--lamb-betas {self.cfg.lamb_betas!r} is impossible: give two numbers in [0, 1), such as "
-                             "'(0.9, 0.999)'")
+            raise UsageError(
+                f"--lamb-betas {self.cfg.lamb_betas!r} is impossible: give two numbers in [0, 1), such as "
+                "'(0.9, 0.999)'"
+            )
         return {"lr": self.cfg.lr[0], "betas": betas, "eps": self.cfg.lamb_eps, "weight_decay": self.cfg.weight_decay}

@@ -14,8 +14,8 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import whole_file
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
-from fairseq_adaptive.modules.layout import format_layout
-from fairseq_adaptive.modules.stochastic_block import KINDS
+from fairseq_adaptive.modules.transformer_xl.layout import format_layout
+from fairseq_adaptive.modules.transformer_xl.supernet_block import KINDS
 from fairseq_adaptive.report.block_costs import cost
 from fairseq_adaptive.report.pictures import pyplot, save_figure
 
@@ -92,8 +92,10 @@ def compare_compute(options, blocks: str, batch: int, segment: int, rounds: int 
 def _course(found: Dict[int, Dict], where) -> Tuple[np.ndarray, np.ndarray]:
     """Updates, and the probabilities of each by block and kind, as arrays."""
     if not found:
-        raise UsageError(f"{where} has no probabilities of blocks: give that of a search with --criterion "
-                         "architecture_entropy_loss and a small --log-interval")
+        raise UsageError(
+            f"{where} has no probabilities of blocks: give that of a search with --criterion "
+            "architecture_entropy_loss and a small --log-interval"
+        )
     blocks = 1 + max(block for values in found.values() for block, _ in values)
     updates = sorted(found)
     course = [[[found[update][block, kind] for kind in KINDS] for block in range(blocks)] for update in updates]
@@ -112,8 +114,10 @@ def read_scalars(folder) -> Tuple[np.ndarray, np.ndarray]:
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:
-        raise UsageError("--tensorboard needs the package of that name: pip install tensorboard, or give the log of the "
-                         "training with --log") from error
+        raise UsageError(
+            "--tensorboard needs the package of that name: pip install tensorboard, or give the log of the "
+            "training with --log"
+        ) from error
     if not (Path(folder) / "train_inner").is_dir():  # where fairseq keeps what it logs every --log-interval
         return _course({}, folder)
     events = EventAccumulator(str(Path(folder) / "train_inner"), size_guidance={"scalars": 0}).Reload()

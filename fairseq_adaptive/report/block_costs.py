@@ -31,7 +31,9 @@ def _finish():
         torch.cuda.synchronize()
 
 
-def block_costs(blocks: Dict[str, torch.nn.Module], arguments: Dict[str, tuple], x, measure="flops") -> Dict[str, float]:
+def block_costs(
+    blocks: Dict[str, torch.nn.Module], arguments: Dict[str, tuple], x, measure="flops"
+) -> Dict[str, float]:
     """Forward and backward of each block, alone; gradients and random states stay as they were.
 
     Args:

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import torch
 
-from fairseq_adaptive.modules.adaptive_softmax import AdaptiveSoftmax
+from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveSoftmax
 from fairseq_adaptive.report.cutoffs import Costs, Shape
 
 

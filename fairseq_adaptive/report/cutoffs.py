@@ -61,8 +61,10 @@ class Shape:
         """Milliseconds of one cluster (0 is the head)."""
         width = int(self.hidden_dim // self.factor**cluster)
         if width < 1:
-            raise UsageError(f"a factor of {self.factor:g} leaves cluster {cluster + 1} of a hidden dimension of "
-                             f"{self.hidden_dim} no width: ask for fewer clusters, or a smaller factor")
+            raise UsageError(
+                f"a factor of {self.factor:g} leaves cluster {cluster + 1} of a hidden dimension of "
+                f"{self.hidden_dim} no width: ask for fewer clusters, or a smaller factor"
+            )
         return costs.time(tokens, size, width, self.hidden_dim if self.factor > 1 else 0)
 
 
@@ -92,8 +94,10 @@ def read_counts(path, dictionary: bool) -> np.ndarray:
             try:
                 words.count.append(int(line.split()[-1]))
             except (IndexError, ValueError):
-                raise UsageError(f"line {number} of {path} does not end with a whole number: each must be a count, "
-                                 "or a word and its count") from None
+                raise UsageError(
+                    f"line {number} of {path} does not end with a whole number: each must be a count, "
+                    "or a word and its count"
+                ) from None
         words.count += [0] * (-len(words.count) % 8)
     if max(map(abs, words.count)) >= 1 << 53:
         raise UsageError(f"{path} has a count of {max(map(abs, words.count))}, which no text has")

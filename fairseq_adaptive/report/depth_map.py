@@ -91,14 +91,16 @@ def to_text(sentence: Sentence, colour: bool) -> str:
         names = _names(sentence.limit, sentence.last)
         pairs = zip(map(printable, sentence.tokens), sentence.depths)
         return " ".join(f"{token}/{names[depth - 1]}" for token, depth in pairs)
-    return "".join(_coloured(_spaced(token), depth, sentence.limit)
-                   for token, depth in zip(sentence.tokens, sentence.depths)).strip()
+    return "".join(
+        _coloured(_spaced(token), depth, sentence.limit) for token, depth in zip(sentence.tokens, sentence.depths)
+    ).strip()
 
 
 def legend(limit: int, measure: str = "updates", last: Optional[str] = None) -> str:
     """The colours of all depths in one line for a terminal."""
-    return f"{measure}: " + "".join(_coloured(f" {name} ", depth, limit)
-                                    for depth, name in enumerate(_names(limit, last), 1))
+    return f"{measure}: " + "".join(
+        _coloured(f" {name} ", depth, limit) for depth, name in enumerate(_names(limit, last), 1)
+    )
 
 
 def _names(limit, last):
@@ -128,9 +130,11 @@ def to_html(sentences: Iterable[Sentence], title: str) -> str:
     scale = "".join(_span(f" {name} ", depth, limit, names) for depth, name in enumerate(names, 1))
     title = html.escape(printable(title))
     style = "body{font:16px/2 sans-serif;max-width:60em;margin:2em auto}span{padding:3px 0;white-space:pre-wrap}"
-    return (f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
-            f"<style>{style}</style>\n<h1>{title}</h1>\n<p>{measure}: {scale}</p>\n"
-            f"{''.join(lines)}</html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{style}</style>\n<h1>{title}</h1>\n<p>{measure}: {scale}</p>\n"
+        f"{''.join(lines)}</html>\n"
+    )
 
 
 def _span(text, depth, limit, names):
@@ -196,10 +200,15 @@ def depth_tables(sentences: Iterable[Sentence]) -> Table:
         raise UsageError("there is nothing to count: the texts have no tokens")
     for rank, (number, total) in enumerate(sorted(by_token.values(), key=lambda sums: -sums[0]), 1):
         count("frequency rank", int(math.log2(rank)), number, total)
-    names = {"frequency rank": lambda power: f"{2**power}-{2 ** (power + 1) - 1}" if power else "1",
-             "part of the text": lambda tenth: f"{tenth + 1}/{TENTHS}", "token type": str}
-    return {table: {names[table](name): (number, total / number) for name, (number, total) in sorted(rows.items())}
-            for table, rows in tables.items()}
+    names = {
+        "frequency rank": lambda power: f"{2**power}-{2 ** (power + 1) - 1}" if power else "1",
+        "part of the text": lambda tenth: f"{tenth + 1}/{TENTHS}",
+        "token type": str,
+    }
+    return {
+        table: {names[table](name): (number, total / number) for name, (number, total) in sorted(rows.items())}
+        for table, rows in tables.items()
+    }
 
 
 def format_tables(tables: Table) -> str:

@@ -12,7 +12,7 @@ from fairseq.sequence_scorer import SequenceScorer
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options
-from fairseq_adaptive.modules.packed_linear import constant_weights
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.tasks.segmented_language_modeling import takes_memory
 
 
@@ -37,28 +37,47 @@ def _load(checkpoint, data, tokens_per_sample, context_window, overrides):
     if not length:
         raise UsageError(f"{checkpoint} does not say how long segments are: name --tokens-per-sample")
     if not 0 <= context_window < length:
-        raise UsageError(f"--context-window is at least 0 and less than --tokens-per-sample ({length}), "
-                         f"not {context_window}")
+        raise UsageError(
+            f"--context-window is at least 0 and less than --tokens-per-sample ({length}), not {context_window}"
+        )
     name = "language_modeling" if context_window else "segmented_language_modeling"
-    task = tasks.setup_task(Namespace(
-        task=name, data=str(data), tokens_per_sample=length - context_window, dataset_impl=None, seed=1,
-        use_plasma_view=False, plasma_path=None, tpu=False
-    ))
+    task = tasks.setup_task(
+        Namespace(
+            task=name,
+            data=str(data),
+            tokens_per_sample=length - context_window,
+            dataset_impl=None,
+            seed=1,
+            use_plasma_view=False,
+            plasma_path=None,
+            tpu=False,
+        )
+    )
     (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
         [str(checkpoint)], arg_overrides=overrides, task=task
     )
     if context_window and takes_memory(model):
         raise UsageError("--context-window is for models without a memory; this one has --memory-length")
     if context_window and length > model.max_positions():
-        raise UsageError(f"segments of {length} tokens, with --context-window, are longer than the "
-                         f"{model.max_positions()} positions that the model reads: use --tokens-per-sample "
-                         f"{model.max_positions()} or less")
+        raise UsageError(
+            f"segments of {length} tokens, with --context-window, are longer than the "
+            f"{model.max_positions()} positions that the model reads: use --tokens-per-sample "
+            f"{model.max_positions()} or less"
+        )
     return model, task
 
 
 @constant_weights()
-def score_text(checkpoint, data, split="test", batch_size=1, tokens_per_sample: Optional[int] = None, context_window=0,
-               overrides: Optional[Dict[str, Any]] = None, device="cpu") -> Scored:
+def score_text(
+    checkpoint,
+    data,
+    split="test",
+    batch_size=1,
+    tokens_per_sample: Optional[int] = None,
+    context_window=0,
+    overrides: Optional[Dict[str, Any]] = None,
+    device="cpu",
+) -> Scored:
     """Score every token of a binarised text, as ``fairseq-eval-lm`` does.
 
     Args:
@@ -150,8 +169,10 @@ def perplexities(scored: Scored, counts: Optional[Dict[str, int]] = None) -> Dic
     units = {"token": scored.tokens}
     if counts is not None:
         if counts["lines"] != scored.lines:
-            raise UsageError(f"the raw text has {counts['lines']:,} lines, the binarised one {scored.lines:,}: "
-                             "they must be the same text")
+            raise UsageError(
+                f"the raw text has {counts['lines']:,} lines, the binarised one {scored.lines:,}: "
+                "they must be the same text"
+            )
         if "words" in counts:
             units["word or line end"] = counts["words"] + counts["lines"]
             units["word"] = counts["words"]

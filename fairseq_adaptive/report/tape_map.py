@@ -61,11 +61,7 @@ def read_map(model, batches: Iterable[dict], num_classes: int) -> TapeMap:
 
 
 def plot_map(
-    counted: TapeMap,
-    grid: Tuple[int, int],
-    path: str,
-    names: Optional[list] = None,
-    example: Optional[Tensor] = None,
+    counted: TapeMap, grid: Tuple[int, int], path: str, names: Optional[list] = None, example: Optional[Tensor] = None
 ):
     """Write a picture of the share of rows that read each place of the bank, over all and for each class.
 

@@ -17,15 +17,19 @@ from fairseq_adaptive.ranges import OPTIONAL_WIDTH, PRICE, Range, check_ranges, 
 class ImageClassificationConfig(FairseqDataclass):
     data: str = field(
         default=MISSING,
-        metadata={"help": "folder with train/CLASS/*.jpg (valid/..., test/...), or train.npz ... (arrays images "
-                  "and labels), or train-images-idx3-ubyte[.gz] and train-labels-idx1-ubyte[.gz] ... as MNIST has"},
+        metadata={
+            "help": "folder with train/CLASS/*.jpg (valid/..., test/...), or train.npz ... (arrays images "
+            "and labels), or train-images-idx3-ubyte[.gz] and train-labels-idx1-ubyte[.gz] ... as MNIST has"
+        },
     )
     image_size: int = ranged(
         0, OPTIONAL_WIDTH, "height and width of the images; 0: as they are, which must be the same for all"
     )
     held_out: int = ranged(
-        0, Range(int, 0, 10**9), "where there is no split valid: so many images of train, the last of a fixed random "
-        "order, are valid and not trained on"
+        0,
+        Range(int, 0, 10**9),
+        "where there is no split valid: so many images of train, the last of a fixed random "
+        "order, are valid and not trained on",
     )
     crop_padding: int = ranged(0, OPTIONAL_WIDTH, "train on images moved by up to so many pixels")
     random_resized_crop: bool = field(
@@ -63,7 +67,10 @@ class ImageClassificationTask(FairseqTask):
         cfg = self.cfg
         if split == "train":
             augment = Augmentation(
-                cfg.random_resized_crop, cfg.crop_padding, cfg.horizontal_flip, cfg.randaugment_layers,
+                cfg.random_resized_crop,
+                cfg.crop_padding,
+                cfg.horizontal_flip,
+                cfg.randaugment_layers,
                 cfg.randaugment_magnitude,
             )
             self.datasets[split] = ImageDataset(self.train, augment, cfg.mixup, cfg.seed)

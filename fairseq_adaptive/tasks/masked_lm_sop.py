@@ -24,8 +24,10 @@ logger = logging.getLogger(__name__)
 class MaskedLMSOPConfig(FairseqDataclass):
     data: str = field(
         default=MISSING,
-        metadata={"help": "folder of fairseq-preprocess --only-source, documents separated by empty lines; several, "
-                  "with colons between, are read in turn, one an epoch"},
+        metadata={
+            "help": "folder of fairseq-preprocess --only-source, documents separated by empty lines; several, "
+            "with colons between, are read in turn, one an epoch"
+        },
     )
     tokens_per_sample: int = ranged(512, POSITIONS, "most tokens of a pair of parts, [CLS] and two [SEP] included")
     mask_prob: float = ranged(0.15, POSITIVE_SHARE, "share of the tokens to predict")
@@ -57,8 +59,10 @@ class MaskedLMSOPTask(MaskedLMTask):
         model = super().build_model(cfg, from_checkpoint)
         most = model.max_positions()
         if isinstance(most, int) and most < self.cfg.tokens_per_sample:
-            raise UsageError(f"--max-positions {most} is less than --tokens-per-sample {self.cfg.tokens_per_sample}: "
-                             "the model could not read what the task makes")
+            raise UsageError(
+                f"--max-positions {most} is less than --tokens-per-sample {self.cfg.tokens_per_sample}: "
+                "the model could not read what the task makes"
+            )
         return model
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
@@ -76,8 +80,11 @@ class MaskedLMSOPTask(MaskedLMTask):
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
         self.datasets[split] = dataset
-        logger.info(f"{split}: {dataset.documents:,} documents in {len(dataset):,} pieces of "
-                    f"{dataset.sizes.mean():.1f} tokens on average")
+        logger.info(
+            f"{split}: {dataset.documents:,} documents in {len(dataset):,} pieces of "
+            f"{dataset.sizes.mean():.1f} tokens on average"
+        )
         if dataset.documents == 1 and len(dataset) > 1:
-            logger.warning(f"{split} is a single document: documents are separated by empty lines, and this text has "
-                           "none")
+            logger.warning(
+                f"{split} is a single document: documents are separated by empty lines, and this text has none"
+            )

@@ -20,8 +20,10 @@ class ParityConfig(FairseqDataclass):
     eval_examples: int = ranged(6400, COUNT, "sequences generated for each other split")
     parity_data: Optional[str] = field(
         default=None,
-        metadata={"help": "folder with train.txt, valid.txt, ...: one sequence a line, elements separated by spaces "
-                  "(default: generate sequences)"},
+        metadata={
+            "help": "folder with train.txt, valid.txt, ...: one sequence a line, elements separated by spaces "
+            "(default: generate sequences)"
+        },
     )
     seed: int = II("common.seed")
 

@@ -102,8 +102,17 @@ class QuestionAnsweringTask(FairseqTask):
                 unknown += sum(self.dictionary.index(each) == self.dictionary.unk() for each in new)
                 pieces += len(new)
             context = contexts[question.context]
-            windows += windows_of(number, question, cut(self._tokenizer, question.text)[0], context, self.dictionary,
-                                  cfg.max_positions, cfg.doc_stride, cfg.max_query_length, self._double)
+            windows += windows_of(
+                number,
+                question,
+                cut(self._tokenizer, question.text)[0],
+                context,
+                self.dictionary,
+                cfg.max_positions,
+                cfg.doc_stride,
+                cfg.max_query_length,
+                self._double,
+            )
             offsets.append(context[1])
         if unknown > 0.5 * pieces:
             raise UsageError(f"dict.txt lacks {unknown} of {pieces} pieces of {path}: it is not that of --tokenizer")
@@ -142,8 +151,14 @@ class QuestionAnsweringTask(FairseqTask):
         self._figures.pop(split, None)
         for number, row in zip(sample["id"].tolist(), scores.float().cpu()):
             window = self.datasets[split].windows[number]
-            found = candidates(row, window, self._questions[split][window.question].context,
-                               self._offsets[split][window.question], self.cfg.max_answer_length, self.cfg.n_best_size)
+            found = candidates(
+                row,
+                window,
+                self._questions[split][window.question].context,
+                self._offsets[split][window.question],
+                self.cfg.max_answer_length,
+                self.cfg.n_best_size,
+            )
             null = Candidate(float(row[:, 0].sum()), "", *row[:, 0].tolist())
             self._add(split, window.question, found, null)
 

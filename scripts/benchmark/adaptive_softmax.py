@@ -18,7 +18,7 @@ from common import describe
 from fairseq.modules import AdaptiveSoftmax as FairseqAdaptiveSoftmax
 
 from fairseq_adaptive.command import device, run
-from fairseq_adaptive.modules.adaptive_softmax import AdaptiveSoftmax
+from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveSoftmax
 from fairseq_adaptive.ranges import COUNT, DROPOUT, FACTOR, ROUNDS, WIDTH, WORDS, Parser
 
 

@@ -24,7 +24,10 @@ def load(path, args):
     (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": args.data})
     task.load_dataset(args.gen_subset)
     batches = task.get_batch_iterator(
-        task.dataset(args.gen_subset), max_sentences=args.batch_size, max_tokens=args.max_tokens, seed=1,
+        task.dataset(args.gen_subset),
+        max_sentences=args.batch_size,
+        max_tokens=args.max_tokens,
+        seed=1,
         max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
         ignore_invalid_inputs=True,
     ).next_epoch_itr(shuffle=False)
@@ -60,10 +63,12 @@ def main():
     for path, (*_, batches, values, flops), times in zip(args.checkpoints, runs, seconds):
         size = sum(int(batch["nsentences"]) for batch in batches)
         ratios = sorted(first / own for first, own in zip(seconds[0], times))
-        print(f"{path}: {' '.join(f'{name} {values[name]}' for name in args.log if name in values)}, "
-              f"{flops / 1e6:.2f} MFLOPs a sentence ({runs[0][-1] / flops:.2f} times fewer), "
-              f"{size / statistics.median(times):.1f} sentences/s, {statistics.median(ratios):.2f} times as fast "
-              f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        print(
+            f"{path}: {' '.join(f'{name} {values[name]}' for name in args.log if name in values)}, "
+            f"{flops / 1e6:.2f} MFLOPs a sentence ({runs[0][-1] / flops:.2f} times fewer), "
+            f"{size / statistics.median(times):.1f} sentences/s, {statistics.median(ratios):.2f} times as fast "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
 
 
 if __name__ == "__main__":

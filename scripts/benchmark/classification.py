@@ -37,8 +37,11 @@ class Classifier:
         self.model.make_generation_fast_()
 
     def __call__(self, batch):
-        scores, _ = self.model(batch["net_input"]["src_tokens"], features_only=True,
-                               classification_head_name="sentence_classification_head")
+        scores, _ = self.model(
+            batch["net_input"]["src_tokens"],
+            features_only=True,
+            classification_head_name="sentence_classification_head",
+        )
         return scores
 
 
@@ -58,8 +61,10 @@ def batches(dataset, size, texts):
     if texts and texts < len(dataset):
         places = [number * len(dataset) // texts for number in range(texts)]
     places = list(places)
-    return [dataset.collater([dataset[place] for place in places[start : start + size]])
-            for start in range(0, len(places), size)]
+    return [
+        dataset.collater([dataset[place] for place in places[start : start + size]])
+        for start in range(0, len(places), size)
+    ]
 
 
 @torch.no_grad()
@@ -113,14 +118,23 @@ def measure(args, groups):
                 dense, stock, own = seconds([*peers, classifier], some, args.rounds, args.clock)
                 count = sum(len(batch["id"]) for batch in some)
                 speed.setdefault(size, []).append(
-                    (ratio(dense, own), ratio(stock, own), count / statistics.median(own)))
-        rows.append({
-            "name": name, "checkpoints": len(paths), "accuracies": [round(100 * right, 2) for right, _ in scores],
-            "accuracy": 100 * statistics.mean(right for right, _ in scores),
-            "flops_speedup": statistics.mean(flops for _, flops in scores),
-            "speed": {size: dict(zip(("against_dense", "against_stock", "texts_per_second"),
-                                     map(statistics.mean, zip(*some)))) for size, some in speed.items()},
-        })
+                    (ratio(dense, own), ratio(stock, own), count / statistics.median(own))
+                )
+        rows.append(
+            {
+                "name": name,
+                "checkpoints": len(paths),
+                "accuracies": [round(100 * right, 2) for right, _ in scores],
+                "accuracy": 100 * statistics.mean(right for right, _ in scores),
+                "flops_speedup": statistics.mean(flops for _, flops in scores),
+                "speed": {
+                    size: dict(
+                        zip(("against_dense", "against_stock", "texts_per_second"), map(statistics.mean, zip(*some)))
+                    )
+                    for size, some in speed.items()
+                },
+            }
+        )
         print(row_text(rows[-1], args.batch_sizes), flush=True)
     return rows
 
@@ -141,16 +155,23 @@ def group(text):
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="the bin folder of prepare.sh")
-    parser.add_argument("models", nargs="+", type=group, metavar="NAME=CHECKPOINT[,CHECKPOINT...]",
-                        help="the dense model first")
+    parser.add_argument(
+        "models", nargs="+", type=group, metavar="NAME=CHECKPOINT[,CHECKPOINT...]", help="the dense model first"
+    )
     parser.add_argument("--subset", default="valid")
     parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[32])
     parser.add_argument("--texts", type=COUNT, help="evaluate this many texts of the subset (default: all)")
     parser.add_argument("--timed-texts", type=COUNT, default=512, help="time this many of them")
     parser.add_argument("--timed-checkpoints", type=COUNT, default=1, help="time this many checkpoints of a name")
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are timed in turn")
-    parser.add_argument("--cpu-time", dest="clock", action="store_const", const=time.process_time,
-                        default=time.perf_counter, help="seconds of the processor, where others use it too")
+    parser.add_argument(
+        "--cpu-time",
+        dest="clock",
+        action="store_const",
+        const=time.process_time,
+        default=time.perf_counter,
+        help="seconds of the processor, where others use it too",
+    )
     parser.add_argument("--output", metavar="JSON", help="write what was measured there; must not exist")
     args = parser.parse_args()
     if args.output:
@@ -160,9 +181,15 @@ def main():
     print(f"| model | accuracy | FLOPs speed-up |{columns}\n|---|---|---|{'---|---|' * len(args.batch_sizes)}")
     rows = measure(args, args.models)
     if args.output:
-        about = {"date": str(date.today()), "torch": torch.__version__, "threads": torch.get_num_threads(),
-                 "processor": platform.processor() or platform.machine(), "subset": args.subset,
-                 "clock": "processor" if args.clock is time.process_time else "wall", "rounds": args.rounds}
+        about = {
+            "date": str(date.today()),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "processor": platform.processor() or platform.machine(),
+            "subset": args.subset,
+            "clock": "processor" if args.clock is time.process_time else "wall",
+            "rounds": args.rounds,
+        }
         with whole_file(args.output) as part, open(part, "w", encoding="utf-8") as file:
             json.dump({**about, "models": rows}, file, indent=1)
         print("wrote", args.output)

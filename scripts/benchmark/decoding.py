@@ -3,7 +3,7 @@
 
 All three have the weights of one checkpoint of a model with shared layers; stock fairseq's and ours must find the same
 hypotheses with the same scores. CTranslate2 is left out where it is not installed. A model in which tokens halt has no
-plain twin: stock is then fairseq's search with the model itself.
+plain counterpart: stock is then fairseq's search with the model itself.
 """
 
 import argparse

@@ -21,44 +21,65 @@ class Family(NamedTuple):
     flags: str
 
 
-_ENCODER = ("--encoder-layers {layers} --encoder-embed-dim {dim} --encoder-ffn-embed-dim {ffn} "
-            "--encoder-attention-heads {heads} ")
+_ENCODER = (
+    "--encoder-layers {layers} --encoder-embed-dim {dim} --encoder-ffn-embed-dim {ffn} "
+    "--encoder-attention-heads {heads} "
+)
 _DECODER = _ENCODER.replace("encoder", "decoder")
 _PAIRS = _ENCODER + _DECODER + "--task translation -s src -t tgt --share-all-embeddings --arch shared_transformer "
 _LM = "--decoder-embed-dim {dim} --decoder-ffn-embed-dim {ffn} --decoder-attention-heads {heads} "
-_SEGMENTS = (_LM + "--task segmented_language_modeling --tokens-per-sample {length} --memory-length {length} "
-             "--batch-size {rows} --adaptive-softmax-cutoff {cutoffs} --share-decoder-input-output-embed ")
-_TAPE = ("--criterion tape_ponder_loss --tape-tokens 8 --tape-threshold 2 --tape-mlp-dim {ffn} "
-         "--tape-ffn-embed-dim {ffn} ")
+_SEGMENTS = (
+    _LM + "--task segmented_language_modeling --tokens-per-sample {length} --memory-length {length} "
+    "--batch-size {rows} --adaptive-softmax-cutoff {cutoffs} --share-decoder-input-output-embed "
+)
+_TAPE = (
+    "--criterion tape_ponder_loss --tape-tokens 8 --tape-threshold 2 --tape-mlp-dim {ffn} --tape-ffn-embed-dim {ffn} "
+)
 
 FAMILIES: Dict[str, Family] = {
     "shared_transformer": Family(
-        "pairs", _PAIRS + "--encoder-unique-layers {unique} --decoder-unique-layers {unique} --max-tokens {tokens} "
-        "--criterion fused_label_smoothed_cross_entropy --label-smoothing 0.1"),
+        "pairs",
+        _PAIRS + "--encoder-unique-layers {unique} --decoder-unique-layers {unique} --max-tokens {tokens} "
+        "--criterion fused_label_smoothed_cross_entropy --label-smoothing 0.1",
+    ),
     "universal_transformer": Family(
-        "pairs", _PAIRS + "--encoder-unique-layers 1 --decoder-unique-layers 1 --max-tokens {tokens} --halting act "
-        "--criterion ponder_loss --task-criterion label_smoothed_cross_entropy"),
+        "pairs",
+        _PAIRS + "--encoder-unique-layers 1 --decoder-unique-layers 1 --max-tokens {tokens} --halting act "
+        "--criterion ponder_loss --task-criterion label_smoothed_cross_entropy",
+    ),
     "shared_transformer_lm": Family(
-        "text", _LM + "--task language_modeling --arch shared_transformer_lm --decoder-layers {layers} "
+        "text",
+        _LM + "--task language_modeling --arch shared_transformer_lm --decoder-layers {layers} "
         "--decoder-unique-layers {unique} --decoder-input-dim {dim} --decoder-output-dim {dim} --adaptive-input "
         "--adaptive-input-cutoff {cutoffs} --adaptive-softmax-cutoff {cutoffs} --tokens-per-sample {length} "
-        "--batch-size {rows} --criterion adaptive_cross_entropy"),
+        "--batch-size {rows} --criterion adaptive_cross_entropy",
+    ),
     "par_transformer_xl": Family(
-        "text", _SEGMENTS + "--arch par_transformer_xl --layout af*{layers} --criterion adaptive_cross_entropy"),
+        "text", _SEGMENTS + "--arch par_transformer_xl --layout af*{layers} --criterion adaptive_cross_entropy"
+    ),
     "par_supernet": Family(
-        "text", _SEGMENTS + "--arch par_supernet --blocks {layers} --criterion architecture_entropy_loss "
-        "--entropy-weight 0.1 --target-compute 0.5"),
+        "text",
+        _SEGMENTS + "--arch par_supernet --blocks {layers} --criterion architecture_entropy_loss "
+        "--entropy-weight 0.1 --target-compute 0.5",
+    ),
     "transkimmer": Family(
-        "labels", _ENCODER + "--task sentence_prediction --num-classes 10 --max-positions 512 --init-token 0 "
-        "--arch transkimmer_base --criterion skim_loss --max-tokens {tokens}"),
+        "labels",
+        _ENCODER + "--task sentence_prediction --num-classes 10 --max-positions 512 --init-token 0 "
+        "--arch transkimmer_base --criterion skim_loss --max-tokens {tokens}",
+    ),
     "albert_act": Family(
-        "text", _ENCODER + "--task masked_lm --arch albert_act_base --encoder-input-dim 128 --criterion ponder_loss "
-        "--task-criterion masked_lm --tokens-per-sample {length} --batch-size {rows}"),
+        "text",
+        _ENCODER + "--task masked_lm --arch albert_act_base --encoder-input-dim 128 --criterion ponder_loss "
+        "--task-criterion masked_lm --tokens-per-sample {length} --batch-size {rows}",
+    ),
     "adatape_parity": Family(
-        "", _ENCODER + _TAPE + "--task parity --sequence-length 32 --arch adatape_parity --batch-size {sequences}"),
+        "", _ENCODER + _TAPE + "--task parity --sequence-length 32 --arch adatape_parity --batch-size {sequences}"
+    ),
     "adatape_vit": Family(
-        "images", _ENCODER + _TAPE + "--task image_classification --arch adatape_vit --patch-size 4 "
-        "--tape-bank-patch-size 2 --batch-size {images}"),
+        "images",
+        _ENCODER + _TAPE + "--task image_classification --arch adatape_vit --patch-size 4 "
+        "--tape-bank-patch-size 2 --batch-size {images}",
+    ),
 }
 
 
@@ -78,10 +99,17 @@ def add_sizes(parser: ArgumentParser) -> None:
 def flags_of(name: str, args, folder: Path) -> list:
     """Return the arguments of fairseq-train for a family: data, task, model and loss."""
     sizes = {
-        "layers": args.layers, "unique": args.unique_layers, "dim": args.embed_dim, "ffn": args.ffn_embed_dim,
-        "heads": args.attention_heads, "tokens": args.tokens, "length": args.length,
-        "rows": max(1, args.tokens // args.length), "sequences": max(1, args.tokens // 32),
-        "images": max(1, args.tokens // 64), "cutoffs": f"{args.vocab_size // 8},{args.vocab_size // 3}",
+        "layers": args.layers,
+        "unique": args.unique_layers,
+        "dim": args.embed_dim,
+        "ffn": args.ffn_embed_dim,
+        "heads": args.attention_heads,
+        "tokens": args.tokens,
+        "length": args.length,
+        "rows": max(1, args.tokens // args.length),
+        "sequences": max(1, args.tokens // 32),
+        "images": max(1, args.tokens // 64),
+        "cutoffs": f"{args.vocab_size // 8},{args.vocab_size // 3}",
     }
     family = FAMILIES[name]
     data = [str(folder / family.data)] if family.data else []
@@ -106,8 +134,16 @@ def write_data(folder: Path, args) -> None:
         preprocess.main(options.get_preprocessing_parser().parse_args(command))
 
     count = max(100, args.tokens // 4)
-    binarise("pairs", "--source-lang", "src", "--target-lang", "tgt", "--joined-dictionary", src=sentences(count),
-             tgt=sentences(count))
+    binarise(
+        "pairs",
+        "--source-lang",
+        "src",
+        "--target-lang",
+        "tgt",
+        "--joined-dictionary",
+        src=sentences(count),
+        tgt=sentences(count),
+    )
     binarise("text", "--only-source", txt=sentences(count))
     binarise("labels/input0", "--only-source", input0=sentences(count)[:-1])
     binarise("labels/label", "--only-source", label=[f"class{number % CLASSES}" for number in range(count)])

@@ -27,9 +27,18 @@ SHAPE = {"embedding_size": 128, "hidden_size": 768, "num_attention_heads": 12, "
 
 def build(args):
     """Our model, and the published names of its weights."""
-    config = {**FIXED, **SHAPE, "vocab_size": 1000, "num_hidden_layers": args.layers, "hidden_act": "gelu",
-              "max_position_embeddings": args.tokens, "act_epsilon": 0.01, "hidden_dropout_prob": 0.0,
-              "attention_probs_dropout_prob": 0.0, "classifier_dropout_prob": 0.0}
+    config = {
+        **FIXED,
+        **SHAPE,
+        "vocab_size": 1000,
+        "num_hidden_layers": args.layers,
+        "hidden_act": "gelu",
+        "max_position_embeddings": args.tokens,
+        "act_epsilon": 0.01,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "classifier_dropout_prob": 0.0,
+    }
     torch.manual_seed(args.seed)
     task = argparse.Namespace(source_dictionary=numbered_dictionary(config["vocab_size"]))
     model = FairseqModel.build_model(argparse.Namespace(**read_config(config)), task)
@@ -102,16 +111,21 @@ def main():
             difference = (outputs[kind].last_hidden_state - outputs["dense"].last_hidden_state).abs().max()
             theirs = outputs[kind].updates
             theirs = theirs[0, 0] if kind == "public" else theirs  # the public code returns copies, 1 x 1 x B x T
-            print(f"batch {batch}: {kind} differs from dense by {float(difference):.1e}, updates equal: "
-                  f"{torch.equal(theirs.long().view_as(updates), updates)}")
+            print(
+                f"batch {batch}: {kind} differs from dense by {float(difference):.1e}, updates equal: "
+                f"{torch.equal(theirs.long().view_as(updates), updates)}"
+            )
         rounds = [{kind: measure(kind, ids) for kind in kinds} for _ in range(args.rounds)]
         seconds = {kind: statistics.median(each[kind] for each in rounds) for kind in kinds}
         saving = statistics.median(each["dense"] / each["packed"] for each in rounds)
         arithmetic = flops["dense"] / flops["packed"]
-        print(f"batch {batch}: mean depth {updates.double().mean():.2f} of {int(updates.max())}; "
-              + ", ".join(f"{kind} {value:.2f} s" for kind, value in seconds.items())
-              + f"; saving in time {saving:.2f}, in arithmetic {arithmetic:.2f}, ratio {saving / arithmetic:.2f}"
-              + (f"; public / packed {seconds['public'] / seconds['packed']:.2f}" if peer else ""), flush=True)
+        print(
+            f"batch {batch}: mean depth {updates.double().mean():.2f} of {int(updates.max())}; "
+            + ", ".join(f"{kind} {value:.2f} s" for kind, value in seconds.items())
+            + f"; saving in time {saving:.2f}, in arithmetic {arithmetic:.2f}, ratio {saving / arithmetic:.2f}"
+            + (f"; public / packed {seconds['public'] / seconds['packed']:.2f}" if peer else ""),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

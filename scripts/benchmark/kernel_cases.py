@@ -59,23 +59,43 @@ def label_smoothed_cross_entropy(dtype, rows, words, width, smoothing):
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
         return [F.linear_cross_entropy(hidden, weight, target, reduction="sum", options=options)]
 
-    return Case(f"{rows} x {width}, {words} words, smoothing {smoothing}", naive_loss.label_smoothed_cross_entropy,
-                functools.partial(loss.label_smoothed_cross_entropy, count=True), leaves, product, 3 * product, others,
-                arithmetic=True, library=None if smoothing or not hasattr(F, "linear_cross_entropy") else library)
+    return Case(
+        f"{rows} x {width}, {words} words, smoothing {smoothing}",
+        naive_loss.label_smoothed_cross_entropy,
+        functools.partial(loss.label_smoothed_cross_entropy, count=True),
+        leaves,
+        product,
+        3 * product,
+        others,
+        arithmetic=True,
+        library=None if smoothing or not hasattr(F, "linear_cross_entropy") else library,
+    )
 
 
 def halting_update(dtype, rows, width, universal):
     """With an output of its own, in float32, as in the Universal Transformer, or without."""
-    leaves = {"before": torch.randn(rows, width, dtype=dtype), "after": torch.randn(rows, width, dtype=dtype),
-              "weight": torch.randn(width).mul(0.02).to(dtype), "bias": torch.zeros(1, dtype=dtype),
-              "halting": torch.rand(rows).mul(0.8), "remainders": torch.zeros(rows)}
+    leaves = {
+        "before": torch.randn(rows, width, dtype=dtype),
+        "after": torch.randn(rows, width, dtype=dtype),
+        "weight": torch.randn(width).mul(0.02).to(dtype),
+        "bias": torch.zeros(1, dtype=dtype),
+        "halting": torch.rand(rows).mul(0.8),
+        "remainders": torch.zeros(rows),
+    }
     if universal:
         leaves["output"] = torch.randn(rows, width)
     others = {"running": torch.rand(rows) < 0.8, "threshold": 0.99}
     state, output = rows * width * dtype.itemsize, 4 * rows * width * universal
     # two states in, one out; then a gradient and the states in, two gradients out
-    return Case(f"{rows} x {width}{', UT' if universal else ''}", naive_halting.halting_update, halting.halting_update,
-                leaves, 3 * state + 2 * output, 8 * state + 5 * output, others)
+    return Case(
+        f"{rows} x {width}{', UT' if universal else ''}",
+        naive_halting.halting_update,
+        halting.halting_update,
+        leaves,
+        3 * state + 2 * output,
+        8 * state + 5 * output,
+        others,
+    )
 
 
 def residual_norm(dtype, rows, width, dropout=0.1):
@@ -83,8 +103,15 @@ def residual_norm(dtype, rows, width, dropout=0.1):
     leaves.update(weight=torch.ones(width, dtype=dtype), bias=torch.zeros(width, dtype=dtype))
     states = rows * width * dtype.itemsize
     # two in and two out; then two gradients and the sum in, two gradients out
-    return Case(f"{rows} x {width}, dropout {dropout}", naive_residual.residual_norm, residual.residual_norm, leaves,
-                4 * states, 9 * states, {"dropout": dropout})
+    return Case(
+        f"{rows} x {width}, dropout {dropout}",
+        naive_residual.residual_norm,
+        residual.residual_norm,
+        leaves,
+        4 * states,
+        9 * states,
+        {"dropout": dropout},
+    )
 
 
 def skim_attention(dtype, sequences, length, heads, width):
@@ -101,15 +128,26 @@ def skim_attention(dtype, sequences, length, heads, width):
         return [skimming.skim_attention(**inputs, sequences=skimming.Sequences(lengths))]
 
     product = 2 * sequences * heads * length**2 * width  # two of them, then one for each of four gradients
-    return Case(f"{sequences} x {length}, {heads} heads of {width}", naive, fused, leaves, 2 * product, 6 * product,
-                arithmetic=True)
+    return Case(
+        f"{sequences} x {length}, {heads} heads of {width}",
+        naive,
+        fused,
+        leaves,
+        2 * product,
+        6 * product,
+        arithmetic=True,
+    )
 
 
 def relative_attention(dtype, sequences, length, heads, width):
     """A segment and a memory of the same length."""
     keys = (heads, sequences, 2 * length, width)
-    shapes = {"queries": (heads, sequences, length, width), "keys": keys, "values": keys,
-              "distances": (heads, 2 * length + 1, width)}
+    shapes = {
+        "queries": (heads, sequences, length, width),
+        "keys": keys,
+        "values": keys,
+        "distances": (heads, 2 * length + 1, width),
+    }
     leaves = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
     leaves.update({name: torch.randn(heads, width, dtype=dtype) for name in ("content_bias", "position_bias")})
 
@@ -117,26 +155,37 @@ def relative_attention(dtype, sequences, length, heads, width):
         return lambda **inputs: [function(**inputs)]
 
     product = 2 * sequences * heads * length * 2 * length * width  # three of them, then one for each of six gradients
-    return Case(f"{sequences} x {length}, memory {length}, {heads} heads of {width}",
-                listed(naive_relative.relative_attention), listed(relative.relative_attention), leaves,
-                3 * product, 9 * product, arithmetic=True)
+    return Case(
+        f"{sequences} x {length}, memory {length}, {heads} heads of {width}",
+        listed(naive_relative.relative_attention),
+        listed(relative.relative_attention),
+        leaves,
+        3 * product,
+        9 * product,
+        arithmetic=True,
+    )
 
 
 # name of the operation: function, sizes on a GPU, on a CPU, and to try the script
 CASES: Dict[str, Tuple] = {
     "label_smoothed_cross_entropy": (
-        label_smoothed_cross_entropy, [(8192, 32768, 512, 0.1), (8192, 32768, 512, 0.0)],
-        [(1024, 9720, 128, 0.1), (1024, 9720, 128, 0.0)], [(9, 20, 8, 0.0)],
+        label_smoothed_cross_entropy,
+        [(8192, 32768, 512, 0.1), (8192, 32768, 512, 0.0)],
+        [(1024, 9720, 128, 0.1), (1024, 9720, 128, 0.0)],
+        [(9, 20, 8, 0.0)],
     ),
     "halting_update": (
-        halting_update, [(8192, 768, False), (65536, 1024, False), (65536, 1024, True)],
-        [(4096, 512, False), (4096, 512, True)], [(9, 8, False), (9, 8, True)],
+        halting_update,
+        [(8192, 768, False), (65536, 1024, False), (65536, 1024, True)],
+        [(4096, 512, False), (4096, 512, True)],
+        [(9, 8, False), (9, 8, True)],
     ),
     "residual_norm": (residual_norm, [(8192, 512), (65536, 1024)], [(4096, 512)], [(9, 8)]),
-    "skim_attention": (
-        skim_attention, [(64, 128, 12, 64), (16, 512, 12, 64)], [(16, 128, 12, 32)], [(2, 5, 2, 4)]
-    ),
+    "skim_attention": (skim_attention, [(64, 128, 12, 64), (16, 512, 12, 64)], [(16, 128, 12, 32)], [(2, 5, 2, 4)]),
     "relative_attention": (
-        relative_attention, [(60, 150, 10, 41), (22, 512, 8, 64)], [(8, 150, 8, 64)], [(2, 5, 2, 4)]
+        relative_attention,
+        [(60, 150, 10, 41), (22, 512, 8, 64)],
+        [(8, 150, 8, 64)],
+        [(2, 5, 2, 4)],
     ),
 }

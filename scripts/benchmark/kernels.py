@@ -73,6 +73,7 @@ def ceilings(clock, dtype, small, rounds):
 def passes(function, case, backward):
     """A call of the function in a forward pass, or in one and the backward pass of all its results."""
     if not backward:
+
         def forward():
             with torch.no_grad():
                 return function(**case.leaves, **case.others)
@@ -148,8 +149,12 @@ def describe(args):
         "clock": "of the device" if cuda else f"of the processor, {torch.get_num_threads()} threads",
         "rounds": args.rounds,
         "kernels": os.environ.get("FAIRSEQ_ADAPTIVE_KERNELS", "auto"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
-                     "triton": version("triton")},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "triton": version("triton"),
+        },
     }
 
 
@@ -164,18 +169,29 @@ def table(found):
     print("| " + columns.replace(", ", " | ") + " |\n" + "|---" * 10 + "|")
     for row in found["rows"]:
         ways, ours = row["ways"], row["ways"]["ours"]
-        times = [f"{each['seconds'] * 1e3:.3g} ({each['naive_over_it']:.2f} x)" if each else "-"
-                 for each in (ways.get("compiled"), ways.get("library"), ours)]
+        times = [
+            f"{each['seconds'] * 1e3:.3g} ({each['naive_over_it']:.2f} x)" if each else "-"
+            for each in (ways.get("compiled"), ways.get("library"), ours)
+        ]
         rate = row["least"] / ours["seconds"]
         prefix, factor = ("T", 1e12) if rate > 1e12 else ("G", 1e9)
         memory = ", ".join(f"{name} {each['peak_mib']:.0f}" for name, each in ways.items())
-        print(f"| `{row['operation']}`, {row['shape']} | {row['type']} | {row['pass']} | "
-              f"{ways['naive']['seconds'] * 1e3:.3g} | {' | '.join(times)} | "
-              f"{rate / factor:.3g} {prefix}{row['unit']}, {row['backend']} | {rate / row['ceiling']:.0%} | {memory} |")
-    differences = [way["gradient_difference"] for row in found["rows"] if row["type"] == "fp32"
-                   for way in row["ways"].values() if "gradient_difference" in way]
-    print(f"\n{found['device']}, time {found['clock']}, torch {found['versions']['torch']}, {found['date']}, medians "
-          f"of {found['rounds']} rounds.")
+        print(
+            f"| `{row['operation']}`, {row['shape']} | {row['type']} | {row['pass']} | "
+            f"{ways['naive']['seconds'] * 1e3:.3g} | {' | '.join(times)} | "
+            f"{rate / factor:.3g} {prefix}{row['unit']}, {row['backend']} | {rate / row['ceiling']:.0%} | {memory} |"
+        )
+    differences = [
+        way["gradient_difference"]
+        for row in found["rows"]
+        if row["type"] == "fp32"
+        for way in row["ways"].values()
+        if "gradient_difference" in way
+    ]
+    print(
+        f"\n{found['device']}, time {found['clock']}, torch {found['versions']['torch']}, {found['date']}, medians "
+        f"of {found['rounds']} rounds."
+    )
     if differences:
         print(f"In fp32 gradients differ from those of the definition by at most {max(differences):.0e} of their norm.")
     for kind, (copied, multiplied) in found["ceilings"].items():
@@ -213,11 +229,19 @@ def main():
                     backend, _ = OPS[name].choose(args.device, DTYPES[kind])
                     unit = "FLOP/s" if case.arithmetic else "B/s"
                     for passed, least in (("forward", case.forward), ("both", case.both)):
-                        found["rows"].append({
-                            "operation": name, "shape": case.shape, "type": kind, "pass": passed, "backend": backend,
-                            "least": least, "unit": unit, "ceiling": ceiling[case.arithmetic],
-                            "ways": measure(name, case, args, clock, passed == "both"),
-                        })
+                        found["rows"].append(
+                            {
+                                "operation": name,
+                                "shape": case.shape,
+                                "type": kind,
+                                "pass": passed,
+                                "backend": backend,
+                                "least": least,
+                                "unit": unit,
+                                "ceiling": ceiling[case.arithmetic],
+                                "ways": measure(name, case, args, clock, passed == "both"),
+                            }
+                        )
     table(found)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

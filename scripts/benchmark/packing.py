@@ -56,8 +56,10 @@ def shares(args):
                 function(*operands, **settings)
 
         rounds = [timed(move) / timed(lambda: ours(tokens)) for _ in range(args.rounds)]
-        print(f"{kept:.1f} of the tokens kept: {statistics.median(rounds):.2%} of the time in {len(moves.calls)} moves "
-              f"(rounds {min(rounds):.2%} to {max(rounds):.2%})")
+        print(
+            f"{kept:.1f} of the tokens kept: {statistics.median(rounds):.2%} of the time in {len(moves.calls)} moves "
+            f"(rounds {min(rounds):.2%} to {max(rounds):.2%})"
+        )
 
 
 def speed(args, rows=16384, width=384, calls=10):

@@ -16,7 +16,11 @@ from common import describe
 from torch import nn
 
 from fairseq_adaptive.command import device, run
-from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
+from fairseq_adaptive.modules.transformer_xl.relative_attention import (
+    KeyValueCache,
+    RelativeAttention,
+    RelativePositions,
+)
 from fairseq_adaptive.ranges import BATCH, DISTANCE, HEADS, POSITIONS, ROUNDS, THREADS, WIDTH, Parser
 
 
@@ -216,8 +220,7 @@ def report(title, figures, unit):
 
 
 def main():
-    parser = Parser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--peer", metavar="FOLDER", help="a checkout of kimiyoung/transformer-xl to measure beside")
     parser.add_argument("--length", type=POSITIONS, default=150, help="of a segment in training")
     parser.add_argument("--memory", type=DISTANCE, default=150, help="in training")

@@ -42,17 +42,26 @@ def build(args, peer=None):
     if peer == "huggingface":
         from transformers import BertConfig, BertModel
 
-        model = BertModel(BertConfig(
-            vocab_size=1005, hidden_size=flags.encoder_embed_dim, num_hidden_layers=flags.encoder_layers,
-            num_attention_heads=flags.encoder_attention_heads, intermediate_size=flags.encoder_ffn_embed_dim,
-        ), add_pooling_layer=False).eval()
+        model = BertModel(
+            BertConfig(
+                vocab_size=1005,
+                hidden_size=flags.encoder_embed_dim,
+                num_hidden_layers=flags.encoder_layers,
+                num_attention_heads=flags.encoder_attention_heads,
+                intermediate_size=flags.encoder_ffn_embed_dim,
+            ),
+            add_pooling_layer=False,
+        ).eval()
         return model, model
     words = Dictionary()
     for number in range(1000):
         words.add_symbol(f"word{number}")
     torch.manual_seed(1)
-    model = (RobertaModel if peer == "stock" else TranskimmerModel).build_model(
-        flags, argparse.Namespace(source_dictionary=words)).eval()
+    model = (
+        (RobertaModel if peer == "stock" else TranskimmerModel)
+        .build_model(flags, argparse.Namespace(source_dictionary=words))
+        .eval()
+    )
     model.make_generation_fast_()
     return functools.partial(model, features_only=True), model
 
@@ -82,13 +91,25 @@ def main():
     parser.add_argument("--arch", default="transkimmer_minilm_l6")
     parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 8, 32])
     parser.add_argument("--lengths", type=POSITIONS, nargs="+", default=[128, 512])
-    parser.add_argument("--kept", type=SHARE, nargs="+", default=[0.1, 0.2, 0.3, 0.5, 0.7, 1.0],
-                        help="mean shares of tokens that the layers keep")
-    parser.add_argument("--against", choices=PEERS, default="stock",
-                        help="; ".join(f"{name}: {what}" for name, what in PEERS.items()))
+    parser.add_argument(
+        "--kept",
+        type=SHARE,
+        nargs="+",
+        default=[0.1, 0.2, 0.3, 0.5, 0.7, 1.0],
+        help="mean shares of tokens that the layers keep",
+    )
+    parser.add_argument(
+        "--against", choices=PEERS, default="stock", help="; ".join(f"{name}: {what}" for name, what in PEERS.items())
+    )
     parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often the two are measured in turn")
-    parser.add_argument("--cpu-time", dest="clock", action="store_const", const=time.process_time,
-                        default=time.perf_counter, help="seconds of the processor, where others use it too")
+    parser.add_argument(
+        "--cpu-time",
+        dest="clock",
+        action="store_const",
+        const=time.process_time,
+        default=time.perf_counter,
+        help="seconds of the processor, where others use it too",
+    )
     args = parser.parse_args()
     args.lengths.sort()
     common.describe(args)
@@ -114,8 +135,11 @@ def main():
                 theirs, mine = (statistics.median(measured[1:]) for measured in times)
                 speedup = statistics.median(a / b for a, b in zip(times[0][1:], times[1][1:]))
                 flops, share = float(dense / spent), float(trace.updates.float().mean()) / len(layers)
-                print(f"{batch:5} {length:6} {share:5.2f} {theirs * 1e3:10.1f} {mine * 1e3:9.1f} {speedup:10.2f} "
-                      f"{flops:13.2f} {speedup / flops:7.2f}", flush=True)
+                print(
+                    f"{batch:5} {length:6} {share:5.2f} {theirs * 1e3:10.1f} {mine * 1e3:9.1f} {speedup:10.2f} "
+                    f"{flops:13.2f} {speedup / flops:7.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -60,8 +60,10 @@ def main():
     lengths = reading.live.sum(1)
     difference = (run(True)[0] - run(False)[0]).abs().max()
     print(f"{model.embedding.count} patches, tape of {lengths.float().mean():.2f} on average, {lengths.max()} at most")
-    print(f"images/s: all tape tokens {args.batch_size / dense:.1f}, live ones {args.batch_size / packed:.1f}, "
-          f"{statistics.median(ratios):.3f} times as fast (rounds {ratios[0]:.3f} to {ratios[-1]:.3f})")
+    print(
+        f"images/s: all tape tokens {args.batch_size / dense:.1f}, live ones {args.batch_size / packed:.1f}, "
+        f"{statistics.median(ratios):.3f} times as fast (rounds {ratios[0]:.3f} to {ratios[-1]:.3f})"
+    )
     print(f"FLOPs: {flops[0] / flops[1]:.3f} times as many; largest difference of a logit {difference:.1e}")
 
 

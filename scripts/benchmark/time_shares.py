@@ -28,7 +28,7 @@ from families import add_sizes, flags_of, write_data
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fairseq_adaptive.command import run
-from fairseq_adaptive.modules.dropout import FastDropout
+from fairseq_adaptive.modules.layers.dropout import FastDropout
 from fairseq_adaptive.ranges import ROUNDS, THREADS, Parser
 
 # the first that fits an operation, or one that encloses it, has its time
@@ -42,11 +42,20 @@ OWN = {
     "matrix products": r"mm$|linear|convolution|conv2d|matmul",
     "softmax, attention": r"softmax|scaled_dot_product|flash_attention|efficient_attention",
     "indexing, copies": r"index|gather|scatter|copy|clone|cat$|stack|embedding|fill|zero|repeat|sort|topk|unique|empty|"
-                        r"pad",
+    r"pad",
 }
 ELEMENTWISE, PYTHON = "elementwise, other", "Python"
-COLUMNS = ["matrix products", "softmax, attention", "loss", "normalisation", "dropout", ELEMENTWISE, "indexing, copies",
-           "optimiser", PYTHON]
+COLUMNS = [
+    "matrix products",
+    "softmax, attention",
+    "loss",
+    "normalisation",
+    "dropout",
+    ELEMENTWISE,
+    "indexing, copies",
+    "optimiser",
+    PYTHON,
+]
 
 
 def group_of(event) -> str:
@@ -75,14 +84,16 @@ def shares_of(prof, device):
         if group != PYTHON:
             operations[event.name.removeprefix("aten::")] += spent
     total = sum(groups.values())
-    (first, spent), = operations.most_common(1)
+    ((first, spent),) = operations.most_common(1)
     return total, {group: groups[group] / total for group in COLUMNS}, (first, spent / total)
 
 
 def build(name, args, folder):
     """Return a trainer of the family and a batch."""
     device = ["--cpu"] if args.device == "cpu" else []
-    fixed = "--optimizer adam --lr 0.0005 --clip-norm 1 --dropout 0.1 --attention-dropout 0.1 --max-update 1000 --seed 1"
+    fixed = (
+        "--optimizer adam --lr 0.0005 --clip-norm 1 --dropout 0.1 --attention-dropout 0.1 --max-update 1000 --seed 1"
+    )
     command = [*flags_of(name, args, folder), *fixed.split(), "--num-workers", "0", *device, *args.flags.split()]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), command))
     torch.manual_seed(1)
@@ -97,6 +108,7 @@ def build(name, args, folder):
 def name_dropout():
     """Dropout on a CPU is made of operations that others use, too."""
     for module in FairseqDropout, FastDropout:
+
         def forward(self, *args, _stock=module.forward, **kwargs):
             with record_function("dropout"):
                 return _stock(self, *args, **kwargs)

@@ -19,7 +19,7 @@ from torch import nn
 from fairseq_adaptive.command import run
 from fairseq_adaptive.models.par_transformer_xl import PARTransformerXLConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
-from fairseq_adaptive.modules.memory import SegmentMemory
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
 from fairseq_adaptive.ranges import (
     BATCH,
     DISTANCE,
@@ -44,9 +44,15 @@ class Ours(nn.Module):
             words.add_symbol(str(number), n=args.vocab_size - number)
         config = {name: field.default for name, field in PARTransformerXLConfig.__dataclass_fields__.items()}
         config.update(
-            decoder_embed_dim=args.embed_dim, decoder_ffn_embed_dim=args.ffn_embed_dim, dropout=args.dropout,
-            activation_dropout=args.dropout, decoder_attention_heads=args.heads, memory_length=args.memory,
-            adaptive_softmax_cutoff=args.cutoffs, share_decoder_input_output_embed=True, tie_adaptive_proj=True,
+            decoder_embed_dim=args.embed_dim,
+            decoder_ffn_embed_dim=args.ffn_embed_dim,
+            dropout=args.dropout,
+            activation_dropout=args.dropout,
+            decoder_attention_heads=args.heads,
+            memory_length=args.memory,
+            adaptive_softmax_cutoff=args.cutoffs,
+            share_decoder_input_output_embed=True,
+            tie_adaptive_proj=True,
         )
         self.decoder = SegmentedDecoder(SimpleNamespace(**config), words, "af" * args.layers)
         self.memory = SegmentMemory()
@@ -65,9 +71,19 @@ class Public(nn.Module):
         super().__init__()
         cutoffs = [int(cutoff) for cutoff in args.cutoffs.split(",")]
         self.model = public_transformer_xl.load(args.peer).MemTransformerLM(
-            args.vocab_size, args.layers, args.heads, args.embed_dim, args.embed_dim // args.heads, args.ffn_embed_dim,
-            args.dropout, 0.0, cutoffs=cutoffs, tie_projs=[False] + [True] * len(cutoffs), tgt_len=args.length,
-            ext_len=0, mem_len=args.memory,
+            args.vocab_size,
+            args.layers,
+            args.heads,
+            args.embed_dim,
+            args.embed_dim // args.heads,
+            args.ffn_embed_dim,
+            args.dropout,
+            0.0,
+            cutoffs=cutoffs,
+            tie_projs=[False] + [True] * len(cutoffs),
+            tgt_len=args.length,
+            ext_len=0,
+            mem_len=args.memory,
         )
         for layer in self.model.layers:  # torch no longer takes masks of bytes
             layer.dec_attn.register_forward_pre_hook(

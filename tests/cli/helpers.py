@@ -16,9 +16,25 @@ from unittest import mock
 import fairseq_adaptive
 
 USER_DIR = str(Path(fairseq_adaptive.__file__).parent)
-TINY_TRANSFORMER = ["--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32", "--encoder-attention-heads", "2",
-                    "--encoder-layers", "1", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "32",
-                    "--decoder-attention-heads", "2", "--decoder-layers", "1", "--share-all-embeddings"]
+TINY_TRANSFORMER = [
+    "--encoder-embed-dim",
+    "16",
+    "--encoder-ffn-embed-dim",
+    "32",
+    "--encoder-attention-heads",
+    "2",
+    "--encoder-layers",
+    "1",
+    "--decoder-embed-dim",
+    "16",
+    "--decoder-ffn-embed-dim",
+    "32",
+    "--decoder-attention-heads",
+    "2",
+    "--decoder-layers",
+    "1",
+    "--share-all-embeddings",
+]
 
 
 def run(command, *args, check=True, env=None, timeout=300, **kwargs):
@@ -29,11 +45,17 @@ def run(command, *args, check=True, env=None, timeout=300, **kwargs):
     raises an ``AssertionError`` that shows both where the exit status is not 0.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")  # each has a port for torchrun
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                   "PET_MASTER_PORT": str(29500 + int(worker)), **(env or {})}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PET_MASTER_PORT": str(29500 + int(worker)),
+        **(env or {}),
+    }
     executable = sys.executable if command == "python" else str(Path(sys.executable).parent / command)
-    done = subprocess.run([executable, *map(str, args)], env=environment, capture_output=True, text=True,
-                          timeout=timeout, **kwargs)
+    done = subprocess.run(
+        [executable, *map(str, args)], env=environment, capture_output=True, text=True, timeout=timeout, **kwargs
+    )
     if check:
         assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -65,7 +87,21 @@ def tiny_translation_data(folder, n_train=200, n_valid=20, n_test=20, n_words=50
         for lang, order in ("src", 1), ("tgt", -1):
             lines = (" ".join(f"{lang}{word:02d}" for word in words[::order]) + "\n" for words in sentences)
             (folder / f"{split}.{lang}").write_text("".join(lines))
-    run("fairseq-preprocess", "--source-lang", "src", "--target-lang", "tgt", "--joined-dictionary",
-        "--trainpref", folder / "train", "--validpref", folder / "valid", "--testpref", folder / "test",
-        "--destdir", folder / "bin", cwd=folder)
+    run(
+        "fairseq-preprocess",
+        "--source-lang",
+        "src",
+        "--target-lang",
+        "tgt",
+        "--joined-dictionary",
+        "--trainpref",
+        folder / "train",
+        "--validpref",
+        folder / "valid",
+        "--testpref",
+        folder / "test",
+        "--destdir",
+        folder / "bin",
+        cwd=folder,
+    )
     return folder / "bin"

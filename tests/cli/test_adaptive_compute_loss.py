@@ -11,17 +11,55 @@ from cli.helpers import TINY_TRANSFORMER, USER_DIR, run, tiny_translation_data
 
 pytestmark = pytest.mark.slow
 SIZES = [*TINY_TRANSFORMER, "--encoder-layers", "3", "--decoder-layers", "3"]
-TARGETS = ["--target-depth", "1.5", "--target-flops", "0.6", "--target-args",
-           '{"depth": {"rate": 0.1}, "flops": {"rate": 0.1}}']
+TARGETS = [
+    "--target-depth",
+    "1.5",
+    "--target-flops",
+    "0.6",
+    "--target-args",
+    '{"depth": {"rate": 0.1}, "flops": {"rate": 0.1}}',
+]
 
 
 def train(data, save_dir, epochs, *more, workers=1):
     # without dropout and noise nothing random depends on the number of workers
-    flags = [data, "--user-dir", USER_DIR, "--arch", "shared_transformer", *SIZES, "--dropout", "0", "--encoder-router",
-             "skimming", "--encoder-router-args", '{"noise": 0, "bias": 1}', "--decoder-halting", "act", "--criterion",
-             "adaptive_compute_loss", "--task-criterion", "label_smoothed_cross_entropy", *TARGETS, "--optimizer",
-             "adam", "--lr", "0.005", "--batch-size", "8", "--max-epoch", epochs, "--save-dir", save_dir, "--cpu",
-             "--num-workers", "0", "--log-format", "json", *more]
+    flags = [
+        data,
+        "--user-dir",
+        USER_DIR,
+        "--arch",
+        "shared_transformer",
+        *SIZES,
+        "--dropout",
+        "0",
+        "--encoder-router",
+        "skimming",
+        "--encoder-router-args",
+        '{"noise": 0, "bias": 1}',
+        "--decoder-halting",
+        "act",
+        "--criterion",
+        "adaptive_compute_loss",
+        "--task-criterion",
+        "label_smoothed_cross_entropy",
+        *TARGETS,
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.005",
+        "--batch-size",
+        "8",
+        "--max-epoch",
+        epochs,
+        "--save-dir",
+        save_dir,
+        "--cpu",
+        "--num-workers",
+        "0",
+        "--log-format",
+        "json",
+        *more,
+    ]
     if workers == 1:
         done = run("fairseq-train", *flags)
     else:

@@ -20,13 +20,31 @@ def test_trains_and_evaluates_alike(tmp_path):
     for split, lines in (("train", 400), ("valid", 100)):
         text = (" ".join(f"w{int(40 * rng.random() ** 2):02d}" for _ in range(12)) for _ in range(lines))
         (tmp_path / f"{split}.txt").write_text("\n".join(text) + "\n")
-    run("fairseq-preprocess", "--only-source", "--trainpref", tmp_path / "train.txt", "--validpref",
-        tmp_path / "valid.txt", "--destdir", tmp_path / "bin")
-    done = run("fairseq-train", tmp_path / "bin", *TRAIN.split(), "--adaptive-softmax-cutoff", "10,20",
-               "--adaptive-softmax-factor", "2", "--save-dir", tmp_path)
+    run(
+        "fairseq-preprocess",
+        "--only-source",
+        "--trainpref",
+        tmp_path / "train.txt",
+        "--validpref",
+        tmp_path / "valid.txt",
+        "--destdir",
+        tmp_path / "bin",
+    )
+    done = run(
+        "fairseq-train",
+        tmp_path / "bin",
+        *TRAIN.split(),
+        "--adaptive-softmax-cutoff",
+        "10,20",
+        "--adaptive-softmax-factor",
+        "2",
+        "--save-dir",
+        tmp_path,
+    )
     log = done.stderr + done.stdout
-    loss, nll, perplexity = map(float, re.search(
-        r"valid on 'valid' subset \| loss ([\d.]+) \| nll_loss ([\d.]+) \| ppl ([\d.]+)", log).groups())
+    loss, nll, perplexity = map(
+        float, re.search(r"valid on 'valid' subset \| loss ([\d.]+) \| nll_loss ([\d.]+) \| ppl ([\d.]+)", log).groups()
+    )
     assert perplexity == pytest.approx(2**nll, rel=2e-3)
     assert nll < loss and nll < math.log2(40)  # it has learnt that some of the 40 words are rare
     flags = f"--user-dir {USER_DIR} --gen-subset valid --tokens-per-sample 32 --max-tokens 512 --cpu --num-workers 0"

@@ -30,8 +30,10 @@ def test_parity_trains_and_resumes_exactly(tmp_path):
     assert float(valid[-1][0]) < float(valid[0][0]) and 2 <= float(valid[-1][1]) <= 4
     middle = tmp_path / "through" / "checkpoint_1_7.pt"  # of an epoch of 10 updates
     run("fairseq-train", *PARITY, "--max-update", "24", "--restore-file", middle, "--save-dir", tmp_path / "resumed")
-    through, resumed = (torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=False)["model"]
-                        for name in ("through", "resumed"))
+    through, resumed = (
+        torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=False)["model"]
+        for name in ("through", "resumed")
+    )
     for name, tensor in through.items():
         assert torch.equal(tensor, resumed[name]), name
 
@@ -41,8 +43,11 @@ def test_bfloat16_tracks_single_precision(tmp_path):
     losses = {}
     for more in (), ("--bf16",):
         done = run("fairseq-train", *flags, *more)
-        losses[more] = [float(json.loads(line[line.index("{"):])["loss"]) for line in done.stdout.splitlines()
-                        if '"num_updates"' in line and '"loss"' in line]
+        losses[more] = [
+            float(json.loads(line[line.index("{") :])["loss"])
+            for line in done.stdout.splitlines()
+            if '"num_updates"' in line and '"loss"' in line
+        ]
     exact, half = (np.array(each) for each in losses.values())
     assert len(exact) == len(half) >= 4 and (exact != half).any()  # computed in another precision
     np.testing.assert_allclose(half, exact, rtol=0.05)  # where a near tie falls otherwise, other entries are read
@@ -58,8 +63,10 @@ def test_sentences_that_halt_under_the_stock_task(tmp_path):
     for part in "input0", "label":
         prefixes = [flag for split in ("train", "valid") for flag in (f"--{split}pref", tmp_path / f"{split}.{part}")]
         run("fairseq-preprocess", "--only-source", *prefixes, "--destdir", tmp_path / "bin" / part)
-    flags = (f"--user-dir {USER_DIR} --task sentence_prediction --num-classes 2 --max-positions 32 --init-token 0 "
-             "--cpu --num-workers 0 --criterion ponder_loss --task-criterion tape_ponder_loss").split()
+    flags = (
+        f"--user-dir {USER_DIR} --task sentence_prediction --num-classes 2 --max-positions 32 --init-token 0 "
+        "--cpu --num-workers 0 --criterion ponder_loss --task-criterion tape_ponder_loss"
+    ).split()
     model = "--arch adatape_tiny --halting act --encoder-unique-layers 1 --encoder-layers 3".split()
     train = "--optimizer adam --lr 1e-3 --batch-size 32 --max-update 25 --seed 1 --log-format simple".split()
     log = run("fairseq-train", tmp_path / "bin", *flags, *model, *train, "--save-dir", tmp_path / "save")
@@ -68,8 +75,15 @@ def test_sentences_that_halt_under_the_stock_task(tmp_path):
         assert f"| {name}" in valid[-1], name
     first, last = (float(re.search(r"\| task_loss ([\d.]+)", line)[1]) for line in (valid[0], valid[-1]))
     assert last < first
-    done = run("fairseq-validate", tmp_path / "bin", *flags, "--path", tmp_path / "save" / "checkpoint_last.pt",
-               "--batch-size", "7")
+    done = run(
+        "fairseq-validate",
+        tmp_path / "bin",
+        *flags,
+        "--path",
+        tmp_path / "save" / "checkpoint_last.pt",
+        "--batch-size",
+        "7",
+    )
     told = valid[-1], done.stdout + done.stderr
     for name in "accuracy", "tape_len", "depth":  # also in batches of another size
         expected, found = (re.findall(rf"\| {name} ([\d.]+)", each)[-1] for each in told)
@@ -80,8 +94,11 @@ def test_refuses_in_one_line(tmp_path):
     flags = "--router", "mixture_of_depths", "--skimming", "--save-dir", tmp_path / "save"
     done = run("fairseq-train", *PARITY, *flags, check=False)
     assert done.returncode != 0 and "Traceback" not in done.stderr and not list((tmp_path / "save").iterdir())
-    assert re.search("^error: --skimming and --router mixture_of_depths contradict each other: leave one of them out$",
-                     done.stderr, re.M)
+    assert re.search(
+        "^error: --skimming and --router mixture_of_depths contradict each other: leave one of them out$",
+        done.stderr,
+        re.M,
+    )
 
 
 def test_imagenet_script_on_a_small_folder(tmp_path):
@@ -94,9 +111,11 @@ def test_imagenet_script_on_a_small_folder(tmp_path):
             for each in range(count):
                 noise = rng.integers(0, 100, (40, 48, 3)) + (0, 150 * number, 0)
                 image.fromarray(noise.astype(np.uint8)).save(folder / f"{name}_{each}.JPEG")
-    small = ("--image-size 32 --patch-size 8 --tape-bank-patch-size 4 --encoder-layers 2 --encoder-embed-dim 24 "
-             "--encoder-attention-heads 2 --encoder-ffn-embed-dim 24 --tape-mlp-dim 24 --batch-size 4 --update-freq 1 "
-             "--max-epoch 2 --cpu --num-workers 0 --log-format simple").split()
+    small = (
+        "--image-size 32 --patch-size 8 --tape-bank-patch-size 4 --encoder-layers 2 --encoder-embed-dim 24 "
+        "--encoder-attention-heads 2 --encoder-ffn-embed-dim 24 --tape-mlp-dim 24 --batch-size 4 --update-freq 1 "
+        "--max-epoch 2 --cpu --num-workers 0 --log-format simple"
+    ).split()
     log = bash(EXAMPLES / "train-imagenet.sh", tmp_path / "data", tmp_path / "out", "adatape_vit_s16", *small)
     log = log.stderr + log.stdout
     assert len(re.findall(r"valid on 'valid' subset \| .* accuracy", log)) == 2 and "tape_len" in log
@@ -107,7 +126,17 @@ def test_imagenet_script_on_a_small_folder(tmp_path):
 
     broken = tmp_path / "data" / "train" / "n01440764" / "n01440764_3.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
-    done = bash(EXAMPLES / "train-imagenet.sh", tmp_path / "data", tmp_path / "other", "adatape_vit_s16", *small,
-                "--num-workers", "1", check=False)
+    done = bash(
+        EXAMPLES / "train-imagenet.sh",
+        tmp_path / "data",
+        tmp_path / "other",
+        "adatape_vit_s16",
+        *small,
+        "--num-workers",
+        "1",
+        check=False,
+    )
     assert done.returncode != 0 and "Traceback" not in done.stderr.partition("error: ")[2]
-    assert re.search(r"^error: \S+/n01440764_3.JPEG cannot be read as an image .*remove or replace it$", done.stderr, re.M)
+    assert re.search(
+        r"^error: \S+/n01440764_3.JPEG cannot be read as an image .*remove or replace it$", done.stderr, re.M
+    )

@@ -29,8 +29,11 @@ def test_what_the_page_says_of_the_example(energy, build, batch):
     """Dense equals packed; the price has a gradient; all of it is in the page."""
     from fairseq_adaptive.modules import LayerStack, recording
 
-    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder")
-             for name, value in {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 5}.items()}
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 5}.items()
+    }
     model, outs = build("shared_transformer", router="energy", router_args='{"use": 0.3}', **sizes), []
     assert isinstance(model.decoder.layers.router, energy)
     torch.nn.init.normal_(model.decoder.layers.router.unit.weight, std=0.3)
@@ -59,10 +62,14 @@ def test_what_the_page_says_of_the_example(energy, build, batch):
 def test_trains_and_generates(tmp_path):
     data = tiny_translation_data(tmp_path / "data")
     common = f"--user-dir {FOLDER} --cpu --num-workers 0 --seed 1".split()
-    flags = ("--task translation -s src -t tgt --arch shared_transformer --optimizer adam --lr 3e-3 --max-tokens 400 "
-             "--max-update 20 --criterion label_smoothed_cross_entropy --router energy").split()
+    flags = (
+        "--task translation -s src -t tgt --arch shared_transformer --optimizer adam --lr 3e-3 --max-tokens 400 "
+        "--max-update 20 --criterion label_smoothed_cross_entropy --router energy"
+    ).split()
     sizes = [*TINY_TRANSFORMER, "--encoder-layers", "4", "--decoder-layers", "4"]
-    run("fairseq-train", data, *common, *flags, *sizes, "--router-args", '{"use": 0.4}', "--save-dir", tmp_path / "save")
+    run(
+        "fairseq-train", data, *common, *flags, *sizes, "--router-args", '{"use": 0.4}', "--save-dir", tmp_path / "save"
+    )
     state = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["model"]
     assert {f"{side}.layers.router.unit.weight" for side in ("encoder", "decoder")} <= set(state)
     path = ("--path", tmp_path / "save" / "checkpoint_last.pt")

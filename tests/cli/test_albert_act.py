@@ -33,8 +33,16 @@ def test_two_workers_train_as_one_does(data, tmp_path):
     """With twice the batches an update; the controller sees the depth of both."""
     flags = [*SOP.split(), "--batch-size", "4", "--max-update", "4", "--disable-validation"]
     run("fairseq-train", data, *flags, "--update-freq", 2, "--save-dir", tmp_path / "one")
-    run("torchrun", "--nproc-per-node", 2, Path(sys.executable).parent / "fairseq-train", data, *flags, "--save-dir",
-        tmp_path / "two")
+    run(
+        "torchrun",
+        "--nproc-per-node",
+        2,
+        Path(sys.executable).parent / "fairseq-train",
+        data,
+        *flags,
+        "--save-dir",
+        tmp_path / "two",
+    )
     one, two = (torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=False) for name in ("one", "two"))
     assert one["task_state"]["ponder"]["sum"] != 0
     assert two["task_state"]["ponder"] == pytest.approx(one["task_state"]["ponder"], abs=1e-6)
@@ -42,10 +50,14 @@ def test_two_workers_train_as_one_does(data, tmp_path):
         torch.testing.assert_close(two["model"][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("train, message", (
-    (TRAIN, "error: 64 of 64 samples are longer than 8 tokens"),  # fairseq's own task would leave them out
-    (SOP, "error: --max-positions 8 is less than --tokens-per-sample 24: "),
-), ids=("masked_lm", "masked_lm_sop"))
+@pytest.mark.parametrize(
+    "train, message",
+    (
+        (TRAIN, "error: 64 of 64 samples are longer than 8 tokens"),  # fairseq's own task would leave them out
+        (SOP, "error: --max-positions 8 is less than --tokens-per-sample 24: "),
+    ),
+    ids=("masked_lm", "masked_lm_sop"),
+)
 def test_one_error_for_texts_that_are_too_long(data, tmp_path, train, message):
     flags = [*train.split(), "--max-positions", "8", "--save-dir", tmp_path / "none"]
     done = run("fairseq-train", data, *flags, check=False)

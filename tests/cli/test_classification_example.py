@@ -22,24 +22,42 @@ from fairseq_adaptive.interop.conversion import new_state
 
 EXAMPLE = ROOT / "examples" / "classification"
 WORDS = "good bad film was the a story , . it never works plot".split()
-FLAGS = {"encoder_layers": 2, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
-         "max_positions": 24}
+FLAGS = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "max_positions": 24,
+}
 MODEL = [part for name, value in FLAGS.items() for part in ("--" + name.replace("_", "-"), value)]
 GLUE = {  # header of the labelled files, one of test, columns of the texts and the label
     "CoLA": (None, "index sentence", (3,), 1),
     "SST-2": ("sentence label", "index sentence", (0,), 1),
     "MRPC": ("Quality,#1 ID,#2 ID,#1 String,#2 String", None, (3, 4), 0),
-    "STS-B": ("index genre filename year old_index source1 source2 sentence1 sentence2 score",
-              "index genre filename year old_index source1 source2 sentence1 sentence2", (7, 8), 9),
+    "STS-B": (
+        "index genre filename year old_index source1 source2 sentence1 sentence2 score",
+        "index genre filename year old_index source1 source2 sentence1 sentence2",
+        (7, 8),
+        9,
+    ),
     "QQP": ("id qid1 qid2 question1 question2 is_duplicate", "id question1 question2", (3, 4), 5),
-    "MNLI": ("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse "
-             "sentence2_parse sentence1 sentence2 label1 gold_label", "index sentence1 sentence2", (8, 9), 11),
+    "MNLI": (
+        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse "
+        "sentence2_parse sentence1 sentence2 label1 gold_label",
+        "index sentence1 sentence2",
+        (8, 9),
+        11,
+    ),
     "QNLI": ("index question sentence label", "index question sentence", (1, 2), 3),
     "RTE": ("index sentence1 sentence2 label", "index sentence1 sentence2", (1, 2), 3),
     "WNLI": ("index sentence1 sentence2 label", "index sentence1 sentence2", (1, 2), 3),
 }
-LABELS = {"MNLI": ["entailment", "neutral", "contradiction"], "QNLI": ["entailment", "not_entailment"],
-          "RTE": ["entailment", "not_entailment"], "STS-B": ["0.250", "4.000"]}
+LABELS = {
+    "MNLI": ["entailment", "neutral", "contradiction"],
+    "QNLI": ["entailment", "not_entailment"],
+    "RTE": ["entailment", "not_entailment"],
+    "STS-B": ["0.250", "4.000"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +118,18 @@ def archives(tmp_path_factory):
     trees = {
         "20news-bydate.tar.gz": {
             f"20news-bydate-{split}/{group}/{number}": f"Subject: x\n\n{group}\té\n".encode("latin-1")
-            for split in ("train", "test") for group in ("sci.med", "alt.atheism") for number in (1, 2)},
-        "aclImdb_v1.tar.gz": {f"aclImdb/{split}/{label}/0_3.txt": f"a {label}<br /><br />é film".encode()
-                              for split in ("train", "test") for label in ("pos", "neg")},
-        "yelp_review_full_csv.tgz": {f"yelp_review_full_csv/{split}.csv": reviews.getvalue().encode()
-                                     for split in ("train", "test")},
+            for split in ("train", "test")
+            for group in ("sci.med", "alt.atheism")
+            for number in (1, 2)
+        },
+        "aclImdb_v1.tar.gz": {
+            f"aclImdb/{split}/{label}/0_3.txt": f"a {label}<br /><br />é film".encode()
+            for split in ("train", "test")
+            for label in ("pos", "neg")
+        },
+        "yelp_review_full_csv.tgz": {
+            f"yelp_review_full_csv/{split}.csv": reviews.getvalue().encode() for split in ("train", "test")
+        },
     }
     for name, files in trees.items():
         with tarfile.open(folder / name, "w:gz") as archive:
@@ -139,7 +164,8 @@ def test_texts_of_all_data_sets(raw, texts):
         assert all([row[0] for row in found[name]] == ["0", "1", "2"] for name in hidden)
     others = {task: dict(texts.parts_of(task, raw)) for task in texts.OTHERS}
     assert [list(rows) for rows in others["20news"].values()] == 2 * [
-        [(group, f"Subject: x {group} é") for group in ("alt.atheism", "sci.med") for _ in (1, 2)]]
+        [(group, f"Subject: x {group} é") for group in ("alt.atheism", "sci.med") for _ in (1, 2)]
+    ]
     assert [list(rows) for rows in others["imdb"].values()] == 2 * [[("neg", "a neg é film"), ("pos", "a pos é film")]]
     assert list(others["yelp"]["test"]) == [("5", 'so "good", it works'), ("1", "bad")]
 
@@ -170,12 +196,32 @@ def test_trains_scores_and_writes_submissions(prepared, build, tmp_path):
     state = new_state(["--arch", "transkimmer_bert_base", *MODEL], {})
     state["model"] = build("transkimmer_bert_base", words=dictionary, **FLAGS).float().state_dict()
     save_checkpoint(state, tmp_path / "start.pt")
-    log = bash(EXAMPLE / "train.sh", prepared / "out", tmp_path / "start.pt", "transkimmer_bert_base", "MRPC", tmp_path,
-               "skim", *MODEL, "--cpu", "--num-workers", "0", "--lr", "0.01", "--skim-bias", "1", "--log-interval", "1")
+    log = bash(
+        EXAMPLE / "train.sh",
+        prepared / "out",
+        tmp_path / "start.pt",
+        "transkimmer_bert_base",
+        "MRPC",
+        tmp_path,
+        "skim",
+        *MODEL,
+        "--cpu",
+        "--num-workers",
+        "0",
+        "--lr",
+        "0.01",
+        "--skim-bias",
+        "1",
+        "--log-interval",
+        "1",
+    )
     (valid, *_) = re.findall(r"epoch 005 \| valid on .*", log.stdout + log.stderr)
     logged = {name: float(value) for name, value in re.findall(r"\| (\w+) ([-\d.]+)", valid)}
-    done = bash("-c", f"cd {tmp_path}; python3 {EXAMPLE}/evaluate.py MRPC {prepared}/texts --path checkpoint_last.pt "
-                "--submission glue --batch-size 5")
+    done = bash(
+        "-c",
+        f"cd {tmp_path}; python3 {EXAMPLE}/evaluate.py MRPC {prepared}/texts --path checkpoint_last.pt "
+        "--submission glue --batch-size 5",
+    )
     f1, accuracy = map(float, re.search(r"dev.txt: 15 texts, F1 ([\d.]+), accuracy ([\d.]+)", done.stdout).groups())
     assert (f1, accuracy) == pytest.approx((logged["f1"], logged["accuracy"]), abs=0.051)
 
@@ -188,17 +234,22 @@ def test_trains_scores_and_writes_submissions(prepared, build, tmp_path):
     assert index == "index\tprediction" and [line.split("\t")[0] for line in lines] == ["0", "1", "2"]
     assert {line.split("\t")[1] for line in lines} <= {"0", "1"}
 
-    shown = bash("-c", f"printf 'a good film\\tit works\\n' | python3 {ROOT}/scripts/predict.py "
-                 f"{tmp_path}/checkpoint_last.pt --pairs --html {tmp_path}/page.html")
+    shown = bash(
+        "-c",
+        f"printf 'a good film\\tit works\\n' | python3 {ROOT}/scripts/predict.py "
+        f"{tmp_path}/checkpoint_last.pt --pairs --html {tmp_path}/page.html",
+    )
     label, probability, text = shown.stdout.strip().split("\t")
     assert label in "01" and 0.5 <= float(probability) <= 1
     assert [each.rpartition("/")[0] for each in text.split()] == "<s> ▁a ▁good ▁film </s> ▁it ▁works </s>".split()
     assert "skimmed before layer" in (tmp_path / "page.html").read_text()
 
-
-    done = bash("-c", f"cd {tmp_path}; python3 {ROOT}/scripts/benchmark/classification.py {prepared}/out/bin "
-                "one=checkpoint_last.pt two=checkpoint_best.pt,checkpoint_last.pt --rounds 1 --batch-sizes 4 "
-                f"--output a.json; python3 {EXAMPLE}/plot_tradeoff.py MRPC=a.json --batch-size 4 --output a.png")
+    done = bash(
+        "-c",
+        f"cd {tmp_path}; python3 {ROOT}/scripts/benchmark/classification.py {prepared}/out/bin "
+        "one=checkpoint_last.pt two=checkpoint_best.pt,checkpoint_last.pt --rounds 1 --batch-sizes 4 "
+        f"--output a.json; python3 {EXAMPLE}/plot_tradeoff.py MRPC=a.json --batch-size 4 --output a.png",
+    )
     one, two = json.loads((tmp_path / "a.json").read_text())["models"]
     assert one["accuracy"] == pytest.approx(accuracy, abs=0.01) == two["accuracies"][1]
     assert one["flops_speedup"] == pytest.approx(1 / logged["flops"], rel=1e-3) and two["speed"]["4"]
@@ -219,8 +270,16 @@ def recipe(tmp_path, *arguments):
 
 
 def test_published_recipes(tmp_path):
-    names = ("num-classes", "lr", "batch-size", "max-epoch", "skim-factor", "total-num-update", "warmup-updates",
-             "best-checkpoint-metric")
+    names = (
+        "num-classes",
+        "lr",
+        "batch-size",
+        "max-epoch",
+        "skim-factor",
+        "total-num-update",
+        "warmup-updates",
+        "best-checkpoint-metric",
+    )
     for task, expected in {
         "SST-2": ("2", "2e-5", "64", "3", "0.5", "48", "0", "accuracy"),
         "CoLA": ("2", "2e-5", "64", "3", "0.5", "48", "0", "mcc"),
@@ -249,19 +308,35 @@ def test_errors(archives, prepared, tmp_path):
     (tmp_path / "SUMS").write_text("0" * 64 + "  RTE.zip\n")
     for script, arguments, status, message in [
         ("download.sh", ["SNLI", tmp_path / "raw"], 1, "download: there is no TASK 'SNLI'"),
-        ("download.sh", ["RTE", tmp_path / "raw", "--mirror", "file:///absent"], 1,
-         "cannot download file:///absent/RTE.zip"),
+        (
+            "download.sh",
+            ["RTE", tmp_path / "raw", "--mirror", "file:///absent"],
+            1,
+            "cannot download file:///absent/RTE.zip",
+        ),
         ("download.sh", ["RTE", archives, "--checksums", tmp_path / "SUMS"], 1, "RTE.zip is damaged or another"),
         ("prepare.sh", [tmp_path, prepared, prepared, tmp_path / "out"], 1, "train.txt is missing or empty"),
         ("prepare.sh", [prepared / "texts", prepared, prepared, out], 1, "exists and is left as it is"),
-        ("prepare.sh", [tmp_path / "texts", prepared, prepared, tmp_path / "out"], 1,
-         "dev.txt, line 1: the label 'very good' is not one word"),
+        (
+            "prepare.sh",
+            [tmp_path / "texts", prepared, prepared, tmp_path / "out"],
+            1,
+            "dev.txt, line 1: the label 'very good' is not one word",
+        ),
         ("train.sh", [out, tmp_path / "absent.pt", *minimal], 1, "there is no checkpoint"),
         ("train.sh", [out, archives / "SUMS", minimal[0], "MRPB", *minimal[2:]], 2, "usage: bash train.sh"),
-        ("tradeoff.sh", ["SST-2", tmp_path / "texts", archives / "SUMS", tmp_path / "out", "valid"], 1,
-         "train.input0 is missing: run prepare.sh"),
-        ("train.sh", [out, archives / "SUMS", minimal[0], "3", *minimal[2:], "--cpu"], 1,
-         "label/dict.txt has 2 labels (1, 0): set --num-classes 2"),
+        (
+            "tradeoff.sh",
+            ["SST-2", tmp_path / "texts", archives / "SUMS", tmp_path / "out", "valid"],
+            1,
+            "train.input0 is missing: run prepare.sh",
+        ),
+        (
+            "train.sh",
+            [out, archives / "SUMS", minimal[0], "3", *minimal[2:], "--cpu"],
+            1,
+            "label/dict.txt has 2 labels (1, 0): set --num-classes 2",
+        ),
     ]:
         done = bash(EXAMPLE / script, *arguments, check=False)
         assert done.returncode == status and message in done.stderr and "Traceback" not in done.stderr, done.stderr

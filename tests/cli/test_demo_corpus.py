@@ -25,33 +25,40 @@ def load(name):
 corpus, pieces = load("prepare_corpus"), load("apply_sentencepiece")
 
 
-@pytest.mark.parametrize("source, target", [
-    ("Log out", "Abmelden"),
-    ("%(count)d of {total} files", "{total} Dateien, davon %(count)d"),
-    ("100 % of the price", "100 % vom Preis"),
-    ("Your %s has been sent.", "Ihr %s wurde verschickt."),
-])
+@pytest.mark.parametrize(
+    "source, target",
+    [
+        ("Log out", "Abmelden"),
+        ("%(count)d of {total} files", "{total} Dateien, davon %(count)d"),
+        ("100 % of the price", "100 % vom Preis"),
+        ("Your %s has been sent.", "Ihr %s wurde verschickt."),
+    ],
+)
 def test_prose_and_equal_placeholders_are_clean(source, target):
     assert corpus.is_clean(source, target)
 
 
-@pytest.mark.parametrize("source, target", [
-    ("Log out", ""),
-    ("", "Abmelden"),
-    ("Status", "Status"),
-    ("E-Mail", "Email"),
-    ("%(a)s – %(b)s", "%(a)s: %(b)s"),
-    ("Hello %(name)s", "Hallo"),
-    ("Hello %(name)s", "Hallo %(user)s"),
-    ("{x} and {x}", "{x} und"),
-    ("<b>Yes</b>", "<b>Ja</b>"),
-    ("Salt &amp; pepper", "Salz &amp; Pfeffer"),
-    ("Sa_ve", "_Speichern"),
-    ("no_end_date", "Das Ende fehlt."),
-    ("see https://a.b", "siehe https://a.b"),
-    ("Yes", "Ja, das ist eine viel zu lange Übersetzung"),
-    ("one " * 61, "eins " * 61),
-], ids=str)
+@pytest.mark.parametrize(
+    "source, target",
+    [
+        ("Log out", ""),
+        ("", "Abmelden"),
+        ("Status", "Status"),
+        ("E-Mail", "Email"),
+        ("%(a)s – %(b)s", "%(a)s: %(b)s"),
+        ("Hello %(name)s", "Hallo"),
+        ("Hello %(name)s", "Hallo %(user)s"),
+        ("{x} and {x}", "{x} und"),
+        ("<b>Yes</b>", "<b>Ja</b>"),
+        ("Salt &amp; pepper", "Salz &amp; Pfeffer"),
+        ("Sa_ve", "_Speichern"),
+        ("no_end_date", "Das Ende fehlt."),
+        ("see https://a.b", "siehe https://a.b"),
+        ("Yes", "Ja, das ist eine viel zu lange Übersetzung"),
+        ("one " * 61, "eins " * 61),
+    ],
+    ids=str,
+)
 def test_unusable_pairs_are_refused(source, target):
     assert not corpus.is_clean(source, target)
 
@@ -102,12 +109,15 @@ def make_wheel(folder, files):
 
 def test_a_wheel_is_read_without_fuzzy_obsolete_and_doubled_entries(tmp_path):
     compiled = polib.pofile(CATALOGUE).to_binary()
-    wheel, _ = make_wheel(tmp_path, {
-        "words/locale/de/LC_MESSAGES/django.po": CATALOGUE,
-        "words/locale/de/LC_MESSAGES/django.mo": compiled,
-        "words/locale/de_DE/LC_MESSAGES/only.mo": compiled,
-        "words/locale/fr/LC_MESSAGES/django.po": CATALOGUE,
-    })
+    wheel, _ = make_wheel(
+        tmp_path,
+        {
+            "words/locale/de/LC_MESSAGES/django.po": CATALOGUE,
+            "words/locale/de/LC_MESSAGES/django.mo": compiled,
+            "words/locale/de_DE/LC_MESSAGES/only.mo": compiled,
+            "words/locale/fr/LC_MESSAGES/django.po": CATALOGUE,
+        },
+    )
     plural = [("%d file", "%d Datei"), ("%d files", "%d Dateien")]
     from_source = [('The "end" date', "Das Ende"), *plural]
     assert sorted(corpus.read_wheel(wheel)) == sorted([*from_source, ("label_end", "Das Ende"), *plural])
@@ -204,13 +214,17 @@ def test_pieces_decode_to_the_text(user_data, tmp_path):
         assert [model.decode(line.split()) for line in lines] == (user_data / name).read_text().splitlines()
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("valid.de", None, "No such file or directory"),
-    ("valid.de", b"", "valid.de is empty"),
-    ("test.en", b"one\n\nthree\n", "line 2 of .*test.en is empty"),
-    ("train.en", "gr\u00fcn\n".encode("latin-1"), "train.en is not UTF-8 text .byte 2."),
-    ("test.de", b"eins\nzwei\n", "test.en has 10 lines, test.de has 2"),
-], ids=["missing", "empty", "empty line", "Latin-1", "fewer lines"])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("valid.de", None, "No such file or directory"),
+        ("valid.de", b"", "valid.de is empty"),
+        ("test.en", b"one\n\nthree\n", "line 2 of .*test.en is empty"),
+        ("train.en", "gr\u00fcn\n".encode("latin-1"), "train.en is not UTF-8 text .byte 2."),
+        ("test.de", b"eins\nzwei\n", "test.en has 10 lines, test.de has 2"),
+    ],
+    ids=["missing", "empty", "empty line", "Latin-1", "fewer lines"],
+)
 def test_unusable_user_data_gets_one_error_and_no_pieces(user_data, tmp_path, name, content, message):
     (user_data / name).unlink() if content is None else (user_data / name).write_bytes(content)
     with pytest.raises((OSError, ValueError), match=message):
@@ -220,13 +234,17 @@ def test_unusable_user_data_gets_one_error_and_no_pieces(user_data, tmp_path, na
     assert not (tmp_path / "pieces").exists()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--update", "5"], "usage: bash scripts/demo.sh"),
-    (["--updates"], "usage: bash scripts/demo.sh"),
-    (["--updates", "0"], "demo: --updates 0: give a number of updates from 1"),
-    (["--updates", "many"], "demo: --updates many: give a number"),
-    (["--data", "/nowhere"], "demo: /nowhere/train.en is missing or empty"),
-], ids=str)
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--update", "5"], "usage: bash scripts/demo.sh"),
+        (["--updates"], "usage: bash scripts/demo.sh"),
+        (["--updates", "0"], "demo: --updates 0: give a number of updates from 1"),
+        (["--updates", "many"], "demo: --updates many: give a number"),
+        (["--data", "/nowhere"], "demo: /nowhere/train.en is missing or empty"),
+    ],
+    ids=str,
+)
 def test_demo_refuses_wrong_arguments(tmp_path, arguments, message):
     done = run("bash", ROOT / "scripts/demo.sh", "--out", tmp_path / "out", *arguments)
     assert done.returncode != 0 and message in done.stderr and done.stdout == ""

@@ -20,10 +20,36 @@ def data(tmp_path_factory):
 
 
 def train(data, save_dir, updates):
-    return run("fairseq-train", data, "--user-dir", USER_DIR, "--arch", "transformer", *TINY_TRANSFORMER, "--optimizer",
-               "adam", "--lr", "0.001", "--batch-size", "20", "--cpu", "--num-workers", "0", "--save-dir", save_dir,
-               "--max-update", updates, "--eval-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_a": 0, "max_len_b": 9}',
-               "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric", "--log-format", "simple")
+    return run(
+        "fairseq-train",
+        data,
+        "--user-dir",
+        USER_DIR,
+        "--arch",
+        "transformer",
+        *TINY_TRANSFORMER,
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.001",
+        "--batch-size",
+        "20",
+        "--cpu",
+        "--num-workers",
+        "0",
+        "--save-dir",
+        save_dir,
+        "--max-update",
+        updates,
+        "--eval-bleu",
+        "--eval-bleu-args",
+        '{"beam": 2, "max_len_a": 0, "max_len_b": 9}',
+        "--best-checkpoint-metric",
+        "bleu",
+        "--maximize-best-checkpoint-metric",
+        "--log-format",
+        "simple",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +83,17 @@ def test_every_command_reads_it(kind, data, trained, tmp_path):
 
     done = run("fairseq-generate", data, "--user-dir", USER_DIR, "--path", last, "--cpu", "--beam", "2")
     assert sum(line.startswith("H-") for line in done.stdout.splitlines()) == 20
-    for script, *flags in (("average_checkpoints.py", "--inputs", last),
-                           ("export_checkpoint.py", last, "--to", "fairseq")):
+    for script, *flags in (
+        ("average_checkpoints.py", "--inputs", last),
+        ("export_checkpoint.py", last, "--to", "fairseq"),
+    ):
         output = tmp_path / f"{script}.pt"
         run("python", SCRIPTS / script, *flags, "--output", output)
         plain = torch.load(output, weights_only=True)
-        assert torch.equal(plain["model"]["encoder.layers.0.fc1.weight"],
-                           torch.load(last, weights_only=False)["model"]["encoder.layers.0.fc1.weight"])
+        assert torch.equal(
+            plain["model"]["encoder.layers.0.fc1.weight"],
+            torch.load(last, weights_only=False)["model"]["encoder.layers.0.fc1.weight"],
+        )
 
     done = train(data, save_dir, 6)
     assert "Loaded checkpoint" in done.stdout + done.stderr and "@ 4 updates" in done.stdout + done.stderr

@@ -32,14 +32,26 @@ def archives(tmp_path_factory):
 def binarised(out, split):
     """Every line of a binarised text as a list of symbols, the line end among them."""
     dictionary = Dictionary.load(str(out / "bin" / "dict.txt"))
-    return [[dictionary[token] for token in line] for line in
-            data_utils.load_indexed_dataset(str(out / "bin" / split), dictionary)]
+    return [
+        [dictionary[token] for token in line]
+        for line in data_utils.load_indexed_dataset(str(out / "bin" / split), dictionary)
+    ]
 
 
 def test_wikitext(archives, tmp_path):
     out = tmp_path / "out"
-    bash(PREPARE, "wikitext-2", tmp_path / "raw", out, "--workers", "1", "--mirror", f"file://{archives[0]}",
-         "--checksums", archives[0] / "SHA256SUMS")
+    bash(
+        PREPARE,
+        "wikitext-2",
+        tmp_path / "raw",
+        out,
+        "--workers",
+        "1",
+        "--mirror",
+        f"file://{archives[0]}",
+        "--checksums",
+        archives[0] / "SHA256SUMS",
+    )
     lines = [line.split() + ["</s>"] for line in WIKI.splitlines()]
     for split in "train", "valid", "test":
         assert (out / f"{split}.txt").read_text() == "".join(line.strip() + "\n" for line in WIKI.splitlines())
@@ -55,7 +67,7 @@ def test_enwik8_is_read_as_bytes(archives, tmp_path):
     bash(PREPARE, "enwik8", folder, out, "--workers", "1", "--checksums", folder / "SHA256SUMS")
     size = len(text)
     for split, start, end in ("train", 0, 90), ("valid", 90, 95), ("test", 95, 100):
-        part = text[size * start // 100:size * end // 100]
+        part = text[size * start // 100 : size * end // 100]
         assert (out / f"{split}.txt").read_bytes() == part
         read = b"\n".join(bytes(map(int, line[:-1])) for line in binarised(out, split))
         assert read == part.removesuffix(b"\n")
@@ -77,17 +89,22 @@ def test_own_text_in_pieces(tmp_path):
         assert not any("<unk>" in line for line in binarised(out, split))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["wikitext-3", "raw", "out"], "DATASET is wikitext-2, wikitext-103, enwik8 or text, not 'wikitext-3'"),
-    (["enwik8", "raw", "out", "--sentencepiece", "100"], "the tokens of enwik8 are its bytes: no --sentencepiece"),
-    (["text", "raw", "out"], "raw/train.txt is missing or empty"),
-    (["text", "latin1", "out"], "latin1/train.txt is not UTF-8 text"),
-    (["enwik8", "raw", "out", "--mirror", "file:///absent"], "cannot download file:///absent/enwik8.zip"),
-    (["enwik8", "archives", "out"], "archives/enwik8.zip is damaged or another version"),
-    (["wikitext-103", "archives", "out", "--checksums", "archives/SHA256SUMS"],
-     "archives/wikitext-103-v1.zip: File is not a zip file"),
-    (["enwik8", "raw", "out", "--threshold", "few"], "--sentencepiece and --threshold take a number, not 'few'"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["wikitext-3", "raw", "out"], "DATASET is wikitext-2, wikitext-103, enwik8 or text, not 'wikitext-3'"),
+        (["enwik8", "raw", "out", "--sentencepiece", "100"], "the tokens of enwik8 are its bytes: no --sentencepiece"),
+        (["text", "raw", "out"], "raw/train.txt is missing or empty"),
+        (["text", "latin1", "out"], "latin1/train.txt is not UTF-8 text"),
+        (["enwik8", "raw", "out", "--mirror", "file:///absent"], "cannot download file:///absent/enwik8.zip"),
+        (["enwik8", "archives", "out"], "archives/enwik8.zip is damaged or another version"),
+        (
+            ["wikitext-103", "archives", "out", "--checksums", "archives/SHA256SUMS"],
+            "archives/wikitext-103-v1.zip: File is not a zip file",
+        ),
+        (["enwik8", "raw", "out", "--threshold", "few"], "--sentencepiece and --threshold take a number, not 'few'"),
+    ],
+)
 def test_errors(arguments, message, archives, tmp_path):
     (tmp_path / "archives").symlink_to(archives[0])
     (tmp_path / "latin1").mkdir()

@@ -16,9 +16,11 @@ from fairseq_adaptive.interop import albert_act
 
 PREPARE, TRAIN = (ROOT / "examples" / "pretraining" / name for name in ("prepare.sh", "train.sh"))
 # update-freq is given: the recipe's 4,096 texts an update are too many here
-TINY = ("--encoder-embed-dim 16 --encoder-ffn-embed-dim 32 --encoder-attention-heads 2 --encoder-input-dim 8 --cpu "
-        "--num-workers 0 --update-freq 1 --max-update 4 --total-num-update 4 --warmup-updates 1 "
-        "--save-interval-updates 2 --log-interval 1 --keep-interval-updates -1")
+TINY = (
+    "--encoder-embed-dim 16 --encoder-ffn-embed-dim 32 --encoder-attention-heads 2 --encoder-input-dim 8 --cpu "
+    "--num-workers 0 --update-freq 1 --max-update 4 --total-num-update 4 --warmup-updates 1 "
+    "--save-interval-updates 2 --log-interval 1 --keep-interval-updates -1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,13 @@ def prepared(tmp_path_factory):
     (folder / "raw").mkdir()
     words = ["".join(rng.choice("abcdefgh") for _ in range(rng.randint(2, 7))) for _ in range(300)]
     for split, count in (("train", 40), ("valid", 12), ("test", 12)):
-        text = "\n".join("".join(" ".join(rng.choices(words, k=rng.randint(3, 9))).capitalize() + ".\n"
-                                 for _ in range(rng.randint(1, 12))) for _ in range(count))
+        text = "\n".join(
+            "".join(
+                " ".join(rng.choices(words, k=rng.randint(3, 9))).capitalize() + ".\n"
+                for _ in range(rng.randint(1, 12))
+            )
+            for _ in range(count)
+        )
         (folder / "raw" / f"{split}.txt").write_text(text)
     bash(PREPARE, folder / "raw", folder / "out", "--sentencepiece", "200", "--workers", "1")
     return folder
@@ -38,8 +45,14 @@ def test_pieces_and_documents(prepared):
     model = sentencepiece.SentencePieceProcessor(model_file=str(prepared / "out" / "sentencepiece.model"))
     assert [model.id_to_piece(number) for number in range(5)] == ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
     dictionary = Dictionary.load(str(prepared / "out" / "bin" / "dict.txt"))
-    assert dictionary.symbols == ["<s>", "<pad>", "</s>", "<unk>", "<mask>",
-                                  *(model.id_to_piece(number) for number in range(5, len(model)))]
+    assert dictionary.symbols == [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "<mask>",
+        *(model.id_to_piece(number) for number in range(5, len(model))),
+    ]
     lines = data_utils.load_indexed_dataset(str(prepared / "out" / "bin" / "valid"), dictionary)
     text = ["".join(dictionary[token] for token in line[:-1]).replace("▁", " ").strip() for line in lines]
     assert text == (prepared / "raw" / "valid.txt").read_text().lower().splitlines()
@@ -68,20 +81,34 @@ def test_recipe_resume_and_export(prepared, tmp_path):
         assert torch.equal(tensor, again["model"][name]), name
 
     published = tmp_path / "published"
-    albert_act.convert_back(argparse.Namespace(
-        input=whole / "512" / "checkpoint_last.pt", output=published, spm=prepared / "out" / "sentencepiece.model"))
+    albert_act.convert_back(
+        argparse.Namespace(
+            input=whole / "512" / "checkpoint_last.pt", output=published, spm=prepared / "out" / "sentencepiece.model"
+        )
+    )
     _, dictionary = albert_act.convert(argparse.Namespace(input=published, spm=None))
     assert dictionary.symbols == Dictionary.load(str(prepared / "out" / "bin" / "dict.txt")).symbols
-    shown = run("python", ROOT / "scripts" / "plot_depth.py", published, "--html", tmp_path / "depth.html", "--table",
-                input="A bad cab.\n\nFad.\n", env={"PYTHONPATH": str(ROOT)})
+    shown = run(
+        "python",
+        ROOT / "scripts" / "plot_depth.py",
+        published,
+        "--html",
+        tmp_path / "depth.html",
+        "--table",
+        input="A bad cab.\n\nFad.\n",
+        env={"PYTHONPATH": str(ROOT)},
+    )
     assert "| [CLS] | 2 |" in shown.stdout and (tmp_path / "depth.html").read_text().count(" [SEP] </span>") == 2
 
 
-@pytest.mark.parametrize("text, message", [
-    (None, "raw/train.txt is missing or empty"),
-    ("é\n\na\n".encode("latin-1"), "raw/train.txt is not UTF-8 text"),
-    (b"one line\nand another\n", "raw/train.txt has no empty lines: write one between documents"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "raw/train.txt is missing or empty"),
+        ("é\n\na\n".encode("latin-1"), "raw/train.txt is not UTF-8 text"),
+        (b"one line\nand another\n", "raw/train.txt has no empty lines: write one between documents"),
+    ],
+)
 def test_errors(text, message, tmp_path):
     (tmp_path / "raw").mkdir()
     if text is not None:

@@ -14,12 +14,14 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra hf)
 ROOT = Path(__file__).parents[2]
 SCRIPT, EXAMPLE = ROOT / "scripts" / "answer_questions.py", ROOT / "examples" / "question_answering"
 NAMES, PLACES = [f"name{number}" for number in range(8)], [f"place{number}" for number in range(8)]
-FLAGS = ("--task question_answering --max-positions 24 --doc-stride 6 --arch transkimmer_base --token-types 2 "
-         "--encoder-layers 2 --encoder-embed-dim 32 --encoder-ffn-embed-dim 64 --encoder-attention-heads 4 "
-         "--dropout 0.0 --attention-dropout 0.0 --criterion skim_loss --task-criterion span_prediction "
-         "--skim-factor 0.01 --optimizer adam --lr 2e-3 --batch-size 32 --max-update 30 --log-format simple --cpu "
-         "--num-workers 0 --seed 1 --required-batch-size-multiple 1 --best-checkpoint-metric f1 "
-         "--maximize-best-checkpoint-metric").split()
+FLAGS = (
+    "--task question_answering --max-positions 24 --doc-stride 6 --arch transkimmer_base --token-types 2 "
+    "--encoder-layers 2 --encoder-embed-dim 32 --encoder-ffn-embed-dim 64 --encoder-attention-heads 4 "
+    "--dropout 0.0 --attention-dropout 0.0 --criterion skim_loss --task-criterion span_prediction "
+    "--skim-factor 0.01 --optimizer adam --lr 2e-3 --batch-size 32 --max-update 30 --log-format simple --cpu "
+    "--num-workers 0 --seed 1 --required-batch-size-multiple 1 --best-checkpoint-metric f1 "
+    "--maximize-best-checkpoint-metric"
+).split()
 
 
 def squad(size, seed):
@@ -32,8 +34,12 @@ def squad(size, seed):
         at = context.find(asked + " is in ")
         start = at + len(asked) + 7
         answers = [] if at < 0 else [{"text": context[start : start + 6], "answer_start": start}]
-        qas.append((context, {"id": f"q{number}", "question": f"Where is {asked}?", "answers": answers,
-                              "is_impossible": at < 0}))
+        qas.append(
+            (
+                context,
+                {"id": f"q{number}", "question": f"Where is {asked}?", "answers": answers, "is_impossible": at < 0},
+            )
+        )
     return {"data": [{"title": "Places", "paragraphs": [{"context": c, "qas": [q]} for c, q in qas]}]}
 
 
@@ -70,13 +76,25 @@ def trained(data, tmp_path_factory):
 
 def test_answers(data, trained, tmp_path):
     folder, em, f1 = trained
-    done = run("python", SCRIPT, data / "valid.json", "--path", folder / "checkpoint_last.pt", "--cpu", "--output",
-               tmp_path / "answers", "--batch-size", "7")
+    done = run(
+        "python",
+        SCRIPT,
+        data / "valid.json",
+        "--path",
+        folder / "checkpoint_last.pt",
+        "--cpu",
+        "--output",
+        tmp_path / "answers",
+        "--batch-size",
+        "7",
+    )
     figures = json.loads(done.stdout[: done.stdout.index("}") + 1])
     assert (figures["exact"], figures["f1"]) == pytest.approx((em, f1), abs=0.01)
     assert figures["total"] == 40 and figures["best_f1"] >= figures["f1"] > 0
-    answers, lists, odds = (json.loads((tmp_path / "answers" / f"{name}.json").read_text())
-                            for name in ("predictions", "nbest_predictions", "null_odds"))
+    answers, lists, odds = (
+        json.loads((tmp_path / "answers" / f"{name}.json").read_text())
+        for name in ("predictions", "nbest_predictions", "null_odds")
+    )
     assert answers.keys() == lists.keys() == odds.keys() == {f"q{number}" for number in range(40)}
     for name, best in lists.items():
         assert sum(each["probability"] for each in best) == pytest.approx(1)
@@ -86,8 +104,17 @@ def test_answers(data, trained, tmp_path):
 
     spoilt = data / "spoilt.json"
     spoilt.write_text((data / "valid.json").read_text().replace('"answer_start": ', '"answer_start": 1', 1))
-    done = run("python", SCRIPT, spoilt, "--path", folder / "checkpoint_last.pt", "--cpu", "--output",
-               tmp_path / "new", check=False)
+    done = run(
+        "python",
+        SCRIPT,
+        spoilt,
+        "--path",
+        folder / "checkpoint_last.pt",
+        "--cpu",
+        "--output",
+        tmp_path / "new",
+        check=False,
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "new").exists()
     assert re.search(r"error: .*spoilt.json, question q\d+: the answer", done.stderr.strip().splitlines()[-1])
 
@@ -95,16 +122,39 @@ def test_answers(data, trained, tmp_path):
 def test_workers_share_the_windows_of_a_question(data, trained):
     folder, em, f1 = trained
     validate = Path(sys.executable).parent / "fairseq-validate"
-    done = run("torchrun", "--nproc-per-node", "2", validate, data, "--user-dir", USER_DIR, "--task",
-               "question_answering", "--path", folder / "checkpoint_last.pt", "--valid-subset", "valid", "--batch-size",
-               "1", "--required-batch-size-multiple", "1", "--cpu", "--num-workers", "0", "--log-format", "simple",
-               "--distributed-backend", "gloo")
+    done = run(
+        "torchrun",
+        "--nproc-per-node",
+        "2",
+        validate,
+        data,
+        "--user-dir",
+        USER_DIR,
+        "--task",
+        "question_answering",
+        "--path",
+        folder / "checkpoint_last.pt",
+        "--valid-subset",
+        "valid",
+        "--batch-size",
+        "1",
+        "--required-batch-size-multiple",
+        "1",
+        "--cpu",
+        "--num-workers",
+        "0",
+        "--log-format",
+        "simple",
+        "--distributed-backend",
+        "gloo",
+    )
     assert figures_of(done) == (em, f1)
 
 
 def test_splits_by_article(tmp_path):
-    articles = [{"title": f"t{number % 20}", "paragraphs": squad(5, number)["data"][0]["paragraphs"]}
-                for number in range(40)]
+    articles = [
+        {"title": f"t{number % 20}", "paragraphs": squad(5, number)["data"][0]["paragraphs"]} for number in range(40)
+    ]
     for number, article in enumerate(articles):
         for paragraph in article["paragraphs"]:
             paragraph["qas"][0]["id"] += f"-{number}"

@@ -22,10 +22,21 @@ def kill(event, args):
         os.kill(os.getpid(), 9)
 sys.addaudithook(kill)
 """
-TASK = ["--user-dir", USER_DIR, "--task", "segmented_language_modeling", "--tokens-per-sample", "7", "--cpu",
-        "--log-format", "json"]
-MODEL = ("--arch par_transformer_xl --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2 "
-         "--layout af*2 --memory-length 11 --optimizer adam --lr 0.01").split()
+TASK = [
+    "--user-dir",
+    USER_DIR,
+    "--task",
+    "segmented_language_modeling",
+    "--tokens-per-sample",
+    "7",
+    "--cpu",
+    "--log-format",
+    "json",
+]
+MODEL = (
+    "--arch par_transformer_xl --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2 "
+    "--layout af*2 --memory-length 11 --optimizer adam --lr 0.01"
+).split()
 
 
 def train(data, save_dir, *more, dropout="0", **kwargs):
@@ -33,8 +44,23 @@ def train(data, save_dir, *more, dropout="0", **kwargs):
 
 
 def train_flags(data, save_dir, *more, dropout="0"):
-    return [data, *TASK, *MODEL, "--dropout", dropout, "--max-epoch", "2", "--num-workers", "0", "--log-interval", "1",
-            "--no-epoch-checkpoints", "--save-dir", save_dir, *more]
+    return [
+        data,
+        *TASK,
+        *MODEL,
+        "--dropout",
+        dropout,
+        "--max-epoch",
+        "2",
+        "--num-workers",
+        "0",
+        "--log-interval",
+        "1",
+        "--no-epoch-checkpoints",
+        "--save-dir",
+        save_dir,
+        *more,
+    ]
 
 
 def torchrun(command, *args):
@@ -68,8 +94,16 @@ def data(tmp_path_factory):
     for split, lines in ("train", 69), ("valid", 17):
         words = ([f"w{rng.randrange(30)}" for _ in range(rng.randint(0, 12))] for _ in range(lines))
         (folder / f"{split}.txt").write_text("".join(" ".join(line) + "\n" for line in words))
-    run("fairseq-preprocess", "--only-source", "--trainpref", folder / "train.txt", "--validpref",
-        folder / "valid.txt", "--destdir", folder / "bin")
+    run(
+        "fairseq-preprocess",
+        "--only-source",
+        "--trainpref",
+        folder / "train.txt",
+        "--validpref",
+        folder / "valid.txt",
+        "--destdir",
+        folder / "bin",
+    )
     return folder / "bin"
 
 
@@ -101,8 +135,9 @@ def test_resumes_after_kill(data, tmp_path):
     assert killed.returncode == -9
     state = saved(tmp_path / "killed")["extra_state"]
     assert state["train_iterator"]["epoch"] == 2 and state["train_iterator"]["iterations_in_epoch"] > 0
-    assert [memory is not None and tuple(memory.shape) for memory in state["SegmentedLanguageModelingTask"]["states"]
-            ] == [(3, 11, 16), False, (3, 11, 16), False]
+    assert [
+        memory is not None and tuple(memory.shape) for memory in state["SegmentedLanguageModelingTask"]["states"]
+    ] == [(3, 11, 16), False, (3, 11, 16), False]
     resumed = train(data, tmp_path / "killed", *flags, dropout="0.2")
     assert "starts empty" not in output(resumed)
     for tag in "train", "valid":
@@ -146,22 +181,31 @@ def test_evaluation_is_over_every_token(data, one):
 def test_perplexity_script(data, one):
     script = Path(USER_DIR).parent / "scripts" / "evaluate_perplexity.py"
     checkpoint, raw = one[0] / "checkpoint_last.pt", data.parent / "valid.txt"
-    scored = json.loads(run("python", script, checkpoint, data, "--split", "valid", "--batch-size", "4", "--cpu",
-                            "--json", "--raw", raw).stdout)
+    scored = json.loads(
+        run(
+            "python", script, checkpoint, data, "--split", "valid", "--batch-size", "4", "--cpu", "--json", "--raw", raw
+        ).stdout
+    )
     units = scored["per"]
     assert f"{units['token']['perplexity']:.2f}" == logged(one[1], "valid", "valid_ppl")[-1][0]
     words = len(raw.read_text().split())
     assert {unit: row["count"] for unit, row in units.items()} == {
-        "token": tokens(data, "valid"), "word or line end": words + scored["lines"], "word": words,
-        "character": len(raw.read_text()), "byte": len(raw.read_bytes())}
+        "token": tokens(data, "valid"),
+        "word or line end": words + scored["lines"],
+        "word": words,
+        "character": len(raw.read_text()),
+        "byte": len(raw.read_bytes()),
+    }
     for row in units.values():
         assert row["perplexity"] == pytest.approx(math.exp(scored["nll"] / row["count"]))
 
 
 def test_perplexity_of_other_options(data, one):
     checkpoint = one[0] / "checkpoint_last.pt"
-    same, longer = (score_text(checkpoint, data, "valid", 4, overrides=overrides)
-                    for overrides in ({"memory_length": 11}, {"memory_length": 30}))
+    same, longer = (
+        score_text(checkpoint, data, "valid", 4, overrides=overrides)
+        for overrides in ({"memory_length": 11}, {"memory_length": 30})
+    )
     assert same.tokens == longer.tokens and same.nll != longer.nll
     assert f"{perplexities(same)['token']['perplexity']:.2f}" == logged(one[1], "valid", "valid_ppl")[-1][0]
     with pytest.raises(UsageError, match="they must be the same text"):
@@ -173,8 +217,15 @@ def test_perplexity_of_other_options(data, one):
 
 
 def test_other_number_of_streams_resumes_with_a_warning(data, two, tmp_path):
-    flags = ["--batch-size", "8", "--max-update", "27", "--disable-validation", "--restore-file",
-             two[0] / "checkpoint_last.pt"]
+    flags = [
+        "--batch-size",
+        "8",
+        "--max-update",
+        "27",
+        "--disable-validation",
+        "--restore-file",
+        two[0] / "checkpoint_last.pt",
+    ]
     resumed = train(data, tmp_path, *flags)
     warnings = [line.split(" | ")[-1] for line in output(resumed).splitlines() if "| WARNING |" in line]
     assert len(warnings) == 2 and "goes on after segment 3" in warnings[0] and "starts empty" in warnings[1]

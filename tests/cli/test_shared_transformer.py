@@ -10,11 +10,15 @@ import pytest
 import torch
 from cli.helpers import USER_DIR, run, tiny_translation_data
 
-MODEL = "--user-dir {} --arch shared_transformer --layer-sharing cycle_rev --share-all-embeddings --dropout 0.1".format(USER_DIR)
+MODEL = "--user-dir {} --arch shared_transformer --layer-sharing cycle_rev --share-all-embeddings --dropout 0.1".format(
+    USER_DIR
+)
 for _side in ("encoder", "decoder"):
     MODEL += f" --{_side}-layers 6 --{_side}-unique-layers 3 --{_side}-embed-dim 32 --{_side}-ffn-embed-dim 64"
     MODEL += f" --{_side}-attention-heads 2"
-OPTIMIZATION = "--optimizer adam --lr 5e-3 --clip-norm 1.0 --criterion label_smoothed_cross_entropy --label-smoothing 0.1"
+OPTIMIZATION = (
+    "--optimizer adam --lr 5e-3 --clip-norm 1.0 --criterion label_smoothed_cross_entropy --label-smoothing 0.1"
+)
 TRAINING = f"--max-tokens 400 --cpu --num-workers 0 --log-format simple --log-interval 1 --seed 3 {OPTIMIZATION}"
 
 
@@ -37,7 +41,9 @@ def trained(data, tmp_path_factory):
 
 
 def losses(log):
-    return {int(n): float(loss) for loss, n in re.findall(r"\| train_inner \|.* loss=([\d.]+),.* num_updates=(\d+)", log)}
+    return {
+        int(n): float(loss) for loss, n in re.findall(r"\| train_inner \|.* loss=([\d.]+),.* num_updates=(\d+)", log)
+    }
 
 
 def weights(path):
@@ -91,7 +97,13 @@ def test_killed_training_resumes_exactly(data, trained, tmp_path):
 
     save_dir, _ = trained
     flags = f"--task translation -s src -t tgt {MODEL} {TRAINING} --save-interval-updates 20".split()
-    command = [os.path.join(os.path.dirname(executable), "fairseq-train"), str(data), *flags, "--save-dir", str(tmp_path)]
+    command = [
+        os.path.join(os.path.dirname(executable), "fairseq-train"),
+        str(data),
+        *flags,
+        "--save-dir",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen([*command, "--max-update", "10000"], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
@@ -122,7 +134,10 @@ def test_generate_does_not_depend_on_the_batch(data, trained):
     checkpoint = trained[0] / "checkpoint_last.pt"
     one, many = (generate(data, checkpoint, "--batch-size", size) for size in ("1", "20"))
     hypotheses = [
-        {number: (round(float(score), 3), text) for number, score, text in re.findall(r"^H-(\d+)\t(\S+)\t(.*)$", out, re.M)}
+        {
+            number: (round(float(score), 3), text)
+            for number, score, text in re.findall(r"^H-(\d+)\t(\S+)\t(.*)$", out, re.M)
+        }
         for out in (one, many)
     ]
     assert len(hypotheses[0]) == 20 and hypotheses[0] == hypotheses[1]
@@ -141,8 +156,11 @@ def test_interactive_takes_empty_and_refuses_long_lines(data, trained, tmp_path)
 @pytest.mark.parametrize(
     "flags, status, message",
     [
-        (["--layer-sharing", "spiral"], 2,
-         "invalid choice: spiral (choose from sequence, cycle, cycle_rev, middle_cycle, middle_sequence)"),
+        (
+            ["--layer-sharing", "spiral"],
+            2,
+            "invalid choice: spiral (choose from sequence, cycle, cycle_rev, middle_cycle, middle_sequence)",
+        ),
         (["--decoder-unique-layers", "7"], 1, "error: 7 unique layers cannot serve 6 depths"),
         (["--encoder-unique-layers", "0"], 2, "argument --encoder-unique-layers: 0 is impossible"),
     ],

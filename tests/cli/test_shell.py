@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = [path for path in sorted([*ROOT.glob("examples/*/*.sh"), *ROOT.glob("scripts/*.sh")])
-           if path.name not in ("test.sh",)]
+SCRIPTS = [
+    path
+    for path in sorted([*ROOT.glob("examples/*/*.sh"), *ROOT.glob("scripts/*.sh")])
+    if path.name not in ("test.sh",)
+]
 NEEDS_ARGUMENTS = [path for path in SCRIPTS if path.name not in ("demo.sh", "setup.sh")]
 COMMON = ROOT / "examples" / "common.sh"
 NAMES = ("p%sq", "-dash", "--out", "a b", "back\\slash", "$HOME", "star*", "quote'd", "a&b", "ä")
@@ -48,21 +51,40 @@ def test_without_arguments_it_says_how(path, tmp_path):
 def test_names_that_fairseq_would_split_are_refused_before_work(path, name, tmp_path):
     usage = next(line for line in path.read_text().split("\n") if line.startswith("# usage: "))
     words = re.sub(r"\[[^]]*\]", "", usage.partition(f"{path.name} ")[2]).split()
-    values = {"DATASET": "text", "TASK": "SST-2", "VERSION": "1.1", "ROW": "vanilla-2", "MODEL": "adatape", "LENGTH": "8",
-              "SEED": "1", "ARCH": "transkimmer_base", "CLASSES": "2", "dense|skim": "dense", "SUBSET": "test"}
+    values = {
+        "DATASET": "text",
+        "TASK": "SST-2",
+        "VERSION": "1.1",
+        "ROW": "vanilla-2",
+        "MODEL": "adatape",
+        "LENGTH": "8",
+        "SEED": "1",
+        "ARCH": "transkimmer_base",
+        "CLASSES": "2",
+        "dense|skim": "dense",
+        "SUBSET": "test",
+    }
     if path.parent.name != "adatape" or path.name != "train-parity.sh":
         values["MODEL"] = name
     if path.name == "train-images.sh":
         values["ROW"] = "vit-2"
     done = bash(path, *(values.get(word, name) for word in words), cwd=tmp_path)
-    assert done.returncode == 1 and re.search("splits names at colons|file or folder is empty", done.stderr), done.stderr
+    assert done.returncode == 1 and re.search("splits names at colons|file or folder is empty", done.stderr), (
+        done.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_taken_for_what_they_are(name, tmp_path):
-    done = bash("-c", f'set -euo pipefail; out=$1; set --; . {COMMON}; paths out; mkdir -p "$out"; make "$out/a" echo b; '
-                      'cat "$out/a"', "-", name, cwd=tmp_path)
+    done = bash(
+        "-c",
+        f'set -euo pipefail; out=$1; set --; . {COMMON}; paths out; mkdir -p "$out"; make "$out/a" echo b; '
+        'cat "$out/a"',
+        "-",
+        name,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0 and done.stdout == "b\n", done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name / "a").read_text() == "b\n"
 
@@ -100,26 +122,34 @@ def test_text_is_prepared_in_folders_of_any_name(name, tmp_path, tools):
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
-    script = f'set -euo pipefail; set --; . {COMMON}; half() {{ echo half; false; echo rest; }}; make result half'
+    script = f"set -euo pipefail; set --; . {COMMON}; half() {{ echo half; false; echo rest; }}; make result half"
     done = bash("-c", script, cwd=tmp_path)
     assert done.returncode != 0 and not (tmp_path / "result").exists()
     done = bash("-c", script.replace("result half", "result true"), cwd=tmp_path)
-    assert done.returncode == 1 and "nothing was written to result" in done.stderr and not (tmp_path / "result").exists()
+    assert (
+        done.returncode == 1 and "nothing was written to result" in done.stderr and not (tmp_path / "result").exists()
+    )
     assert bash("-c", script.replace("false", "true"), cwd=tmp_path).returncode == 0
     assert (tmp_path / "result").read_text() == "half\nrest\n"
     assert bash("-c", script.replace("half; false", "other; true"), cwd=tmp_path).returncode == 0
     assert (tmp_path / "result").read_text() == "half\nrest\n"  # what is there is done
 
 
-@pytest.mark.parametrize("files, says", (
-    (["test.fr-cs.fr.bin", "test.fr-cs.cs.bin", "test1.en-de.en.bin", "train.en-de.de.bin"], "fr cs"),
-    (["test.zh_CN-pt_BR.zh_CN.bin"], "zh_CN pt_BR"),
-    (["test.fr-cs.fr.bin", "test.en-de.en.bin"], "more than one pair"), ([], "no binarised test set"),
-))
+@pytest.mark.parametrize(
+    "files, says",
+    (
+        (["test.fr-cs.fr.bin", "test.fr-cs.cs.bin", "test1.en-de.en.bin", "train.en-de.de.bin"], "fr cs"),
+        (["test.zh_CN-pt_BR.zh_CN.bin"], "zh_CN pt_BR"),
+        (["test.fr-cs.fr.bin", "test.en-de.en.bin"], "more than one pair"),
+        ([], "no binarised test set"),
+    ),
+)
 def test_pair_of_languages_is_that_of_the_data(files, says, tmp_path):
     for name in files:
         (tmp_path / name).touch()
-    done = bash("-c", f'set -euo pipefail; set --; . {COMMON}; language_pair . test; echo "$source $target"', cwd=tmp_path)
+    done = bash(
+        "-c", f'set -euo pipefail; set --; . {COMMON}; language_pair . test; echo "$source $target"', cwd=tmp_path
+    )
     assert says in done.stdout + done.stderr
 
 
@@ -137,7 +167,11 @@ def test_habits(path):
         assert not re.search(r"sed -n '\d+,\d+s", line), f"a header by line numbers: {line}"
         assert not re.search(r"awk .*-v \w+=\"\$(out|data|raw|save_dir|model)\b", line), f"awk reads escapes: {line}"
         assert not re.search(r"-I PART bash -c '[^']*< PART", line), f"a name as code: {line}"
-        assert not re.search(r"(?<!CDPATH='' )\bcd \"\$\(dirname", line) or "setup.sh" in str(path) or path.name == "test.sh"
+        assert (
+            not re.search(r"(?<!CDPATH='' )\bcd \"\$\(dirname", line)
+            or "setup.sh" in str(path)
+            or path.name == "test.sh"
+        )
 
 
 # what a step is known as done by is written beside and renamed; these are logs, notes and what is made anew each time

@@ -24,9 +24,32 @@ sys.addaudithook(note)
 
 def flags(data, save_dir, epochs, *more):
     # without dropout nothing random depends on the number of workers
-    return [data, "--user-dir", USER_DIR, "--arch", "transformer", *TINY_TRANSFORMER, "--dropout", "0",
-            "--optimizer", "adam", "--lr", "0.005", "--batch-size", "8", "--max-epoch", epochs, "--save-dir", save_dir,
-            "--cpu", "--num-workers", "0", "--log-format", "json", *more]
+    return [
+        data,
+        "--user-dir",
+        USER_DIR,
+        "--arch",
+        "transformer",
+        *TINY_TRANSFORMER,
+        "--dropout",
+        "0",
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.005",
+        "--batch-size",
+        "8",
+        "--max-epoch",
+        epochs,
+        "--save-dir",
+        save_dir,
+        "--cpu",
+        "--num-workers",
+        "0",
+        "--log-format",
+        "json",
+        *more,
+    ]
 
 
 def torchrun(command, *args, workers=2, **kwargs):
@@ -69,9 +92,21 @@ def test_only_worker_0_saves(trained):
 
 def test_two_workers_validate(trained):
     folder, _, _, valid = trained
-    done = torchrun("fairseq-validate", folder / "data" / "bin", "--user-dir", USER_DIR, "--task", "translation",
-                    "--path", folder / "two" / "checkpoint_last.pt", "--batch-size", "8", "--cpu",
-                    "--log-format", "json")
+    done = torchrun(
+        "fairseq-validate",
+        folder / "data" / "bin",
+        "--user-dir",
+        USER_DIR,
+        "--task",
+        "translation",
+        "--path",
+        folder / "two" / "checkpoint_last.pt",
+        "--batch-size",
+        "8",
+        "--cpu",
+        "--log-format",
+        "json",
+    )
     assert {record["valid_loss"] for record in logged(done, "valid")} == {valid[-1]["valid_loss"]}
 
 
@@ -80,17 +115,56 @@ def test_two_workers_validate(trained):
 def test_batches_that_the_workers_do_not_divide(workers, tmp_path):
     """5 batches, the last one of 3 samples: in the last update, some workers have none."""
     folder = write_images(tmp_path / "images", 35)
-    flags = [*FAMILIES["adatape_vit"].flags.split(), "--batch-size", "8", "--required-batch-size-multiple", "1",
-             "--user-dir", USER_DIR, "--dropout", "0", "--attention-dropout", "0", "--optimizer", "adam", "--lr", "0.003",
-             "--max-epoch", "1", "--cpu", "--num-workers", "0", "--log-format", "json", "--no-epoch-checkpoints"]
+    flags = [
+        *FAMILIES["adatape_vit"].flags.split(),
+        "--batch-size",
+        "8",
+        "--required-batch-size-multiple",
+        "1",
+        "--user-dir",
+        USER_DIR,
+        "--dropout",
+        "0",
+        "--attention-dropout",
+        "0",
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.003",
+        "--max-epoch",
+        "1",
+        "--cpu",
+        "--num-workers",
+        "0",
+        "--log-format",
+        "json",
+        "--no-epoch-checkpoints",
+    ]
     one = run("fairseq-train", folder, *flags, "--update-freq", workers, "--save-dir", tmp_path / "one")
     several = torchrun("fairseq-train", folder, *flags, "--save-dir", tmp_path / "several", workers=workers)
     for tag, names in ("train", ("loss", "bsz", "num_updates", "gnorm")), ("valid", ("loss",)):
-        figures = [[record[f"{tag}_{name}"] for record in logged(done, tag) for name in names] for done in (one, several)]
+        figures = [
+            [record[f"{tag}_{name}"] for record in logged(done, tag) for name in names] for done in (one, several)
+        ]
         assert figures[0] == figures[1] and figures[0]
-    valid = torchrun("fairseq-validate", folder, "--user-dir", USER_DIR, "--task", "image_classification", "--path",
-                     tmp_path / "several" / "checkpoint_last.pt", "--batch-size", "8", "--cpu", "--log-format", "json",
-                     "--required-batch-size-multiple", "1", workers=workers)
+    valid = torchrun(
+        "fairseq-validate",
+        folder,
+        "--user-dir",
+        USER_DIR,
+        "--task",
+        "image_classification",
+        "--path",
+        tmp_path / "several" / "checkpoint_last.pt",
+        "--batch-size",
+        "8",
+        "--cpu",
+        "--log-format",
+        "json",
+        "--required-batch-size-multiple",
+        "1",
+        workers=workers,
+    )
     assert {record["valid_loss"] for record in logged(valid, "valid")} == {logged(one, "valid")[0]["valid_loss"]}
 
 
@@ -98,6 +172,9 @@ def write_images(folder, count):
     folder.mkdir()
     generator = np.random.default_rng(1)
     for split in "train", "valid":
-        np.savez(folder / f"{split}.npz", images=generator.integers(0, 200, (count, 8, 8)).astype(np.uint8),
-                 labels=np.arange(count) % 4)
+        np.savez(
+            folder / f"{split}.npz",
+            images=generator.integers(0, 200, (count, 8, 8)).astype(np.uint8),
+            labels=np.arange(count) % 4,
+        )
     return folder

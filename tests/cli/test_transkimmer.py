@@ -6,11 +6,15 @@ import re
 import pytest
 from cli.helpers import USER_DIR, run
 
-MODEL = ("--arch transkimmer_base --encoder-layers 2 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32 "
-         "--encoder-attention-heads 2 --dropout 0.0 --attention-dropout 0.0").split()
+MODEL = (
+    "--arch transkimmer_base --encoder-layers 2 --encoder-embed-dim 16 --encoder-ffn-embed-dim 32 "
+    "--encoder-attention-heads 2 --dropout 0.0 --attention-dropout 0.0"
+).split()
 TASK = "--task sentence_prediction --num-classes 2 --max-positions 32 --init-token 0".split()
-TRAIN = ("--optimizer adam --lr 3e-3 --batch-size 32 --max-update 40 --log-format simple --cpu --num-workers 0 "
-         "--seed 1 --required-batch-size-multiple 1").split()
+TRAIN = (
+    "--optimizer adam --lr 3e-3 --batch-size 32 --max-update 40 --log-format simple --cpu --num-workers 0 "
+    "--seed 1 --required-batch-size-multiple 1"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +46,21 @@ def test_trains_and_validates(data, tmp_path):
         assert f"| {name}" in valid
     factor = float(re.search(r"skim_factor ([-\d.]+)", valid)[1])
     assert factor > 0.1  # the share is above the target
-    done = run("fairseq-validate", data, "--user-dir", USER_DIR, *TASK, "--path", tmp_path / "checkpoint_last.pt",
-               *loss, "--cpu", "--batch-size", "7", "--num-workers", "0")
+    done = run(
+        "fairseq-validate",
+        data,
+        "--user-dir",
+        USER_DIR,
+        *TASK,
+        "--path",
+        tmp_path / "checkpoint_last.pt",
+        *loss,
+        "--cpu",
+        "--batch-size",
+        "7",
+        "--num-workers",
+        "0",
+    )
     again = done.stdout + done.stderr
     for name in ("accuracy", "kept", "flops"):  # also in batches of another size
         expected, found = (re.findall(rf"\| {name} ([\d.]+)", each)[-1] for each in (valid, again))

@@ -31,11 +31,15 @@ SENTENCES = 16  # of each test set; fairseq makes no batch at all of a handful o
 def bash(script, *args, path=(), check=True, **kwargs):
     """Runs a script of the example as a user does whose PATH starts with this interpreter's folder."""
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
         "PATH": os.pathsep.join([*map(str, path), str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
-    done = subprocess.run(["bash", str(script), *map(str, args)], env=environment, capture_output=True, text=True,
-                          timeout=600, **kwargs)
+    done = subprocess.run(
+        ["bash", str(script), *map(str, args)], env=environment, capture_output=True, text=True, timeout=600, **kwargs
+    )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -70,10 +74,14 @@ def tiny_archives(folder):
         write_archive(folder / name, members)
     for name, members in TESTSETS.items():
         first = SENTENCES * int(name[-4:])
-        write_archive(folder / f"{name}.tgz", {
-            member: '<srcset setid="x">\n<doc docid="d">\n' + "".join(
-                f'<seg id="{i}">{line}</seg>\r\n' for i, line in enumerate(sentences(lang, first, SENTENCES)))
-            for lang, member in zip(("en", "de"), members)})
+        write_archive(
+            folder / f"{name}.tgz",
+            {
+                member: '<srcset setid="x">\n<doc docid="d">\n'
+                + "".join(f'<seg id="{i}">{line}</seg>\r\n' for i, line in enumerate(sentences(lang, first, SENTENCES)))
+                for lang, member in zip(("en", "de"), members)
+            },
+        )
 
 
 def sha256(path):

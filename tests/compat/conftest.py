@@ -10,9 +10,20 @@ def complete():
     """``complete(extra_state)``: the least that fairseq loads as a checkpoint."""
 
     def make(extra_state):
-        return {"args": None, "cfg": None, "model": {}, "optimizer_history": [
-            {"criterion_name": "CrossEntropyCriterion", "optimizer_name": "FairseqAdam", "lr_scheduler_state": {},
-             "num_updates": 1}], "extra_state": {"train_iterator": {"epoch": 1}, **extra_state}}
+        return {
+            "args": None,
+            "cfg": None,
+            "model": {},
+            "optimizer_history": [
+                {
+                    "criterion_name": "CrossEntropyCriterion",
+                    "optimizer_name": "FairseqAdam",
+                    "lr_scheduler_state": {},
+                    "num_updates": 1,
+                }
+            ],
+            "extra_state": {"train_iterator": {"epoch": 1}, **extra_state},
+        }
 
     return make
 

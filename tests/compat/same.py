@@ -15,8 +15,12 @@ def differences(loaded, saved, place="state"):
     arrays of the same dtype, tensors tensors.
     """
     if isinstance(saved, np.ndarray):
-        good = (type(loaded) is np.ndarray and loaded.dtype == saved.dtype.newbyteorder("=")
-                and loaded.shape == saved.shape and np.array_equal(loaded, saved, equal_nan=saved.dtype.kind in "fc"))
+        good = (
+            type(loaded) is np.ndarray
+            and loaded.dtype == saved.dtype.newbyteorder("=")
+            and loaded.shape == saved.shape
+            and np.array_equal(loaded, saved, equal_nan=saved.dtype.kind in "fc")
+        )
     elif torch.is_tensor(saved):
         good = torch.is_tensor(loaded) and loaded.dtype == saved.dtype and torch.equal(loaded, saved.detach())
     elif isinstance(saved, dict):
@@ -27,8 +31,11 @@ def differences(loaded, saved, place="state"):
     elif isinstance(saved, (list, tuple, collections.deque)):
         if not isinstance(loaded, tuple if isinstance(saved, tuple) else list) or len(loaded) != len(saved):
             return [place]
-        return [each for index, (one, other) in enumerate(zip(loaded, saved))
-                for each in differences(one, other, f"{place}[{index}]")]
+        return [
+            each
+            for index, (one, other) in enumerate(zip(loaded, saved))
+            for each in differences(one, other, f"{place}[{index}]")
+        ]
     elif isinstance(saved, (argparse.Namespace, Dictionary)):
         return differences(vars(loaded), vars(saved), place) if type(loaded) is type(saved) else [place]
     elif isinstance(saved, (set, frozenset)):

@@ -20,9 +20,9 @@ def test_conditional_random_field():
     assert likelihood.isfinite().all()
 
 
-@pytest.mark.parametrize("sizes,count,expected", (
-    (range(1, 101), 4, [25, 50, 75, 100]), ([3, 3, 3, 9], 2, [3, 9]), ([5], 3, [5]),
-))
+@pytest.mark.parametrize(
+    "sizes,count,expected", ((range(1, 101), 4, [25, 50, 75, 100]), ([3, 3, 3, 9], 2, [3, 9]), ([5], 3, [5]))
+)
 def test_buckets(sizes, count, expected):
     assert data_utils.get_buckets(np.array(sizes), count).tolist() == expected
 
@@ -30,8 +30,9 @@ def test_buckets(sizes, count, expected):
 def test_bucketed_sentences(dictionary):
     sentences = [torch.full((length,), 5) for length in (2, 3, 7, 8)]
     sizes = np.array([len(each) for each in sentences])
-    pairs = LanguagePairDataset(sentences, sizes, dictionary, sentences, sizes, dictionary, num_buckets=2,
-                                left_pad_source=True)
+    pairs = LanguagePairDataset(
+        sentences, sizes, dictionary, sentences, sizes, dictionary, num_buckets=2, left_pad_source=True
+    )
     assert isinstance(pairs.src, BucketPadLengthDataset)
     assert [len(pairs[index]["source"]) for index in range(4)] == [3, 3, 8, 8]
     assert pairs.get_batch_shapes() == [(None, 3), (None, 8)]

@@ -16,8 +16,14 @@ from fairseq_adaptive.errors import UsageError
 STATES = {
     "bleu": [(10, "_bleu_counts", "AverageMeter", {"val": np.array([3, 2, 1, 0]), "sum": np.array([9, 5, 2, 0])})],
     "numbers": {"best": np.float64(81.5), "all": [np.int64(3), (np.bool_(True), np.float32(0.1), np.complex64(1j))]},
-    "orders": [np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.array([1, 2], ">i4"), np.array(2.5),
-               np.empty((0, 3), np.float16), np.array([[True], [False]]), np.array([2**63], np.uint64)],
+    "orders": [
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.array([1, 2], ">i4"),
+        np.array(2.5),
+        np.empty((0, 3), np.float16),
+        np.array([[True], [False]]),
+        np.array([2**63], np.uint64),
+    ],
 }
 
 
@@ -100,11 +106,25 @@ def array(dtype, data, shape=(1,)):
     return Reduced(_reconstruct, (np.ndarray, (0,), b"b"), (1, shape, dtype, False, data))
 
 
-@pytest.mark.parametrize("value", [
-    np.array([{"a": 1}, None]), np.array([1, "a"], object), np.zeros(2, [("a", "O")]), np.zeros(2, [("a", "i4")]),
-    np.array(["a"]), np.array(["2026-01-01"], "M8[D]"), np.datetime64("2026-01-01"), np.str_("a"), np.void(b"ab"),
-    np.dtype("O"), array(np.dtype("V8"), b"\1" * 8), array(None, b"\1" * 8), array("i8", b"\1" * 8),
-], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([{"a": 1}, None]),
+        np.array([1, "a"], object),
+        np.zeros(2, [("a", "O")]),
+        np.zeros(2, [("a", "i4")]),
+        np.array(["a"]),
+        np.array(["2026-01-01"], "M8[D]"),
+        np.datetime64("2026-01-01"),
+        np.str_("a"),
+        np.void(b"ab"),
+        np.dtype("O"),
+        array(np.dtype("V8"), b"\1" * 8),
+        array(None, b"\1" * 8),
+        array("i8", b"\1" * 8),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_no_numbers(value, zipped, complete, tmp_path):
     """An array of objects above all: it holds what only an unpickler that runs code could make."""
@@ -113,12 +133,20 @@ def test_no_numbers(value, zipped, complete, tmp_path):
         checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "old.pt"))
 
 
-@pytest.mark.parametrize("value", [
-    array(np.dtype("i8"), b"\1" * 9), array(np.dtype("i8"), b"\1" * 8, (2**40,)), array(np.dtype("i8"), b"", (3,)),
-    array(np.dtype("i8"), "text"), Reduced(_reconstruct, (np.ndarray, (0,), b"b"), (1, (1,))),
-    Reduced(_scalar, (np.dtype("f8"), b"\1\1")), Reduced(np.dtype, ("i3", False, True)),
-    Reduced(np.dtype, ("f8", False, True), (3,)), Reduced(_scalar, (np.dtype("f8"), b"")),
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        array(np.dtype("i8"), b"\1" * 9),
+        array(np.dtype("i8"), b"\1" * 8, (2**40,)),
+        array(np.dtype("i8"), b"", (3,)),
+        array(np.dtype("i8"), "text"),
+        Reduced(_reconstruct, (np.ndarray, (0,), b"b"), (1, (1,))),
+        Reduced(_scalar, (np.dtype("f8"), b"\1\1")),
+        Reduced(np.dtype, ("i3", False, True)),
+        Reduced(np.dtype, ("f8", False, True), (3,)),
+        Reduced(_scalar, (np.dtype("f8"), b"")),
+    ],
+)
 def test_damaged_arrays(value, complete, tmp_path):
     torch.save(complete({"old": [value]}), tmp_path / "old.pt")
     with pytest.raises(UsageError, match=r"^checkpoint .*old\.pt cannot be read"):

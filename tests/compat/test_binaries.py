@@ -14,17 +14,29 @@ from families import FAMILIES, build_trainer, train, write_data
 from fairseq_adaptive.criterions.distillation import Teacher
 from fairseq_adaptive.errors import UsageError
 
-TRANSFORMER = ("--task translation -s src -t tgt --arch transformer --share-all-embeddings --encoder-embed-dim 16 "
-               "--encoder-ffn-embed-dim 32 --encoder-attention-heads 2 --encoder-layers 1 --decoder-embed-dim 16 "
-               "--decoder-ffn-embed-dim 32 --decoder-attention-heads 2 --decoder-layers 1 --batch-size 50")
-LANGUAGE_MODEL = ("--task language_modeling --arch transformer_lm --decoder-layers 1 --decoder-embed-dim 16 "
-                  "--batch-size 10 --decoder-ffn-embed-dim 32 --decoder-attention-heads 2 --tokens-per-sample 24")
-MODELS = {"stock": ("pairs", TRANSFORMER), "stock_lm": ("text", LANGUAGE_MODEL),
-          **{name: FAMILIES[name] for name in FAMILIES if FAMILIES[name].data in ("pairs", "text", "labels")}}
+TRANSFORMER = (
+    "--task translation -s src -t tgt --arch transformer --share-all-embeddings --encoder-embed-dim 16 "
+    "--encoder-ffn-embed-dim 32 --encoder-attention-heads 2 --encoder-layers 1 --decoder-embed-dim 16 "
+    "--decoder-ffn-embed-dim 32 --decoder-attention-heads 2 --decoder-layers 1 --batch-size 50"
+)
+LANGUAGE_MODEL = (
+    "--task language_modeling --arch transformer_lm --decoder-layers 1 --decoder-embed-dim 16 "
+    "--batch-size 10 --decoder-ffn-embed-dim 32 --decoder-attention-heads 2 --tokens-per-sample 24"
+)
+MODELS = {
+    "stock": ("pairs", TRANSFORMER),
+    "stock_lm": ("text", LANGUAGE_MODEL),
+    **{name: FAMILIES[name] for name in FAMILIES if FAMILIES[name].data in ("pairs", "text", "labels")},
+}
 # one of each task
 COMMANDS = [("train", name) for name in ("stock", "stock_lm", "par_transformer_xl", "transkimmer", "albert_act")] + [
-    ("generate", "stock"), ("generate", "shared_transformer"), ("validate", "stock"),
-    ("validate", "shared_transformer"), ("eval-lm", "stock_lm"), ("eval-lm", "shared_transformer_lm")]
+    ("generate", "stock"),
+    ("generate", "shared_transformer"),
+    ("validate", "stock"),
+    ("validate", "shared_transformer"),
+    ("eval-lm", "stock_lm"),
+    ("eval-lm", "shared_transformer_lm"),
+]
 COMMANDS = [pytest.param(*each, id=" ".join(each)) for each in COMMANDS]
 
 
@@ -52,8 +64,19 @@ def run(command, name, data, path, *more):
     folder, flags = MODELS[name]
     flags = flags.split()
     if command == "train":
-        flags += ["--optimizer", "adam", "--lr", "0.001", "--save-dir", path, "--no-epoch-checkpoints",
-                  "--valid-subset", "train", "--max-update", 1]
+        flags += [
+            "--optimizer",
+            "adam",
+            "--lr",
+            "0.001",
+            "--save-dir",
+            path,
+            "--no-epoch-checkpoints",
+            "--valid-subset",
+            "train",
+            "--max-update",
+            1,
+        ]
     else:
         task = flags[flags.index("--task") + 1]
         flags = ["--task", task, "--path", path, "--batch-size", 50]
@@ -102,9 +125,12 @@ def unknown_tokens(path):
 
 
 DAMAGES = {
-    "cut index": (cut, ".idx", "is not as long as"), "cut data": (cut, ".bin", "by the index the data have"),
-    "empty index": (empty, ".idx", "the index is empty"), "empty data": (empty, ".bin", "and they have 0"),
-    "other type": (other_type, ".idx", "by the index the data have"), "unknown type": (unknown_type, ".idx", "type 77"),
+    "cut index": (cut, ".idx", "is not as long as"),
+    "cut data": (cut, ".bin", "by the index the data have"),
+    "empty index": (empty, ".idx", "the index is empty"),
+    "empty data": (empty, ".bin", "and they have 0"),
+    "other type": (other_type, ".idx", "by the index the data have"),
+    "unknown type": (unknown_type, ".idx", "type 77"),
     "no sentence": (no_sentence, ".idx", "has no sentence"),
     "other dictionary": (unknown_tokens, ".idx", "token number 60,000, and the dictionary .* entries"),
 }
@@ -146,7 +172,8 @@ def test_former_format_is_read_and_refused_by_name(tmp_path):
 
 
 DICTIONARIES = {
-    "empty": (b"", "is empty"), "doubled": (b"one 1\ntwo 1\none 1\n", "has the word 'one' twice"),
+    "empty": (b"", "is empty"),
+    "doubled": (b"one 1\ntwo 1\none 1\n", "has the word 'one' twice"),
     "Latin-1": ("fa\xe7ade 1\n".encode("latin-1"), "is not UTF-8"),
     "no count": (b"one\n", "a line is a word and its count"),
     "absent": (None, "there is no dictionary"),

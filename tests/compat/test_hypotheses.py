@@ -13,8 +13,11 @@ from families import FAMILIES, write_data
 
 from fairseq_adaptive.errors import UsageError
 
-TINY = {f"{side}_{name}": value for side in ("encoder", "decoder")
-        for name, value in {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 2}.items()}
+TINY = {
+    f"{side}_{name}": value
+    for side in ("encoder", "decoder")
+    for name, value in {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 2}.items()
+}
 
 
 class Task(FairseqTask):
@@ -42,7 +45,10 @@ def test_diverse_groups_of_a_sentence_do_not_depend_on_its_number(arch, numbers,
     together = search.generate([model], {"id": torch.tensor(numbers), "net_input": net_input})
     assert len({tuple(each["tokens"].tolist()) for each in together[0]}) > 1
     for row, found in enumerate(together):
-        alone = {"id": torch.tensor([0]), "net_input": {name: value[row:row + 1] for name, value in net_input.items()}}
+        alone = {
+            "id": torch.tensor([0]),
+            "net_input": {name: value[row : row + 1] for name, value in net_input.items()},
+        }
         for one, other in zip(found, search.generate([model], alone)[0]):
             assert one["tokens"].tolist() == other["tokens"].tolist()
             assert one["score"].item() == pytest.approx(other["score"].item())
@@ -78,9 +84,22 @@ def translation(tmp_path_factory):
         if arch == "transformer":
             for side in "encoder", "decoder":
                 place = flags.index(f"--{side}-unique-layers")
-                del flags[place:place + 2]
-        call("fairseq-train", folder / "pairs", *flags, "--cpu", "--num-workers", 0, "--max-update", 1, "--optimizer",
-             "adam", "--disable-validation", "--save-dir", folder / arch)
+                del flags[place : place + 2]
+        call(
+            "fairseq-train",
+            folder / "pairs",
+            *flags,
+            "--cpu",
+            "--num-workers",
+            0,
+            "--max-update",
+            1,
+            "--optimizer",
+            "adam",
+            "--disable-validation",
+            "--save-dir",
+            folder / arch,
+        )
     return folder
 
 
@@ -89,9 +108,25 @@ def translation(tmp_path_factory):
 def test_unknown_words_are_replaced(arch, printed, translation, tmp_path):
     pairs = [line.split() for line in "".join(f"w{n:02d} W{n}\n" for n in range(20)).splitlines()]
     (tmp_path / "lexicon").write_text("".join(f"{word} {other}\n" for word, other in pairs))
-    flags = [translation / "raw", "--dataset-impl", "raw", "--cpu", "--num-workers", 0, "--path",
-             translation / arch / "checkpoint_last.pt", "--batch-size", 30, "--beam", 2, "--max-len-b", 6,
-             "--unkpen", -100, *printed]  # a model that says <unk> and nothing else
+    flags = [
+        translation / "raw",
+        "--dataset-impl",
+        "raw",
+        "--cpu",
+        "--num-workers",
+        0,
+        "--path",
+        translation / arch / "checkpoint_last.pt",
+        "--batch-size",
+        30,
+        "--beam",
+        2,
+        "--max-len-b",
+        6,
+        "--unkpen",
+        -100,
+        *printed,
+    ]  # a model that says <unk> and nothing else
 
     def hypotheses(*more):
         lines = [line.split("\t") for line in call("fairseq-generate", *flags, *more).splitlines()]

@@ -9,23 +9,77 @@ from fairseq import utils
 from fairseq_adaptive.compat.literals import NotLiteral, read_literal
 
 
-@pytest.mark.parametrize("expression", [
-    "[(512, 3)] * 20", "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] * 2", "2 * [1]", "(0.9, 1 - 0.02)", "0.9,0.98",
-    "True", "[True, False]", "None", "1e-3 / 2", "-1", "+2", "7 // 2", "{'a': [1, 'b']}", "'moses'", " 3 ", "[]", "()",
-    "[(1, 64), (2, 128)]", "[1] * 0", "[1] * -1", "3 - 2 * 4",
-])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "[(512, 3)] * 20",
+        "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] * 2",
+        "2 * [1]",
+        "(0.9, 1 - 0.02)",
+        "0.9,0.98",
+        "True",
+        "[True, False]",
+        "None",
+        "1e-3 / 2",
+        "-1",
+        "+2",
+        "7 // 2",
+        "{'a': [1, 'b']}",
+        "'moses'",
+        " 3 ",
+        "[]",
+        "()",
+        "[(1, 64), (2, 128)]",
+        "[1] * 0",
+        "[1] * -1",
+        "3 - 2 * 4",
+    ],
+)
 def test_values_are_those_of_python(expression):
     value, expected = read_literal(expression), eval(expression)
     assert value == expected and type(value) is type(expected)
 
 
-@pytest.mark.parametrize("expression", [
-    "__import__('os').system('touch PWNED')", "[__import__('os')]", "open('f')", "x", "true", "(1).real", "[1][0]",
-    "2**9", "f'{1}'", "lambda: 1", "[x for x in (1,)]", "1 if 2 else 3", "not 1", "1 < 2", "[0] * 10**9",
-    "[0] * 9999999",
-    "[[0] * 9999] * 9999 + [0] * 9999", "'a' * 9", "'a' + 'b'", "{**{}}", "{1, 2}", "...", "1; 2", "", "1 / 0",
-    "(" * 300, "-" * 3999 + "1", "1 +" * 2000 + "1", "[(1, 2)", "1\n2", "(x := 1)", "*[1]", "\0", "[1] * 1.5", "-[1]",
-])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "__import__('os').system('touch PWNED')",
+        "[__import__('os')]",
+        "open('f')",
+        "x",
+        "true",
+        "(1).real",
+        "[1][0]",
+        "2**9",
+        "f'{1}'",
+        "lambda: 1",
+        "[x for x in (1,)]",
+        "1 if 2 else 3",
+        "not 1",
+        "1 < 2",
+        "[0] * 10**9",
+        "[0] * 9999999",
+        "[[0] * 9999] * 9999 + [0] * 9999",
+        "'a' * 9",
+        "'a' + 'b'",
+        "{**{}}",
+        "{1, 2}",
+        "...",
+        "1; 2",
+        "",
+        "1 / 0",
+        "(" * 300,
+        "-" * 3999 + "1",
+        "1 +" * 2000 + "1",
+        "[(1, 2)",
+        "1\n2",
+        "(x := 1)",
+        "*[1]",
+        "\0",
+        "[1] * 1.5",
+        "-[1]",
+    ],
+)
 def test_what_is_no_literal_is_refused(expression):
     with pytest.raises(NotLiteral, match="is no value of a flag, it is read as a literal and never evaluated"):
         read_literal(expression)
@@ -48,8 +102,11 @@ def evaluating_modules():
         name = path.relative_to(root)
         if name.parts[0] == "examples":  # which --user-dir alone imports
             continue
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
-                 and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")]
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
+        ]
         if calls:
             yield ".".join(("fairseq", *name.with_suffix("").parts)), calls
 

@@ -20,10 +20,14 @@ from fairseq_adaptive.report.perplexity import score_text
 
 COMMON = "--cpu --num-workers 0 --required-batch-size-multiple 1".split()
 SKIP = omissions.SKIP
-STOCK = ("--task language_modeling --arch transformer_lm --decoder-layers 1 --decoder-embed-dim 16 --batch-size 10 "
-         "--decoder-ffn-embed-dim 32 --decoder-attention-heads 2 --tokens-per-sample 24")
-MODELS = {"stock": ("text", STOCK), **{name: FAMILIES[name] for name in (
-    "shared_transformer", "shared_transformer_lm", "par_transformer_xl")}}
+STOCK = (
+    "--task language_modeling --arch transformer_lm --decoder-layers 1 --decoder-embed-dim 16 --batch-size 10 "
+    "--decoder-ffn-embed-dim 32 --decoder-attention-heads 2 --tokens-per-sample 24"
+)
+MODELS = {
+    "stock": ("text", STOCK),
+    **{name: FAMILIES[name] for name in ("shared_transformer", "shared_transformer_lm", "par_transformer_xl")},
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,19 @@ def trained(data, tmp_path_factory):
         if name not in checkpoints:
             folder, flags = MODELS[name]
             save_dir = tmp_path_factory.mktemp(name)
-            call("fairseq-train", data / folder, *COMMON, "--max-update", 1, "--disable-validation",
-                 "--optimizer", "adam", "--save-dir", save_dir, *flags.split())
+            call(
+                "fairseq-train",
+                data / folder,
+                *COMMON,
+                "--max-update",
+                1,
+                "--disable-validation",
+                "--optimizer",
+                "adam",
+                "--save-dir",
+                save_dir,
+                *flags.split(),
+            )
             checkpoints[name] = save_dir / "checkpoint_last.pt"
         return checkpoints[name]
 
@@ -74,10 +89,14 @@ def tokens_of(data):
     return int(lines.sizes.sum())
 
 
-@pytest.mark.parametrize("name,length,flags", (
-    ("stock", 24, ()), ("shared_transformer_lm", 24, ()),
-    ("par_transformer_xl", 12, ("--task", "segmented_language_modeling", "--batch-size", "4")),
-))
+@pytest.mark.parametrize(
+    "name,length,flags",
+    (
+        ("stock", 24, ()),
+        ("shared_transformer_lm", 24, ()),
+        ("par_transformer_xl", 12, ("--task", "segmented_language_modeling", "--batch-size", "4")),
+    ),
+)
 def test_eval_lm_takes_the_trained_length(name, length, flags, data, eval_lm, caplog):
     found = eval_lm(name, *flags)
     assert f"--tokens-per-sample {length}, as in the training of" in caplog.text
@@ -88,8 +107,11 @@ def test_eval_lm_takes_the_trained_length(name, length, flags, data, eval_lm, ca
 
 @pytest.mark.parametrize("name", ("stock", "shared_transformer_lm"))
 def test_eval_lm_refuses_what_it_left_out(name, eval_lm):
-    whole = pytest.raises(UsageError, match=r"\d+ of \d+ samples are longer than 24 .* longest have 1024.*"
-                          f"--tokens-per-sample.*{SKIP}")
+    whole = pytest.raises(
+        UsageError,
+        match=r"\d+ of \d+ samples are longer than 24 .* longest have 1024.*"
+        f"--tokens-per-sample.*{SKIP}",
+    )
     with whole:
         eval_lm(name, "--tokens-per-sample=1024")
     with pytest.raises(UsageError, match="no sample is left"):
@@ -141,8 +163,19 @@ def test_other_commands_refuse_long_samples(command, data, trained, tmp_path, mo
     evaluated = ["--path", trained("shared_transformer"), "--task", "translation"]
     if command == "train":
         monkeypatch.setattr(omissions, "_skip_asked", False)
-        flags += [*FAMILIES["shared_transformer"].flags.split(), "--max-update", 1, "--valid-subset", "valid",
-                  "--validate-interval-updates", 1, "--optimizer", "adam", "--save-dir", tmp_path]
+        flags += [
+            *FAMILIES["shared_transformer"].flags.split(),
+            "--max-update",
+            1,
+            "--valid-subset",
+            "valid",
+            "--validate-interval-updates",
+            1,
+            "--optimizer",
+            "adam",
+            "--save-dir",
+            tmp_path,
+        ]
     elif command == "interactive":
         (tmp_path / "input").write_text("w01 w02\n" + "w01 " * 9 + "\n")
         flags += [*evaluated, "--input", tmp_path / "input", "--buffer-size", 50, "-s", "src", "-t", "tgt"]
@@ -168,10 +201,15 @@ class Sizes(FairseqDataset):
         return self.lengths[index]
 
 
-@pytest.mark.parametrize("sizes,limit,longest", (
-    ([3, 9, 8, 2], 5, "9"), ([(3, 1), (9, 2), (3, 8), (1, 1)], (5, 5), r"\(9, 8\)"),
-    ([{"a": (3,)}, {"a": (9,)}, {"a": (8,)}, {"a": (2,)}], {"a": (5,)}, r"\{'a': \(9,\)\}"),
-), ids=("one", "pair", "named"))
+@pytest.mark.parametrize(
+    "sizes,limit,longest",
+    (
+        ([3, 9, 8, 2], 5, "9"),
+        ([(3, 1), (9, 2), (3, 8), (1, 1)], (5, 5), r"\(9, 8\)"),
+        ([{"a": (3,)}, {"a": (9,)}, {"a": (8,)}, {"a": (2,)}], {"a": (5,)}, r"\{'a': \(9,\)\}"),
+    ),
+    ids=("one", "pair", "named"),
+)
 def test_kinds_of_sizes(sizes, limit, longest):
     task, indices = FairseqTask(None), np.arange(4)
     with pytest.raises(UsageError, match=f"2 of 4 samples .* the longest have {longest}"):

@@ -24,8 +24,11 @@ def test_weights_come_to_the_nearest_of_so_many_levels(method, dtype):
 
 @pytest.mark.parametrize("arch", ("transformer", "shared_transformer"))
 def test_model_with_noise_trains(arch, build, batch):
-    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder")
-             for name, value in {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 2}.items()}
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 2}.items()
+    }
     model = build(arch, dtype=torch.float32, **sizes)
     plain = model(**batch)[0]
     quantize_model_(model, p=0.5, bits=8, update_step=1000)

@@ -31,15 +31,18 @@ def test_same_training_loads(data, checkpoint):
     restore(data, checkpoint)
 
 
-@pytest.mark.parametrize("name,flags,said", (
-    ("shared_transformer", ("--encoder-layers", "8", "--encoder-unique-layers", "4"), "layers"),
-    ("shared_transformer", ("--encoder-ffn-embed-dim", "32"), "fc1"),
-    ("stock", (), " is not that of these flags: .*TransformerModel.* Use the flags of its training"),
-    ("transkimmer", (), "another architecture"),
-    ("adatape_parity", (), "another architecture"),
-    ("shared_transformer", ("--criterion", "label_smoothed_cross_entropy"), "Criterion does not match"),
-    ("shared_transformer", ("--optimizer", "nag"), "Optimizer does not match"),
-))
+@pytest.mark.parametrize(
+    "name,flags,said",
+    (
+        ("shared_transformer", ("--encoder-layers", "8", "--encoder-unique-layers", "4"), "layers"),
+        ("shared_transformer", ("--encoder-ffn-embed-dim", "32"), "fc1"),
+        ("stock", (), " is not that of these flags: .*TransformerModel.* Use the flags of its training"),
+        ("transkimmer", (), "another architecture"),
+        ("adatape_parity", (), "another architecture"),
+        ("shared_transformer", ("--criterion", "label_smoothed_cross_entropy"), "Criterion does not match"),
+        ("shared_transformer", ("--optimizer", "nag"), "Optimizer does not match"),
+    ),
+)
 def test_other_training_is_refused(name, flags, said, data, checkpoint, monkeypatch):
     stock = "--task translation -s src -t tgt --arch transformer --encoder-embed-dim 16 --batch-size 9"
     monkeypatch.setitem(FAMILIES, "stock", Family("pairs", stock))

@@ -49,7 +49,9 @@ def test_what_cannot_be_read_back_replaces_nothing(full, complete, monkeypatch, 
     monkeypatch.setattr(torch, "save", cut_short)
     state = {**(complete({}) if full else {}), "weight": torch.ones(3000)}
     for _ in range(2):  # the next attempt is a first one again
-        with pytest.raises(UsageError, match=r"cannot save checkpoint .*_last\.pt: the first one of this run .*cannot be read"):
+        with pytest.raises(
+            UsageError, match=r"cannot save checkpoint .*_last\.pt: the first one of this run .*cannot be read"
+        ):
             checkpoint_utils.torch_persistent_save(state, str(path))
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint_last.pt"]
     assert path.read_bytes() == b"the last good one"
@@ -60,7 +62,9 @@ def test_what_the_loader_refuses_is_told(complete, monkeypatch, tmp_path):
         raise UsageError("it names an architecture that is not allowed")
 
     monkeypatch.setattr(checkpoint_utils, "load_checkpoint_to_cpu", refuse)
-    with pytest.raises(UsageError, match=r"cannot save checkpoint .*a\.pt: .*names an architecture that is not allowed$"):
+    with pytest.raises(
+        UsageError, match=r"cannot save checkpoint .*a\.pt: .*names an architecture that is not allowed$"
+    ):
         checkpoint_utils.torch_persistent_save(complete({}), str(tmp_path / "a.pt"))
     assert not list(tmp_path.iterdir())
 
@@ -110,7 +114,8 @@ def test_command_stops_at_its_first_checkpoint(tmp_path):
     data = tiny_translation_data(tmp_path / "data", n_train=40)
     plugin = tmp_path / "plugin"
     plugin.mkdir()
-    (plugin / "__init__.py").write_text(textwrap.dedent(f"""
+    (plugin / "__init__.py").write_text(
+        textwrap.dedent(f"""
         import datetime, sys
         sys.path.insert(0, {str(USER_DIR.rpartition("/")[0])!r})
         import fairseq_adaptive.plugin
@@ -121,10 +126,35 @@ def test_command_stops_at_its_first_checkpoint(tmp_path):
         class DatedTranslation(TranslationTask):
             def get_checkpoint_dict(self):
                 return {{"DatedTranslation": {{"started": [datetime.date(2026, 1, 1)]}}}}
-    """))
-    done = run("fairseq-train", data, "--user-dir", plugin, "--task", "dated_translation", "--arch", "transformer",
-               *TINY_TRANSFORMER, "--optimizer", "adam", "--lr", "0.001", "--batch-size", "20", "--cpu", "--num-workers",
-               "0", "--save-dir", tmp_path / "ck", "--max-update", "4", "--save-interval-updates", "1", check=False)
+    """)
+    )
+    done = run(
+        "fairseq-train",
+        data,
+        "--user-dir",
+        plugin,
+        "--task",
+        "dated_translation",
+        "--arch",
+        "transformer",
+        *TINY_TRANSFORMER,
+        "--optimizer",
+        "adam",
+        "--lr",
+        "0.001",
+        "--batch-size",
+        "20",
+        "--cpu",
+        "--num-workers",
+        "0",
+        "--save-dir",
+        tmp_path / "ck",
+        "--max-update",
+        "4",
+        "--save-interval-updates",
+        "1",
+        check=False,
+    )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and "Traceback" not in done.stderr and len(errors) == 1, done.stderr
     assert "checkpoint_1_1.pt: extra_state.DatedTranslation.started[0] holds datetime.date" in errors[0]

@@ -19,13 +19,19 @@ _SIZES = families._both(embed_dim=16, ffn_embed_dim=16, attention_heads=2, layer
 _PAIRS = f"-s src -t tgt --batch-size 24 --share-all-embeddings {_SIZES}"
 _BLEU = '--eval-bleu --eval-bleu-args {"beam":2,"max_len_a":0,"max_len_b":9}'
 _TRANSLATION = f"--task translation --arch transformer {_PAIRS} {_BLEU}"
-_ROBERTA = ("--arch roberta_base --encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 16 "
-            "--encoder-attention-heads 2 --batch-size 48 --max-positions 32")
+_ROBERTA = (
+    "--arch roberta_base --encoder-layers 1 --encoder-embed-dim 16 --encoder-ffn-embed-dim 16 "
+    "--encoder-attention-heads 2 --batch-size 48 --max-positions 32"
+)
 _SENTENCES = f"--task sentence_prediction --init-token 0 --criterion sentence_prediction {_ROBERTA}"
-_LM = ("--arch transformer_lm --decoder-layers 1 --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 "
-       "--decoder-attention-heads 2 --tokens-per-sample 24 --batch-size 24")
-_BART = (f"--arch bart_base {_SIZES} --tokens-per-sample 24 --batch-size 24 --max-source-positions 64 "
-         "--max-target-positions 64 --criterion cross_entropy")
+_LM = (
+    "--arch transformer_lm --decoder-layers 1 --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 "
+    "--decoder-attention-heads 2 --tokens-per-sample 24 --batch-size 24"
+)
+_BART = (
+    f"--arch bart_base {_SIZES} --tokens-per-sample 24 --batch-size 24 --max-source-positions 64 "
+    "--max-target-positions 64 --criterion cross_entropy"
+)
 
 
 def _best(metric):
@@ -34,38 +40,64 @@ def _best(metric):
 
 STOCK = {
     "bleu": Family("pairs", f"{_TRANSLATION} --criterion cross_entropy"),
-    "bleu, detokenised": Family("pairs", f"{_TRANSLATION} --criterion label_smoothed_cross_entropy --report-accuracy "
-                                f"--label-smoothing 0.1 --eval-bleu-detok moses {_best('bleu')}"),
-    "bleu, tokenised": Family("pairs", f"{_TRANSLATION} --criterion fused_label_smoothed_cross_entropy "
-                              "--eval-tokenized-bleu --eval-bleu-remove-bpe"),
+    "bleu, detokenised": Family(
+        "pairs",
+        f"{_TRANSLATION} --criterion label_smoothed_cross_entropy --report-accuracy "
+        f"--label-smoothing 0.1 --eval-bleu-detok moses {_best('bleu')}",
+    ),
+    "bleu, tokenised": Family(
+        "pairs",
+        f"{_TRANSLATION} --criterion fused_label_smoothed_cross_entropy --eval-tokenized-bleu --eval-bleu-remove-bpe",
+    ),
     "r-drop": Family("pairs", f"{_TRANSLATION} --criterion label_smoothed_cross_entropy_with_rdrop"),
-    "composite": Family("pairs", f"--task translation --arch transformer {_PAIRS} --criterion composite_loss "
-                        "--underlying-criterion cross_entropy"),
-    "alignment": Family("pairs", f"--task translation --arch transformer_align {_PAIRS} {_BLEU} --load-alignments "
-                        "--criterion label_smoothed_cross_entropy_with_alignment --alignment-layer 0 "
-                        "--alignment-heads 1"),
-    "levenshtein": Family("pairs", f"--task translation_lev --arch cmlm_transformer {_PAIRS} --criterion nat_loss "
-                          "--noise random_mask"),
-    "multilingual": Family("pairs", "--task multilingual_translation --lang-pairs src-tgt --batch-size 24 "
-                           f"--arch multilingual_transformer {_SIZES} --criterion cross_entropy"),
+    "composite": Family(
+        "pairs",
+        f"--task translation --arch transformer {_PAIRS} --criterion composite_loss "
+        "--underlying-criterion cross_entropy",
+    ),
+    "alignment": Family(
+        "pairs",
+        f"--task translation --arch transformer_align {_PAIRS} {_BLEU} --load-alignments "
+        "--criterion label_smoothed_cross_entropy_with_alignment --alignment-layer 0 "
+        "--alignment-heads 1",
+    ),
+    "levenshtein": Family(
+        "pairs", f"--task translation_lev --arch cmlm_transformer {_PAIRS} --criterion nat_loss --noise random_mask"
+    ),
+    "multilingual": Family(
+        "pairs",
+        "--task multilingual_translation --lang-pairs src-tgt --batch-size 24 "
+        f"--arch multilingual_transformer {_SIZES} --criterion cross_entropy",
+    ),
     "classes": Family("classes", f"{_SENTENCES} --num-classes 2"),
     "mcc": Family("classes", f"{_SENTENCES} --num-classes 2 --report-mcc {_best('mcc')}"),
     "f1": Family("classes", f"{_SENTENCES} --num-classes 2 --report-acc-and-f1 {_best('f1')}"),
-    "correlation": Family("numbers", f"{_SENTENCES} --num-classes 1 --regression-target "
-                          f"--report-pearson-and-spearman {_best('pearson')}"),
+    "correlation": Family(
+        "numbers", f"{_SENTENCES} --num-classes 1 --regression-target --report-pearson-and-spearman {_best('pearson')}"
+    ),
     "language model": Family("text", f"--task language_modeling {_LM} --criterion cross_entropy"),
-    "adaptive": Family("text", f"--task language_modeling {_LM} --criterion adaptive_loss "
-                       "--adaptive-softmax-cutoff 10,20 --ddp-backend legacy_ddp"),
-    "masked": Family("text", "--task masked_lm --criterion masked_lm --tokens-per-sample 24 --sample-break-mode eos "
-                     f"{_ROBERTA}"),
-    "order": Family("text", "--task masked_lm_sop --arch albert_act_tiny --encoder-layers 2 --encoder-embed-dim 16 "
-                    "--encoder-ffn-embed-dim 16 --encoder-attention-heads 2 --criterion masked_lm_sop "
-                    "--tokens-per-sample 48 --batch-size 24"),
+    "adaptive": Family(
+        "text",
+        f"--task language_modeling {_LM} --criterion adaptive_loss "
+        "--adaptive-softmax-cutoff 10,20 --ddp-backend legacy_ddp",
+    ),
+    "masked": Family(
+        "text", f"--task masked_lm --criterion masked_lm --tokens-per-sample 24 --sample-break-mode eos {_ROBERTA}"
+    ),
+    "order": Family(
+        "text",
+        "--task masked_lm_sop --arch albert_act_tiny --encoder-layers 2 --encoder-embed-dim 16 "
+        "--encoder-ffn-embed-dim 16 --encoder-attention-heads 2 --criterion masked_lm_sop "
+        "--tokens-per-sample 48 --batch-size 24",
+    ),
     "denoising": Family("text", f"--task denoising --mask 0.1 {_BART}"),
     "spans": Family("text", f"--task span_masked_lm {_BART}"),
     "dummies": Family("", f"--task dummy_lm --dataset-size 100 --dict-size 90 {_LM} --criterion cross_entropy"),
-    "plateau": Family("text", f"--task language_modeling {_LM} --criterion cross_entropy --store-ema "
-                      "--lr-scheduler reduce_lr_on_plateau --optimizer adafactor --scale-parameter"),
+    "plateau": Family(
+        "text",
+        f"--task language_modeling {_LM} --criterion cross_entropy --store-ema "
+        "--lr-scheduler reduce_lr_on_plateau --optimizer adafactor --scale-parameter",
+    ),
 }
 
 
@@ -101,9 +133,23 @@ def _log_numpy(monkeypatch):
 @pytest.mark.parametrize("name", [*FAMILIES, *STOCK])
 def test_what_a_training_saves_loads(name, data, monkeypatch, tmp_path):
     family = {**FAMILIES, **STOCK}[name]
-    command = [*([str(data / family.data)] if family.data else []), *families._COMMON.split(), *family.flags.split(),
-               "--max-update", "2", "--valid-subset", "train", "--max-valid-steps", "2", "--cpu", "--log-format", "none",
-               "--no-epoch-checkpoints", "--save-dir", str(tmp_path)]
+    command = [
+        *([str(data / family.data)] if family.data else []),
+        *families._COMMON.split(),
+        *family.flags.split(),
+        "--max-update",
+        "2",
+        "--valid-subset",
+        "train",
+        "--max-valid-steps",
+        "2",
+        "--cpu",
+        "--log-format",
+        "none",
+        "--no-epoch-checkpoints",
+        "--save-dir",
+        str(tmp_path),
+    ]
     saved, stock = {}, checkpoint_utils.torch_persistent_save
 
     def torch_persistent_save(obj, filename, *args, **kwargs):
@@ -115,7 +161,7 @@ def test_what_a_training_saves_loads(name, data, monkeypatch, tmp_path):
     _log_numpy(monkeypatch)
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), command))
     train.main(cfg)
-    (path, state), = saved.items()
+    ((path, state),) = saved.items()
 
     torch.load(path, weights_only=True)
     loaded = checkpoint_utils.load_checkpoint_to_cpu(path)
@@ -123,8 +169,12 @@ def test_what_a_training_saves_loads(name, data, monkeypatch, tmp_path):
         assert differences(loaded[part], state[part], part) == []
     kept = loaded["extra_state"]["metrics"]
     assert "valid" in kept and all(
-        type(meter[3][key]) is np.ndarray for log in kept.values() for meter in log for key in ("sum",)
-        if meter[1] in ("_counts", "_share", "_bleu_counts", "_bleu_totals"))
+        type(meter[3][key]) is np.ndarray
+        for log in kept.values()
+        for meter in log
+        for key in ("sum",)
+        if meter[1] in ("_counts", "_share", "_bleu_counts", "_bleu_totals")
+    )
 
     metrics.load_state_dict(kept)
     resumed = metrics.state_dict()

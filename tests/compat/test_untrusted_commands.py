@@ -25,9 +25,12 @@ def folder(tmp_path_factory):
     """Checkpoints with code in a flag, one that reads the environment, and what the commands read before them."""
     folder = tmp_path_factory.mktemp("hostile")
     arch, data = "shared_transformer_lm", folder / "data"
-    tasks = {"code": {"_name": "translation", "source_lang": "x", "target_lang": "y"},
-             "sentences": {"_name": "sentence_prediction", "num_classes": 2, "regression_target": False},
-             "questions": {"_name": "question_answering"}, "tape": {"_name": "language_modeling"}}
+    tasks = {
+        "code": {"_name": "translation", "source_lang": "x", "target_lang": "y"},
+        "sentences": {"_name": "sentence_prediction", "num_classes": 2, "regression_target": False},
+        "questions": {"_name": "question_answering"},
+        "tape": {"_name": "language_modeling"},
+    }
     for name, task in tasks.items():
         state = model_state(arch, adaptive_softmax_cutoff=CODE)
         known = vars(TASK_DATACLASS_REGISTRY[task["_name"]]())
@@ -59,17 +62,51 @@ def commands(folder):
         "eval-lm": ["fairseq-eval-lm", data, *stock],
         "evaluate_perplexity": ["python", SCRIPTS / "evaluate_perplexity.py", folder / "tape.pt", data],
         "predict": ["python", SCRIPTS / "predict.py", folder / "sentences.pt", "--input", folder / "text.txt"],
-        "answer_questions": ["python", SCRIPTS / "answer_questions.py", folder / "questions.json", "--path",
-                             folder / "questions.pt", "--output", folder / "answers"],
-        "plot_tape": ["python", SCRIPTS / "plot_tape.py", data, "--path", folder / "tape.pt", "--output",
-                      folder / "tape.png"],
-        "plot_depth": ["python", SCRIPTS / "plot_depth.py", folder / "tape.pt", "--data", data,
-                       "--spm", folder / "pieces.model"],
+        "answer_questions": [
+            "python",
+            SCRIPTS / "answer_questions.py",
+            folder / "questions.json",
+            "--path",
+            folder / "questions.pt",
+            "--output",
+            folder / "answers",
+        ],
+        "plot_tape": [
+            "python",
+            SCRIPTS / "plot_tape.py",
+            data,
+            "--path",
+            folder / "tape.pt",
+            "--output",
+            folder / "tape.png",
+        ],
+        "plot_depth": [
+            "python",
+            SCRIPTS / "plot_depth.py",
+            folder / "tape.pt",
+            "--data",
+            data,
+            "--spm",
+            folder / "pieces.model",
+        ],
         "hub": ["python", "-c", HUB.replace("FOLDER", str(folder)).replace("DATA", str(data))],
-        "average": ["python", SCRIPTS / "average_checkpoints.py", "--inputs", folder / "environment.pt", "--output",
-                    folder / "averaged.pt"],
-        "export": ["python", SCRIPTS / "export_checkpoint.py", folder / "environment.pt", "--to", "fairseq", "--output",
-                   folder / "exported.pt"],
+        "average": [
+            "python",
+            SCRIPTS / "average_checkpoints.py",
+            "--inputs",
+            folder / "environment.pt",
+            "--output",
+            folder / "averaged.pt",
+        ],
+        "export": [
+            "python",
+            SCRIPTS / "export_checkpoint.py",
+            folder / "environment.pt",
+            "--to",
+            "fairseq",
+            "--output",
+            folder / "exported.pt",
+        ],
     }
 
 
@@ -79,8 +116,13 @@ def test_commands_refuse(name, folder, tmp_path):
     if name == "plot_depth":
         spm = pytest.importorskip("sentencepiece")
         (folder / "corpus.txt").write_text("a b c d e f g h\n" * 9)
-        spm.SentencePieceTrainer.train(input=str(folder / "corpus.txt"), model_prefix=str(folder / "pieces"),
-                                       vocab_size=20, hard_vocab_limit=False, minloglevel=2)
+        spm.SentencePieceTrainer.train(
+            input=str(folder / "corpus.txt"),
+            model_prefix=str(folder / "pieces"),
+            vocab_size=20,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
     command = commands(folder)[name]
     before = sorted(folder.rglob("*"))
     (tmp_path / CODE).touch()

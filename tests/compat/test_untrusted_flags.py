@@ -34,14 +34,32 @@ from fairseq_adaptive.interop.checkpoint import load_checkpoint
 ARCHITECTURES = {}  # of each model, the first one has the model's name where there is one of that name
 for _arch in sorted(ARCH_MODEL_REGISTRY, key=lambda arch: (arch != ARCH_MODEL_NAME_REGISTRY[arch], arch)):
     ARCHITECTURES.setdefault(ARCH_MODEL_NAME_REGISTRY[_arch], []).append(_arch)
-QUICK = {"shared_transformer_lm", "par_transformer_xl", "fconv",  # models, and tasks
-         "translation", "language_modeling", "sentence_prediction", "question_answering",
-         "translation_multi_simple_epoch"}
+QUICK = {
+    "shared_transformer_lm",
+    "par_transformer_xl",
+    "fconv",  # models, and tasks
+    "translation",
+    "language_modeling",
+    "sentence_prediction",
+    "question_answering",
+    "translation_multi_simple_epoch",
+}
 # These need what is not installed (Megatron, fairscale, transformers), or more of their tasks than a test can give:
 # their flags get the payload all the same, but building ends early.
-UNREACHED = {"model_parallel_roberta", "model_parallel_transformer_lm", "pipeline_parallel_transformer", "hf_gpt2",
-             "s2spect2_conformer", "s2spect_conformer", "s2spect_transformer", "s2spect_conformer_translatotron2",
-             "s2ut_conformer_translatotron2", "speech_dlm", "transformer_ulm", "unity_conformer"}
+UNREACHED = {
+    "model_parallel_roberta",
+    "model_parallel_transformer_lm",
+    "pipeline_parallel_transformer",
+    "hf_gpt2",
+    "s2spect2_conformer",
+    "s2spect_conformer",
+    "s2spect_transformer",
+    "s2spect_conformer_translatotron2",
+    "s2ut_conformer_translatotron2",
+    "speech_dlm",
+    "transformer_ulm",
+    "unity_conformer",
+}
 CRITERIONS = REGISTRIES["criterion"]
 ENVIRONMENT = "${oc.env:SECRET}"
 
@@ -114,8 +132,13 @@ def test_every_model_is_tested():
 def test_nothing_runs_when_a_task_is_made(name, folder):
     known = parsed_flags(TASK_REGISTRY[name], TASK_DATACLASS_REGISTRY.get(name))
     for flag in known:
-        task = {**TASK, **{key: value for key, value in known.items() if value is not None}, "_name": name,
-                "data": "data", flag: CODE}
+        task = {
+            **TASK,
+            **{key: value for key, value in known.items() if value is not None},
+            "_name": name,
+            "data": "data",
+            flag: CODE,
+        }
         if name not in TASK_DATACLASS_REGISTRY:
             task = argparse.Namespace(**task, task=name)
         with watching() as seen:
@@ -151,8 +174,15 @@ def refused(state, *words, **kwargs):
 
 
 RESOLVERS = [
-    ENVIRONMENT, "a ${oc.env:SECRET} b", "${oc.decode:${oc.env:SECRET}}", "${oc.create:{a: 1}}",
-    "${oc.dict.keys:model}", r"\${oc.env:SECRET}", "${model.${model.a}}", "$${model.a}{oc.env:SECRET}", "${oc.env:\nSECRET}",
+    ENVIRONMENT,
+    "a ${oc.env:SECRET} b",
+    "${oc.decode:${oc.env:SECRET}}",
+    "${oc.create:{a: 1}}",
+    "${oc.dict.keys:model}",
+    r"\${oc.env:SECRET}",
+    "${model.${model.a}}",
+    "$${model.a}{oc.env:SECRET}",
+    "${oc.env:\nSECRET}",
     "${mine:}",
 ]
 
@@ -163,8 +193,12 @@ def test_resolvers_are_refused_everywhere(value, place):
     part = {"_name": "transformer", "a": "oc.env:SECRET"}
     if place == "json":
         part["task_criterion_args"] = json.dumps({"b": value}).replace("$", "\\u0024")
-    part["b"] = {"nested": {"c": value}, "list": [["x", value]], "namespace": argparse.Namespace(c=value),
-                 "key": {value: 1}}.get(place, value if place in ("model", "task") else 1)
+    part["b"] = {
+        "nested": {"c": value},
+        "list": [["x", value]],
+        "namespace": argparse.Namespace(c=value),
+        "key": {value: 1},
+    }.get(place, value if place in ("model", "task") else 1)
     state = state_of(**{"task" if place == "task" else "model": part})
     if place == "args":
         state.update(cfg=None, args=argparse.Namespace(arch="transformer", task="translation", dropout=value))
@@ -193,16 +227,20 @@ def test_names_of_components_are_names(key, value):
 
 
 def test_start_weights_are_not_read_again():
-    state = state_of(model=argparse.Namespace(arch="transformer", encoder_embed_path=CODE, decoder_embed_path="absent"),
-                     criterion={"_name": "skim_loss", "distill_from": "absent.pt", "skim_factor": 0.5})
+    state = state_of(
+        model=argparse.Namespace(arch="transformer", encoder_embed_path=CODE, decoder_embed_path="absent"),
+        criterion={"_name": "skim_loss", "distill_from": "absent.pt", "skim_factor": 0.5},
+    )
     cfg = read(state)["cfg"]
     assert cfg.model.encoder_embed_path is cfg.model.decoder_embed_path is cfg.criterion.distill_from is None
     assert cfg.criterion.skim_factor == 0.5
 
 
 def test_what_its_user_names_is_kept():
-    state = state_of(criterion={"_name": "skim_loss", "distill_from": "absent.pt"},
-                     model={"_name": "transformer", "encoder_embed_path": "absent"})
+    state = state_of(
+        criterion={"_name": "skim_loss", "distill_from": "absent.pt"},
+        model={"_name": "transformer", "encoder_embed_path": "absent"},
+    )
     given = {"distill_from": "mine.pt", "encoder_embed_path": "mine"}
     cfg = read(state, arg_overrides=given)["cfg"]
     assert (cfg.criterion.distill_from, cfg.model.encoder_embed_path) == ("mine.pt", "mine")
@@ -267,8 +305,11 @@ def test_honest_start_weights(arch, folder):
     (folder / CODE).unlink()
     with stored(state) as path:
         (loaded,), _, _ = checkpoint_utils.load_model_ensemble_and_task([path], task=task)
-    different = [name for name, weight in loaded.named_parameters()
-                 if not torch.allclose(weight, state["model"][name], rtol=0, atol=0, equal_nan=True)]
+    different = [
+        name
+        for name, weight in loaded.named_parameters()
+        if not torch.allclose(weight, state["model"][name], rtol=0, atol=0, equal_nan=True)
+    ]
     assert not different
 
 
@@ -289,5 +330,6 @@ def test_honest_checkpoints_load(family, data, tmp_path):
     task.build_criterion(cfg.criterion)
     trained, read = (OmegaConf.to_container(each, resolve=True, enum_to_str=True) for each in (trainer.cfg, cfg))
     assert {name: read[name] for name in ("task", "criterion", "common")} == {
-        name: trained[name] for name in ("task", "criterion", "common")}
+        name: trained[name] for name in ("task", "criterion", "common")
+    }
     load_checkpoint(tmp_path / "honest.pt")

@@ -19,16 +19,51 @@ from fairseq_adaptive.modules.policies import Choice, Router, register_policy
 from fairseq_adaptive.modules.policies.pondernet import prior_divergence, truncated_geometric
 
 HEAD = "sentence_classification_head"
-ALBERT = {"encoder_input_dim": 8, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
-          "max_positions": 64, "encoder_layers": 4, "dropout": 0.0, "attention_dropout": 0.0}
+ALBERT = {
+    "encoder_input_dim": 8,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "max_positions": 64,
+    "encoder_layers": 4,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
 BOTH = {"router": "skimming", "router_args": '{"noise": 0, "bias": 0}', "halting": "act"}
-LM = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2, "decoder_layers": 4,
-      "decoder_unique_layers": 2, "dropout": 0.0}
-PAIRS = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in {
-    "embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 4, "unique_layers": 2}.items()}
-TAPE = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 24, "encoder_attention_heads": 2, "encoder_layers": 4,
-        "encoder_unique_layers": 2, "tape_mlp_dim": 8, "tape_ffn_embed_dim": 8, "tape_tokens": 6, "tape_bank_size": 40,
-        "max_positions": 32, "dropout": 0.0, "attention_dropout": 0.0, "pooler_dropout": 0.0}
+LM = {
+    "decoder_embed_dim": 16,
+    "decoder_ffn_embed_dim": 32,
+    "decoder_attention_heads": 2,
+    "decoder_layers": 4,
+    "decoder_unique_layers": 2,
+    "dropout": 0.0,
+}
+PAIRS = {
+    f"{side}_{name}": value
+    for side in ("encoder", "decoder")
+    for name, value in {
+        "embed_dim": 16,
+        "ffn_embed_dim": 32,
+        "attention_heads": 2,
+        "layers": 4,
+        "unique_layers": 2,
+    }.items()
+}
+TAPE = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 24,
+    "encoder_attention_heads": 2,
+    "encoder_layers": 4,
+    "encoder_unique_layers": 2,
+    "tape_mlp_dim": 8,
+    "tape_ffn_embed_dim": 8,
+    "tape_tokens": 6,
+    "tape_bank_size": 40,
+    "max_positions": 32,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "pooler_dropout": 0.0,
+}
 
 
 @register_policy("test_gate")
@@ -63,8 +98,13 @@ def criterion_of(dictionary, state=None, **flags):
     for name in ("prices", "target_args", "task_criterion_args"):
         if isinstance(flags.get(name), dict):
             flags[name] = json.dumps(flags[name])
-    cfg = OmegaConf.create({"common": {"tpu": False}, "optimization": {"sentence_avg": False},
-                            "criterion": AdaptiveComputeLossConfig(**flags)})
+    cfg = OmegaConf.create(
+        {
+            "common": {"tpu": False},
+            "optimization": {"sentence_avg": False},
+            "criterion": AdaptiveComputeLossConfig(**flags),
+        }
+    )
     return AdaptiveComputeLoss.build_criterion(cfg.criterion, task)
 
 
@@ -114,8 +154,10 @@ def taught(module):
 def agree(model, loss, by_hand):
     """In value and in every gradient."""
     torch.testing.assert_close(loss, by_hand, check_dtype=False)
-    gradients = [torch.autograd.grad(each, list(model.parameters()), retain_graph=True, allow_unused=True)
-                 for each in (loss, by_hand)]
+    gradients = [
+        torch.autograd.grad(each, list(model.parameters()), retain_graph=True, allow_unused=True)
+        for each in (loss, by_hand)
+    ]
     for name, found, expected in zip(dict(model.named_parameters()), *gradients):
         if expected is not None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=name)
@@ -160,8 +202,9 @@ def test_mixture_of_depths_in_a_language_model(build, dictionary, segments):
         plain, size, _ = criterion.task_criterion(model, segments)
     trace = traces["decoder.layers"][0]
     real = trace.tokens
-    price = torch.cat([F.binary_cross_entropy(step.keeping[real], step.kept[real], reduction="none")
-                       for step in trace.steps]).mean()
+    price = torch.cat(
+        [F.binary_cross_entropy(step.keeping[real], step.kept[real], reduction="none") for step in trace.steps]
+    ).mean()
     loss, _, log = criterion(model, segments)
     agree(model, loss, plain + 0.5 * price * size)
     assert logged(criterion, log)["mixture_of_depths_kept"] == pytest.approx(0.5, abs=0.1)
@@ -175,8 +218,12 @@ def test_tape_and_depth_without_nesting(build, dictionary):
     model.register_classification_head(HEAD, num_classes=3)
     model = stir(model.double())
     tokens = torch.randint(4, 44, (5, 9), generator=torch.Generator().manual_seed(1))
-    sample = {"net_input": {"src_tokens": tokens}, "target": torch.tensor([0, 2, 1, 0, 1]), "ntokens": 45,
-              "nsentences": 5}
+    sample = {
+        "net_input": {"src_tokens": tokens},
+        "target": torch.tensor([0, 2, 1, 0, 1]),
+        "ntokens": 45,
+        "nsentences": 5,
+    }
     criterion = criterion_of(dictionary, task_criterion="sentence_prediction", prices={"tape": 0.4, "halting": 0.2})
     with recording(model) as traces:
         plain, size, _ = criterion.task_criterion(model, sample)
@@ -192,16 +239,26 @@ def test_tape_and_depth_without_nesting(build, dictionary):
     assert 0 < values["tape_bank_used"] < 1
 
     # a task criterion that prices the tape keeps it
-    nested = criterion_of(dictionary, task_criterion="tape_ponder_loss", task_criterion_args={"ponder_penalty": 0.4},
-                          prices={"act": 0.2})
+    nested = criterion_of(
+        dictionary, task_criterion="tape_ponder_loss", task_criterion_args={"ponder_penalty": 0.4}, prices={"act": 0.2}
+    )
     torch.testing.assert_close(nested(model, sample)[0].double(), loss.double(), rtol=1e-6, atol=1e-6)
 
 
 def test_skimming_in_the_encoder_and_act_in_the_decoder(build, dictionary, pairs):
-    model = stir(build("shared_transformer", encoder_router="skimming", encoder_router_args=BOTH["router_args"],
-                       decoder_halting="act", dropout=0.0, **PAIRS))
-    criterion = criterion_of(dictionary, task_criterion="label_smoothed_cross_entropy",
-                             task_criterion_args={"label_smoothing": 0.1})
+    model = stir(
+        build(
+            "shared_transformer",
+            encoder_router="skimming",
+            encoder_router_args=BOTH["router_args"],
+            decoder_halting="act",
+            dropout=0.0,
+            **PAIRS,
+        )
+    )
+    criterion = criterion_of(
+        dictionary, task_criterion="label_smoothed_cross_entropy", task_criterion_args={"label_smoothing": 0.1}
+    )
     with recording(model) as traces:
         plain, size, _ = criterion.task_criterion(model, pairs)
     encoder, decoder = (traces[f"{side}.layers"][0] for side in ("encoder", "decoder"))
@@ -226,8 +283,10 @@ def test_both_sides_have_prices_of_their_own(build, dictionary, pairs):
 
 def test_pondernet_is_priced_by_its_own_rate_or_a_given_one(build, dictionary, masked):
     model = stir(build("albert_act_tiny", halting="pondernet", halting_args='{"prior_rate": 0.3}', **ALBERT))
-    losses = [criterion_of(dictionary, task_criterion="masked_lm", prices={"pondernet": price})(model, masked)[0]
-              for price in (0.0, 0.5, {"weight": 0.5, "prior_rate": 0.6})]
+    losses = [
+        criterion_of(dictionary, task_criterion="masked_lm", prices={"pondernet": price})(model, masked)[0]
+        for price in (0.0, 0.5, {"weight": 0.5, "prior_rate": 0.6})
+    ]
     with recording(model) as traces:
         model(**masked["net_input"])
     trace = traces["encoder.layers"][0]
@@ -239,11 +298,14 @@ def test_pondernet_is_priced_by_its_own_rate_or_a_given_one(build, dictionary, m
 @pytest.mark.parametrize("arch, flags", [("albert_act_tiny", ALBERT), ("shared_transformer_lm", LM)])
 def test_a_policy_that_no_one_knows(build, dictionary, masked, segments, arch, flags):
     model = build(arch, router="test_gate", **flags).train()
-    name, sample, task = ("masked_lm", masked, "encoder") if arch.startswith("albert") else (
-        "cross_entropy", segments, "decoder")
+    name, sample, task = (
+        ("masked_lm", masked, "encoder") if arch.startswith("albert") else ("cross_entropy", segments, "decoder")
+    )
     gate = getattr(model, task).layers.router
-    losses = [criterion_of(dictionary, task_criterion=name, prices=prices)(model, sample)
-              for prices in ({}, {"test_gate": 0.0}, {"test_gate": {"power": 1}})]
+    losses = [
+        criterion_of(dictionary, task_criterion=name, prices=prices)(model, sample)
+        for prices in ({}, {"test_gate": 0.0}, {"test_gate": {"power": 1}})
+    ]
     with recording(model) as traces:
         model(**sample["net_input"])
     trace, size = traces[f"{task}.layers"][0], losses[0][1]
@@ -254,14 +316,17 @@ def test_a_policy_that_no_one_knows(build, dictionary, masked, segments, arch, f
     assert taught(gate)
     values = logged(criterion_of(dictionary, task_criterion=name), losses[0][2])
     assert values["test_gate_openness"] == pytest.approx(
-        float(sum(step.keeping[trace.tokens].sum() for step in trace.steps) / trace.tokens.sum()), abs=1e-4)
+        float(sum(step.keeping[trace.tokens].sum() for step in trace.steps) / trace.tokens.sum()), abs=1e-4
+    )
     assert values["test_gate_weight"] == 2.0
 
 
 @pytest.mark.parametrize("flags", [BOTH, {"router": "mixture_of_depths", "halting": "act"}, {"halting": "pondernet"}])
 def test_padding_costs_nothing(build, dictionary, masked, flags):
-    model, criterion = stir(build("albert_act_tiny", **ALBERT, **flags)), criterion_of(
-        dictionary, task_criterion="masked_lm", prices={flags["halting"]: 3.0})
+    model, criterion = (
+        stir(build("albert_act_tiny", **ALBERT, **flags)),
+        criterion_of(dictionary, task_criterion="masked_lm", prices={flags["halting"]: 3.0}),
+    )
     wide = {**masked, "net_input": {"src_tokens": F.pad(masked["net_input"]["src_tokens"], (0, 6), value=1)}}
     wide["target"] = F.pad(masked["target"], (0, 6), value=1)
     (loss, _, log), (wider, _, more) = criterion(model, masked), criterion(model, wide)
@@ -275,10 +340,17 @@ def test_padding_costs_nothing(build, dictionary, masked, flags):
 def test_two_controllers_at_once(build, dictionary, masked):
     """One step of each an update over its micro-batches, which have one price; a resumed training goes on exactly."""
     model = stir(build("albert_act_tiny", **ALBERT, **BOTH))
-    flags = {"task_criterion": "masked_lm", "target_depth": 1.5, "target_flops": 0.9,
-             "target_args": {"depth": {"rate": 0.1}, "flops": {"gain": 2.0, "rate": 0.05}}}
-    other = {**masked, "net_input": {"src_tokens": masked["net_input"]["src_tokens"][:2]},
-             "target": masked["target"][:2]}
+    flags = {
+        "task_criterion": "masked_lm",
+        "target_depth": 1.5,
+        "target_flops": 0.9,
+        "target_args": {"depth": {"rate": 0.1}, "flops": {"gain": 2.0, "rate": 0.05}},
+    }
+    other = {
+        **masked,
+        "net_input": {"src_tokens": masked["net_input"]["src_tokens"][:2]},
+        "target": masked["target"][:2],
+    }
     criterion, counted = criterion_of(dictionary, **flags), []
     for update in range(3):
         model.set_num_updates(update)
@@ -287,8 +359,13 @@ def test_two_controllers_at_once(build, dictionary, masked):
             log = criterion(model, sample)[2]
             size = float(log["sample_size"])
             weights.append([float(log[f"adaptive_sum_{name}_weight"]) / size for name in ("act", "skimming")])
-            counted.append([float(log[f"adaptive_{part}_{name}"]) for name in ("act_depth", "skimming_flops")
-                            for part in ("sum", "of")])
+            counted.append(
+                [
+                    float(log[f"adaptive_{part}_{name}"])
+                    for name in ("act_depth", "skimming_flops")
+                    for part in ("sum", "of")
+                ]
+            )
         assert weights[0] == pytest.approx(weights[1], rel=1e-6) and (update == 0) == (weights[0] == [0, 0])
     depths, tokens, spent, dense = torch.tensor(counted[:2]).double().sum(0).tolist()
     excess = depths / tokens / 1.5 - 1, spent / dense - 0.9
@@ -310,8 +387,12 @@ def test_flops_of_a_tape_that_joins_later(build, dictionary):
     """Tokens that are not there yet are not skimmed: where all are kept, predictors are all that is added."""
     model = build("adatape", router="skimming", router_args='{"bias": 20}', tape_layer=2, **TAPE)
     model.register_classification_head(HEAD, num_classes=2)
-    sample = {"net_input": {"src_tokens": torch.randint(4, 44, (5, 9))}, "target": torch.tensor([0, 1, 1, 0, 1]),
-              "ntokens": 45, "nsentences": 5}
+    sample = {
+        "net_input": {"src_tokens": torch.randint(4, 44, (5, 9))},
+        "target": torch.tensor([0, 1, 1, 0, 1]),
+        "ntokens": 45,
+        "nsentences": 5,
+    }
     criterion = criterion_of(dictionary, task_criterion="sentence_prediction")
     log = criterion(model.double().train(), sample)[2]
     lengths, dim, _ffn = log["adaptive_sum_tape_length"], 16, 24
@@ -323,11 +404,21 @@ def test_a_target_steers_the_tape(build, dictionary):
     """Below the target reading is rewarded, above it is priced."""
     model = build("adatape", **TAPE)
     model.register_classification_head(HEAD, num_classes=2)
-    sample = {"net_input": {"src_tokens": torch.randint(4, 44, (5, 9))}, "target": torch.tensor([0, 1, 1, 0, 1]),
-              "ntokens": 45, "nsentences": 5}
+    sample = {
+        "net_input": {"src_tokens": torch.randint(4, 44, (5, 9))},
+        "target": torch.tensor([0, 1, 1, 0, 1]),
+        "ntokens": 45,
+        "nsentences": 5,
+    }
     nn.init.constant_(model.encoder.sentence_encoder.tape.reader.norm.weight, 2.0)  # certain: the tape is not full
-    length = float(criterion_of(dictionary, task_criterion="sentence_prediction")(
-        model.double().train(), sample)[2]["adaptive_sum_tape_length"]) / 5
+    length = (
+        float(
+            criterion_of(dictionary, task_criterion="sentence_prediction")(model.double().train(), sample)[2][
+                "adaptive_sum_tape_length"
+            ]
+        )
+        / 5
+    )
     for target in (length / 2, length * 1.1):
         criterion = criterion_of(dictionary, task_criterion="sentence_prediction", target_tape=target)
         for update in range(2):
@@ -339,8 +430,14 @@ def test_a_target_steers_the_tape(build, dictionary):
 
 
 def test_a_supernet(build, dictionary, task, segments):
-    model = build("par_supernet", blocks=4, dropout=0.0, temperature_updates=100, memory_length=8,
-                  **{name: value for name, value in LM.items() if "layers" not in name and name != "dropout"})
+    model = build(
+        "par_supernet",
+        blocks=4,
+        dropout=0.0,
+        temperature_updates=100,
+        memory_length=8,
+        **{name: value for name, value in LM.items() if "layers" not in name and name != "dropout"},
+    )
     sample = {**segments, "net_input": {"src_tokens": segments["net_input"]["src_tokens"]}}
     with torch.no_grad():
         model.decoder.architecture.copy_(torch.eye(3)[[0, 1, 2, 0]])
@@ -367,28 +464,38 @@ def test_a_supernet(build, dictionary, task, segments):
     assert not model.decoder.architecture.grad.isnan().any()
 
 
-@pytest.mark.parametrize("flags, message", [
-    ({"prices": "act=1"}, "--prices 'act=1' is no JSON object"),
-    ({"target_args": {"depth": {"rate": 1}}}, "add --target-depth"),
-    ({"target_args": {"width": {}}}, "its names are depth, flops, tape, compute"),
-    ({"target_depth": 2.0, "target_args": {"depth": {"speed": 1}}}, "give weight, gain, rate and warmup_updates"),
-    ({"target_flops": 1.5}, "up to 1"), ({"target_tape": 0.0}, "--target-tape is 0.0: use a number above 0"),
-    ({"target_compute": -1.0}, "--target-compute is -1.0: use a number above 0"),
-    ({"task_criterion": "adaptive_compute_loss"}, "no criterion of a task"),
-    ({"task_criterion": "ponder_loss", "target_depth": 2.0}, "--target-depth steers what --task-criterion ponder_loss"),
-    ({"distill_from": "x.pt", "distill_temperature": 0.0}, "--distill-temperature is 0.0: use"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"prices": "act=1"}, "--prices 'act=1' is no JSON object"),
+        ({"target_args": {"depth": {"rate": 1}}}, "add --target-depth"),
+        ({"target_args": {"width": {}}}, "its names are depth, flops, tape, compute"),
+        ({"target_depth": 2.0, "target_args": {"depth": {"speed": 1}}}, "give weight, gain, rate and warmup_updates"),
+        ({"target_flops": 1.5}, "up to 1"),
+        ({"target_tape": 0.0}, "--target-tape is 0.0: use a number above 0"),
+        ({"target_compute": -1.0}, "--target-compute is -1.0: use a number above 0"),
+        ({"task_criterion": "adaptive_compute_loss"}, "no criterion of a task"),
+        (
+            {"task_criterion": "ponder_loss", "target_depth": 2.0},
+            "--target-depth steers what --task-criterion ponder_loss",
+        ),
+        ({"distill_from": "x.pt", "distill_temperature": 0.0}, "--distill-temperature is 0.0: use"),
+    ],
+)
 def test_refuses_impossible_flags(dictionary, flags, message):
     with pytest.raises(UsageError, match=message):
         criterion_of(dictionary, **flags)
 
 
-@pytest.mark.parametrize("flags, message", [
-    ({"prices": {"skimming": 1}}, "--prices names 'skimming', which decides nothing here: use act, halting"),
-    ({"prices": {"act": {"rate": 1}}}, "the price of act has no option 'rate': give weight, warmup_updates"),
-    ({"target_flops": 0.5}, "--target-flops steers the router"),
-    ({"target_depth": 4.5}, "the model has 4 depths"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"prices": {"skimming": 1}}, "--prices names 'skimming', which decides nothing here: use act, halting"),
+        ({"prices": {"act": {"rate": 1}}}, "the price of act has no option 'rate': give weight, warmup_updates"),
+        ({"target_flops": 0.5}, "--target-flops steers the router"),
+        ({"target_depth": 4.5}, "the model has 4 depths"),
+    ],
+)
 def test_refuses_what_a_model_has_not(build, dictionary, masked, flags, message):
     model = build("albert_act_tiny", halting="act", **ALBERT).train()
     with pytest.raises(UsageError, match=message):

@@ -15,7 +15,7 @@ from fairseq_adaptive.criterions.adaptive_cross_entropy import (
     adaptive_losses,
 )
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.adaptive_softmax import AdaptiveSoftmax
+from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveSoftmax
 
 DIM, CUTOFFS = 16, [20, 30]
 

@@ -37,7 +37,9 @@ def test_is_the_cross_entropy_without_weights(build, task, sample, softmax):
     assert sample_size == log["ntokens"] == int(kept.sum()) == 26
     torch.testing.assert_close(loss, -gold.sum(), rtol=1e-6, atol=0, check_dtype=False)
     assert float(log["entropy"]) == pytest.approx(math.log2(3))
-    assert float(log["compute"]) == pytest.approx(2 / 3)  # a third of attention + a third of feed-forward, 2 blocks a pair
+    assert float(log["compute"]) == pytest.approx(
+        2 / 3
+    )  # a third of attention + a third of feed-forward, 2 blocks a pair
 
 
 def test_terms_are_means_times_the_sample_size(build, task, sample):

@@ -163,8 +163,9 @@ CHANGES = {
     "adapter": lambda decoder: setattr(decoder, "output_projection", LoRA(decoder.output_projection)),
     "hook": lambda decoder: decoder.output_projection.register_forward_hook(lambda module, args, out: out / 2),
     "subclass": lambda decoder: setattr(decoder.output_projection, "__class__", Halved),
-    "output_layer": lambda decoder: setattr(decoder, "__class__", type(
-        "Other", (type(decoder),), {"output_layer": scaled_output_layer})),
+    "output_layer": lambda decoder: setattr(
+        decoder, "__class__", type("Other", (type(decoder),), {"output_layer": scaled_output_layer})
+    ),
 }
 
 

@@ -15,8 +15,14 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.policies.pondernet import prior_divergence, truncated_geometric
 
-TINY = {"encoder_input_dim": 8, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
-        "max_positions": 32, "encoder_layers": 5}
+TINY = {
+    "encoder_input_dim": 8,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "max_positions": 32,
+    "encoder_layers": 5,
+}
 
 
 def criterion_of(dictionary, **flags):
@@ -105,8 +111,12 @@ def test_pondernet_in_translation(build, dictionary, batch, smoothing):
             module.p = 0.0
     target = batch["prev_output_tokens"].roll(-1, 1)
     sample = {"net_input": batch, "target": target, "ntokens": 16, "nsentences": 3}
-    criterion = criterion_of(dictionary, task_criterion="label_smoothed_cross_entropy", kl_weight=0.0,
-                             task_criterion_args=f'{{"label_smoothing": {smoothing}}}')
+    criterion = criterion_of(
+        dictionary,
+        task_criterion="label_smoothed_cross_entropy",
+        kl_weight=0.0,
+        task_criterion_args=f'{{"label_smoothing": {smoothing}}}',
+    )
     loss, _, log = criterion(model, sample)
     model.decoder.layers.every_depth = True
     with recording(model) as traces:
@@ -130,7 +140,8 @@ def test_pondernet_in_the_encoder_alone(build, dictionary, batch, decoder):
     model = build("shared_transformer", **flags).train()
     sample = {"net_input": batch, "target": batch["prev_output_tokens"].roll(-1, 1), "ntokens": 16, "nsentences": 3}
     criterion = criterion_of(
-        dictionary, task_criterion="cross_entropy", kl_weight=0.7, prior_rate=0.4, time_penalty=0.0)
+        dictionary, task_criterion="cross_entropy", kl_weight=0.7, prior_rate=0.4, time_penalty=0.0
+    )
     with recording(model) as traces:
         plain, size, _ = criterion.task_criterion(model, sample)
     p = traces["encoder.layers"][0].distribution
@@ -187,9 +198,15 @@ def test_a_training_gets_the_depth_it_asks_for(build, dictionary, sample):
         assert sum(depths[-40:]) / 40 == pytest.approx(target, rel=0.2)
 
 
-@pytest.mark.parametrize("arch, halting", (
-    ("albert_act_tiny", "act"), ("albert_act_tiny", "pondernet"), ("shared_transformer", "act"),
-    ("shared_transformer", "pondernet")))
+@pytest.mark.parametrize(
+    "arch, halting",
+    (
+        ("albert_act_tiny", "act"),
+        ("albert_act_tiny", "pondernet"),
+        ("shared_transformer", "act"),
+        ("shared_transformer", "pondernet"),
+    ),
+)
 def test_bfloat16_follows_float32(build, dictionary, batch, sample, arch, halting):
     """As --bf16 and --amp train on a CPU: halting sums stay float32."""
     task_criterion, flags = "masked_lm", {**TINY, "encoder_embed_dim": 64}
@@ -259,7 +276,13 @@ def test_refuses_models_that_do_not_halt(build, dictionary, sample):
 
 @pytest.mark.parametrize("flags", ("NaN", "Infinity", "-0.1", "1"))
 def test_numbers_of_the_task_criterion_have_ranges(flags):
-    cfg = OmegaConf.create({"task_criterion": "label_smoothed_cross_entropy", "classification_head_name": "head",
-                            "task_criterion_args": f'{{"label_smoothing": {flags}}}', "regression_target": False})
+    cfg = OmegaConf.create(
+        {
+            "task_criterion": "label_smoothed_cross_entropy",
+            "classification_head_name": "head",
+            "task_criterion_args": f'{{"label_smoothing": {flags}}}',
+            "regression_target": False,
+        }
+    )
     with pytest.raises(UsageError, match="--label-smoothing is .*: use a number from 0 to below 1"):
         build_task_criterion(cfg, None)

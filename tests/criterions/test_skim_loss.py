@@ -14,8 +14,16 @@ from fairseq_adaptive.criterions.skim_loss import SkimLoss, SkimLossConfig
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import recording
 
-TINY = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2, "encoder_layers": 3,
-        "dropout": 0.0, "attention_dropout": 0.0, "max_positions": 32, "dtype": torch.float32}
+TINY = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "encoder_layers": 3,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "max_positions": 32,
+    "dtype": torch.float32,
+}
 STACK = "encoder.sentence_encoder.layers"
 
 
@@ -41,8 +49,12 @@ def sample():
     torch.manual_seed(3)
     tokens = torch.randint(4, 44, (4, 9))
     tokens[1, 6:] = tokens[3, 4:] = 1
-    return {"net_input": {"src_tokens": tokens}, "target": torch.tensor([[0], [1], [1], [0]]),
-            "ntokens": int((tokens != 1).sum()), "nsentences": 4}
+    return {
+        "net_input": {"src_tokens": tokens},
+        "target": torch.tensor([[0], [1], [1], [0]]),
+        "ntokens": int((tokens != 1).sum()),
+        "nsentences": 4,
+    }
 
 
 def test_price_and_counts_by_hand(build, dictionary, sample):
@@ -142,11 +154,14 @@ def test_controller_reaches_the_share_of_flops_that_is_asked_for(build, dictiona
 def test_learns_from_a_teacher(build, dictionary, sample, monkeypatch):
     teacher, model = transkimmer(build, no_skimming=True), transkimmer(build, seed=2)
     monkeypatch.setattr(distillation, "_load", lambda path, task: teacher)
-    criterion = criterion_of(dictionary, skim_factor=0.0, distill_from="x.pt", distill_weight=2.0,
-                             distill_temperature=3.0)
+    criterion = criterion_of(
+        dictionary, skim_factor=0.0, distill_from="x.pt", distill_weight=2.0, distill_temperature=3.0
+    )
     model.eval()
-    logits, taught = (each(**sample["net_input"], classification_head_name="sentence_classification_head")[0]
-                      for each in (model, teacher))
+    logits, taught = (
+        each(**sample["net_input"], classification_head_name="sentence_classification_head")[0]
+        for each in (model, teacher)
+    )
     gap = F.log_softmax(taught / 3, -1) - F.log_softmax(logits / 3, -1)
     distance = (F.softmax(taught / 3, -1) * gap).sum(1).mean()
     loss, size, log = criterion(model, sample)

@@ -24,12 +24,16 @@ def dataset(dictionary, total, length, rows):
 
 def batches(data, batch_size, workers=1):
     """Batches of an epoch, those of one worker after the other."""
-    return [list(SegmentIterator(data, batch_size, num_shards=workers, shard_id=worker).next_epoch_itr(shuffle=True))
-            for worker in range(workers)]
+    return [
+        list(SegmentIterator(data, batch_size, num_shards=workers, shard_id=worker).next_epoch_itr(shuffle=True))
+        for worker in range(workers)
+    ]
 
 
-@pytest.mark.parametrize("total, length, rows", [(1, 1, 1), (10, 3, 10), (23, 4, 3), (29, 4, 3), (25, 4, 3), (26, 9, 2),
-                                                 (26, 500, 5), (100, 7, 4)])
+@pytest.mark.parametrize(
+    "total, length, rows",
+    [(1, 1, 1), (10, 3, 10), (23, 4, 3), (29, 4, 3), (25, 4, 3), (26, 9, 2), (26, 500, 5), (100, 7, 4)],
+)
 def test_every_token_is_predicted_once_after_the_one_before(dictionary, total, length, rows):
     read = batches(dataset(dictionary, total, length, rows), rows)[0]
     targets = torch.cat([batch["target"] for batch in read], dim=1)
@@ -100,8 +104,10 @@ def epoch(dictionary):
 
 def test_memory_is_that_of_the_text_before(epoch, caplog):
     stream = SegmentStream()
-    before = [torch.cat([batch["net_input"]["src_tokens"] for batch in epoch[:i]], dim=1).tolist() if i else []
-              for i in range(len(epoch))]
+    before = [
+        torch.cat([batch["net_input"]["src_tokens"] for batch in epoch[:i]], dim=1).tolist() if i else []
+        for i in range(len(epoch))
+    ]
     assert read(stream, epoch) == before
     assert read(stream, epoch) == before  # the next epoch starts without one
     assert read(stream, epoch[:2]) + read(stream, epoch[:2]) == before[:2] * 2
@@ -140,7 +146,7 @@ def test_saved_memory_goes_to_the_rows_of_any_worker(dictionary, epoch):
         resumed = SegmentStream()
         resumed.load_state_dict(state)
         assert resumed.gather() == state
-        assert read(resumed, mine[2:]) == [rows[worker:worker + 1] for rows in rest]
+        assert read(resumed, mine[2:]) == [rows[worker : worker + 1] for rows in rest]
     assert stream.gather()["states"] == []  # read to the end
 
 

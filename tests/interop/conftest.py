@@ -16,8 +16,15 @@ def flags_of():
     """``flags_of(unique, strategy, flag=value ...)``: flags of a tiny ``shared_transformer`` of 5 depths."""
 
     def flags_of(unique=2, strategy="cycle_rev", **flags):
-        return {**TINY, "encoder_unique_layers": unique, "decoder_unique_layers": unique, "layer_sharing": strategy,
-                "max_source_positions": 64, "max_target_positions": 64, **flags}
+        return {
+            **TINY,
+            "encoder_unique_layers": unique,
+            "decoder_unique_layers": unique,
+            "layer_sharing": strategy,
+            "max_source_positions": 64,
+            "max_target_positions": 64,
+            **flags,
+        }
 
     return flags_of
 

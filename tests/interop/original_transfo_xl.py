@@ -9,10 +9,25 @@ import torch
 import torch.nn.functional as F
 
 WORDS = ["the", "<eos>", ",", "of", "<unk>", *(f"w{number}" for number in range(26))]
-BASE = {"vocab_size": len(WORDS), "cutoffs": [8, 20], "d_model": 16, "d_embed": 16, "n_head": 2, "d_head": 6,
-        "d_inner": 24, "n_layer": 3, "div_val": 1, "mem_len": 7, "same_length": False, "clamp_len": -1,
-        "untie_r": False, "tie_weight": True, "tie_projs": [False, True, True], "attn_type": 0,
-        "model_type": "transfo-xl"}
+BASE = {
+    "vocab_size": len(WORDS),
+    "cutoffs": [8, 20],
+    "d_model": 16,
+    "d_embed": 16,
+    "n_head": 2,
+    "d_head": 6,
+    "d_inner": 24,
+    "n_layer": 3,
+    "div_val": 1,
+    "mem_len": 7,
+    "same_length": False,
+    "clamp_len": -1,
+    "untie_r": False,
+    "tie_weight": True,
+    "tie_projs": [False, True, True],
+    "attn_type": 0,
+    "model_type": "transfo-xl",
+}
 
 
 def random_weights(config, seed=1):
@@ -46,7 +61,9 @@ def random_weights(config, seed=1):
             shapes[f"{name}{part}.layer_norm.weight"] = shapes[f"{name}{part}.layer_norm.bias"] = (dim,)
         for bias in ("r_w_bias", "r_r_bias"):
             shapes[f"{name}dec_attn.{bias}" if config["untie_r"] else f"transformer.{bias}"] = (
-                config["n_head"], config["d_head"])
+                config["n_head"],
+                config["d_head"],
+            )
     weights = {name: torch.randn(shape) * 0.4 for name, shape in shapes.items()}
     for number in range(len(sizes)):
         if config["tie_weight"]:

@@ -19,10 +19,23 @@ from fairseq_adaptive.report.depth_map import depth_tables
 from threads import assert_threads_equal_one
 
 CONFIG = {
-    "vocab_size": 60, "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 7, "num_attention_heads": 2,
-    "intermediate_size": 32, "hidden_act": "gelu", "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0,
-    "classifier_dropout_prob": 0.1, "max_position_embeddings": 40, "act_epsilon": 0.01, "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+    "vocab_size": 60,
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0,
+    "attention_probs_dropout_prob": 0,
+    "classifier_dropout_prob": 0.1,
+    "max_position_embeddings": 40,
+    "act_epsilon": 0.01,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
 }
 
 
@@ -33,14 +46,19 @@ def published_weights(seed=1):
     layer = {f"attention.{name}": (16, 16) for name in ("query", "key", "value", "dense")}
     layer.update({"ffn": (32, 16), "ffn_output": (16, 32), "act.dense": (1, 16)})
     linears.update({f"encoder.albert_layer.{name}": shape for name, shape in layer.items()})
-    weights = {f"embeddings.{name}_embeddings.weight": torch.randn(size, 8, generator=generator)
-               for name, size in (("word", 60), ("position", 40), ("token_type", 2))}
+    weights = {
+        f"embeddings.{name}_embeddings.weight": torch.randn(size, 8, generator=generator)
+        for name, size in (("word", 60), ("position", 40), ("token_type", 2))
+    }
     for name, shape in linears.items():
         weights[f"{name}.weight"] = torch.randn(shape, generator=generator) / shape[1] ** 0.5
         weights[f"{name}.bias"] = torch.randn(shape[0], generator=generator) / 5
     weights["encoder.albert_layer.act.dense.bias"] -= 1.5
-    norms = (("embeddings.LayerNorm", 8), ("encoder.albert_layer.LayerNorm", 16),
-             ("encoder.albert_layer.full_layer_layer_norm", 16))
+    norms = (
+        ("embeddings.LayerNorm", 8),
+        ("encoder.albert_layer.LayerNorm", 16),
+        ("encoder.albert_layer.full_layer_layer_norm", 16),
+    )
     for name, width in norms:
         weights[f"{name}.weight"] = 1 + torch.randn(width, generator=generator) / 5
         weights[f"{name}.bias"] = torch.randn(width, generator=generator) / 5
@@ -94,9 +112,20 @@ def spm(tmp_path_factory):
     base = tmp_path_factory.mktemp("spm")
     (base / "text").write_text("\n".join("the quick brown fox jumps over a lazy dog again and again".split()) + "\n")
     SentencePieceTrainer.train(
-        input=str(base / "text"), model_prefix=str(base / "spiece"), vocab_size=60, model_type="bpe", pad_id=0,
-        unk_id=1, bos_id=-1, eos_id=-1, pad_piece="<pad>", unk_piece="<unk>", control_symbols="[CLS],[SEP],[MASK]",
-        hard_vocab_limit=False, minloglevel=2)
+        input=str(base / "text"),
+        model_prefix=str(base / "spiece"),
+        vocab_size=60,
+        model_type="bpe",
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        pad_piece="<pad>",
+        unk_piece="<unk>",
+        control_symbols="[CLS],[SEP],[MASK]",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     return base / "spiece.model"
 
 
@@ -124,11 +153,14 @@ def test_hub_equals_the_definition(folder):
 TEXTS = ["The quick brown FOX", " a  lázy dog jumps again and again "]
 
 
-@pytest.mark.parametrize("options, prepared", (
-    (None, ["the quick brown fox", "a lazy dog jumps again and again"]),
-    ({"do_lower_case": False}, ["The quick brown FOX", "a lazy dog jumps again and again"]),
-    ({"keep_accents": True}, ["the quick brown fox", "a lázy dog jumps again and again"]),
-))
+@pytest.mark.parametrize(
+    "options, prepared",
+    (
+        (None, ["the quick brown fox", "a lazy dog jumps again and again"]),
+        ({"do_lower_case": False}, ["The quick brown FOX", "a lazy dog jumps again and again"]),
+        ({"keep_accents": True}, ["the quick brown fox", "a lázy dog jumps again and again"]),
+    ),
+)
 @torch.no_grad()
 def test_hub_reads_text(folder, spm, options, prepared):
     from sentencepiece import SentencePieceProcessor
@@ -207,8 +239,10 @@ def test_sentence_of_the_model_card():
     """Its 14 words are one piece each; the numbers are those of https://huggingface.co/asi/albert-act-base."""
     folder = _published_base()
     if folder is None:
-        pytest.skip("the weights of asi/albert-act-base are not here: set ALBERT_ACT_BASE to their folder "
-                    "(config.json, pytorch_model.bin, spiece.model), or have them in the cache of huggingface_hub")
+        pytest.skip(
+            "the weights of asi/albert-act-base are not here: set ALBERT_ACT_BASE to their folder "
+            "(config.json, pytorch_model.bin, spiece.model), or have them in the cache of huggingface_hub"
+        )
     model = AlbertActModel.from_pretrained(folder)
     inputs = model.encode(["a lump in the middle of the monkeys stirred and then fell quiet ."])
     assert model(**inputs).updates.tolist() == [[15, 9, 10, 7, 3, 8, 5, 7, 12, 10, 6, 8, 8, 9, 5, 8]]
@@ -289,8 +323,11 @@ def test_hub_serves_several_threads(folder):
     inputs = [torch.randint(4, 60, (2, length)) for length in (12, 7, 9, 5)]
 
     def same(one, other):
-        return (one.updates.shape == other.updates.shape and torch.equal(one.updates, other.updates)
-                and torch.allclose(one.last_hidden_state, other.last_hidden_state, atol=1e-6)
-                and torch.equal(one.trace.updates, other.trace.updates))
+        return (
+            one.updates.shape == other.updates.shape
+            and torch.equal(one.updates, other.updates)
+            and torch.allclose(one.last_hidden_state, other.last_hidden_state, atol=1e-6)
+            and torch.equal(one.trace.updates, other.trace.updates)
+        )
 
     assert_threads_equal_one(model, inputs, same)

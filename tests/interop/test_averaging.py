@@ -167,8 +167,16 @@ def test_never_overwrites(trio, tmp_path):
 
 
 def test_last_checkpoints(tmp_path):
-    for name in ("checkpoint2.pt", "checkpoint9.pt", "checkpoint10.pt", "checkpoint_2_900.pt", "checkpoint_10_1000.pt",
-                 "checkpoint_last.pt", "checkpoint_best.pt", "checkpoint11.pt.tmp"):
+    for name in (
+        "checkpoint2.pt",
+        "checkpoint9.pt",
+        "checkpoint10.pt",
+        "checkpoint_2_900.pt",
+        "checkpoint_10_1000.pt",
+        "checkpoint_last.pt",
+        "checkpoint_best.pt",
+        "checkpoint11.pt.tmp",
+    ):
         (tmp_path / name).touch()
 
     def names(*args, **kwargs):

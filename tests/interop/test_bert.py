@@ -20,14 +20,34 @@ from fairseq.data import Dictionary
 
 DIM, INNER, LAYERS, WORDS = 8, 12, 3, 30
 CONFIG = {
-    "model_type": "bert", "vocab_size": WORDS, "hidden_size": DIM, "intermediate_size": INNER, "hidden_act": "gelu",
-    "num_hidden_layers": LAYERS, "num_attention_heads": 2, "hidden_dropout_prob": 0.1, "layer_norm_eps": 1e-12,
-    "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 16, "type_vocab_size": 2,
+    "model_type": "bert",
+    "vocab_size": WORDS,
+    "hidden_size": DIM,
+    "intermediate_size": INNER,
+    "hidden_act": "gelu",
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "hidden_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-12,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 16,
+    "type_vocab_size": 2,
 }
-ROBERTA = {**CONFIG, "model_type": "roberta", "max_position_embeddings": 18, "type_vocab_size": 1,
-           "layer_norm_eps": 1e-5}
-LINEARS = {"attention.self.query": (DIM, DIM), "attention.self.key": (DIM, DIM), "attention.self.value": (DIM, DIM),
-           "attention.output.dense": (DIM, DIM), "intermediate.dense": (INNER, DIM), "output.dense": (DIM, INNER)}
+ROBERTA = {
+    **CONFIG,
+    "model_type": "roberta",
+    "max_position_embeddings": 18,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+}
+LINEARS = {
+    "attention.self.query": (DIM, DIM),
+    "attention.self.key": (DIM, DIM),
+    "attention.self.value": (DIM, DIM),
+    "attention.output.dense": (DIM, DIM),
+    "intermediate.dense": (INNER, DIM),
+    "output.dense": (DIM, INNER),
+}
 
 
 def random_weights(config, skims=False, head=True):
@@ -89,8 +109,10 @@ def definition(weights, config, ids, segments):
             kept[0] = True
         depths += kept
         y = x[kept]
-        q, k, v = (linear(f"{layer}attention.self.{each}", y).view(-1, 2, DIM // 2).transpose(0, 1)
-                   for each in ("query", "key", "value"))
+        q, k, v = (
+            linear(f"{layer}attention.self.{each}", y).view(-1, 2, DIM // 2).transpose(0, 1)
+            for each in ("query", "key", "value")
+        )
         a = (q @ k.transpose(1, 2) / (DIM // 2) ** 0.5).softmax(-1) @ v
         a = linear(layer + "attention.output.dense", a.transpose(0, 1).flatten(1))
         y = norm(layer + "attention.output.LayerNorm", y + a)
@@ -123,8 +145,11 @@ def write(folder, config, weights, words=None):
 
 
 def load(state, dictionary, **flags):
-    args = Namespace(**{**vars(Namespace(**dict(vars(state["cfg"]["model"])))), **flags}) \
-        if isinstance(state["cfg"]["model"], Namespace) else Namespace(**{**state["cfg"]["model"], **flags})
+    args = (
+        Namespace(**{**vars(Namespace(**dict(vars(state["cfg"]["model"])))), **flags})
+        if isinstance(state["cfg"]["model"], Namespace)
+        else Namespace(**{**state["cfg"]["model"], **flags})
+    )
     model = TranskimmerModel.build_model(args, Namespace(source_dictionary=dictionary))
     model.register_span_head()
     model.load_state_dict(dict(state["model"]), strict=True)
@@ -177,8 +202,11 @@ def test_states_equal_the_definition(tmp_path, config, skims):
 
 def test_command_writes_what_fairseq_reads(tmp_path, monkeypatch):
     args = write(tmp_path / "theirs", CONFIG, random_weights(CONFIG, head=False))
-    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", "--format", "bert", "--input", str(args.input),
-                                      "--output", str(tmp_path / "ours")])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["convert_checkpoint.py", "--format", "bert", "--input", str(args.input), "--output", str(tmp_path / "ours")],
+    )
     runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"), run_name="__main__")
     dictionary = Dictionary.load(str(tmp_path / "ours" / "dict.txt"))
     assert len(dictionary) == WORDS and dictionary.add_symbol("<mask>") == dictionary.index("<mask>") < WORDS
@@ -225,8 +253,10 @@ def test_says_what_is_wrong(spoil, message, tmp_path):
 
 @pytest.mark.parametrize(
     "given, message",
-    [("roberta", "holds a bert: convert it with --format bert"),
-     ("transkimmer", "no skim predictors: .* --format bert")],
+    [
+        ("roberta", "holds a bert: convert it with --format bert"),
+        ("transkimmer", "no skim predictors: .* --format bert"),
+    ],
 )
 def test_the_format_is_checked(given, message, tmp_path):
     args = write(tmp_path / "theirs", CONFIG, random_weights(CONFIG))

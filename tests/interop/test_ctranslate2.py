@@ -42,9 +42,17 @@ def test_scores_are_those_of_the_model(
 
 
 def test_language_model(ctranslate2, checkpoint, dictionary, data_dir, batch, tmp_path):
-    flags = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2, "decoder_layers": 5,
-             "decoder_input_dim": 16, "decoder_output_dim": 16, "decoder_unique_layers": 2, "tokens_per_sample": 64,
-             "max_target_positions": 64}
+    flags = {
+        "decoder_embed_dim": 16,
+        "decoder_ffn_embed_dim": 32,
+        "decoder_attention_heads": 2,
+        "decoder_layers": 5,
+        "decoder_input_dim": 16,
+        "decoder_output_dim": 16,
+        "decoder_unique_layers": 2,
+        "tokens_per_sample": 64,
+        "max_target_positions": 64,
+    }
     model, state = checkpoint("shared_transformer_lm_base", "language_modeling", **flags)
     state["cfg"]["task"].update(add_bos_token=False)
     convert_to_ctranslate2(unroll_checkpoint(state), data_dir, tmp_path / "model")
@@ -74,8 +82,10 @@ def test_depth_takes_no_space(flags_of, ctranslate2, checkpoint, data_dir, tmp_p
     [
         ({"adaptive_softmax_cutoff": "20,30"}, "no equivalent of --adaptive-softmax-cutoff"),
         ({"no_cross_attention": True, "cross_self_attention": True}, "--no-cross-attention, --cross-self-attention"),
-        ({"encoder_normalize_before": True, "decoder_normalize_before": True, "no_decoder_final_norm": True},
-         "--no-decoder-final-norm"),
+        (
+            {"encoder_normalize_before": True, "decoder_normalize_before": True, "no_decoder_final_norm": True},
+            "--no-decoder-final-norm",
+        ),
         ({"decoder_output_dim": 8}, "--decoder-output-dim"),
         ({"encoder_normalize_before": True}, "cannot convert the model: .*--encoder-normalize-before and --decoder"),
         ({"activation_fn": "tanh"}, "cannot convert the model: .*--activation-fn tanh"),

@@ -12,7 +12,7 @@ from original_transfo_xl import BASE, WORDS, original_losses, random_weights, wr
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop import transfo_xl
 from fairseq_adaptive.interop.conversion import write_folder
-from fairseq_adaptive.modules.memory import SegmentMemory
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
 
 CONFIGS = {
     "base": {},
@@ -70,8 +70,11 @@ def test_accepts_names_without_prefix_and_without_what_is_tied(tmp_path):
     config = {**BASE, **CONFIGS["large"]}
     weights = random_weights(config)
     expected, _ = transfo_xl.convert(write_original(tmp_path / "all", config, weights))
-    fewer = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()
-             if not name.startswith("crit.out_layers") or name.endswith("bias")}
+    fewer = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in weights.items()
+        if not name.startswith("crit.out_layers") or name.endswith("bias")
+    }
     fewer = {name: tensor for name, tensor in fewer.items() if name not in ("crit.out_projs.1", "crit.out_projs.2")}
     assert len(fewer) == len(weights) - 5
     args = write_original(tmp_path / "fewer", config, fewer)
@@ -194,10 +197,31 @@ def test_eval_lm_gives_the_perplexity_of_the_original(tmp_path):
     numbers = [WORDS.index(word) for line in [[], *lines] for word in (*line, "<eos>")]
     loss = original_losses(weights, config, numbers, 5).mean()
 
-    run("fairseq-preprocess", "--only-source", "--srcdict", out / "dict.txt", "--testpref", text,
-        "--destdir", out / "bin")
-    done = run("fairseq-eval-lm", out / "bin", "--user-dir", USER_DIR, "--task", "segmented_language_modeling",
-               "--tokens-per-sample", "5", "--batch-size", "1", "--path", out / "checkpoint.pt", "--cpu")
+    run(
+        "fairseq-preprocess",
+        "--only-source",
+        "--srcdict",
+        out / "dict.txt",
+        "--testpref",
+        text,
+        "--destdir",
+        out / "bin",
+    )
+    done = run(
+        "fairseq-eval-lm",
+        out / "bin",
+        "--user-dir",
+        USER_DIR,
+        "--task",
+        "segmented_language_modeling",
+        "--tokens-per-sample",
+        "5",
+        "--batch-size",
+        "1",
+        "--path",
+        out / "checkpoint.pt",
+        "--cpu",
+    )
     found = re.search(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", done.stdout + done.stderr)
     assert float(found[1]) == pytest.approx(loss.item() / math.log(2), abs=2e-4)
     assert float(found[2]) == pytest.approx(loss.exp().item(), rel=2e-4)

@@ -11,8 +11,16 @@ from fairseq_adaptive.interop import load_checkpoint, save_checkpoint, unroll_ch
 from fairseq_adaptive.modules import layer_schedule
 
 STRATEGIES = ("sequence", "cycle", "cycle_rev")
-LM = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2, "decoder_layers": 5,
-      "decoder_input_dim": 16, "decoder_output_dim": 16, "decoder_unique_layers": 2, "layer_sharing": "cycle"}
+LM = {
+    "decoder_embed_dim": 16,
+    "decoder_ffn_embed_dim": 32,
+    "decoder_attention_heads": 2,
+    "decoder_layers": 5,
+    "decoder_input_dim": 16,
+    "decoder_output_dim": 16,
+    "decoder_unique_layers": 2,
+    "layer_sharing": "cycle",
+}
 
 
 def rebuilt(build, state):
@@ -56,8 +64,17 @@ def test_configuration_is_that_of_a_plain_model(flags_of, checkpoint):
     options = plain["cfg"]["model"]
     assert type(options) is dict and options["_name"] == "transformer"
     assert options["encoder_layers"] == 6 and options["decoder_layers"] == 5 and options["activation_fn"] == "relu"
-    assert not {"layer_sharing", "init", "encoder_unique_layers", "decoder_unique_layers", "arch", "halting", "router",
-                "reader", "decoder_router_kv"} & set(options)
+    assert not {
+        "layer_sharing",
+        "init",
+        "encoder_unique_layers",
+        "decoder_unique_layers",
+        "arch",
+        "halting",
+        "router",
+        "reader",
+        "decoder_router_kv",
+    } & set(options)
     assert plain["cfg"]["common"]["user_dir"] is None
     assert "last_optimizer_state" not in plain and plain["extra_state"] == state["extra_state"]
     assert state["cfg"] == before and "encoder.layers.5.fc1.weight" not in state["model"]
@@ -98,7 +115,9 @@ def test_refuses_what_a_plain_transformer_cannot_express(flags_of, checkpoint):
         unroll_checkpoint(state)
 
 
-@pytest.mark.parametrize("flags", ({"halting": "act"}, {"decoder_router": "mixture_of_depths"}, {"encoder_reader": "tape"}))
+@pytest.mark.parametrize(
+    "flags", ({"halting": "act"}, {"decoder_router": "mixture_of_depths"}, {"encoder_reader": "tape"})
+)
 def test_refuses_policies(flags_of, checkpoint, flags):
     _, state = checkpoint("shared_transformer", **flags_of(2, "cycle", **flags))
     with pytest.raises(UsageError, match="computes every token at every"):

@@ -9,8 +9,17 @@ from fairseq_adaptive.criterions.tape_ponder_loss import TapePonderLoss, TapePon
 from fairseq_adaptive.errors import UsageError
 
 HEAD = "sentence_classification_head"
-SMALL = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 24, "encoder_attention_heads": 2, "encoder_layers": 2,
-         "tape_mlp_dim": 8, "tape_ffn_embed_dim": 8, "tape_tokens": 6, "tape_bank_size": 40, "max_positions": 32}
+SMALL = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 24,
+    "encoder_attention_heads": 2,
+    "encoder_layers": 2,
+    "tape_mlp_dim": 8,
+    "tape_ffn_embed_dim": 8,
+    "tape_tokens": 6,
+    "tape_bank_size": 40,
+    "max_positions": 32,
+}
 
 
 def with_head(model):

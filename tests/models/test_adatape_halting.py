@@ -16,10 +16,22 @@ from fairseq_adaptive.models.adatape_vit import AdaTapeViT, AdaTapeViTConfig
 from fairseq_adaptive.modules import recording
 
 HEAD = "sentence_classification_head"
-SIZES = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 24, "encoder_attention_heads": 2, "encoder_layers": 4,
-         "encoder_unique_layers": 2, "tape_mlp_dim": 8, "tape_ffn_embed_dim": 8, "tape_tokens": 6}
-STOPS = ({"halting": "act"}, {"halting": "ut_act"}, {"halting": "saturation", "halting_threshold": 0.8},
-         {"skimming": True, "skim_bias": 0.0})
+SIZES = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 24,
+    "encoder_attention_heads": 2,
+    "encoder_layers": 4,
+    "encoder_unique_layers": 2,
+    "tape_mlp_dim": 8,
+    "tape_ffn_embed_dim": 8,
+    "tape_tokens": 6,
+}
+STOPS = (
+    {"halting": "act"},
+    {"halting": "ut_act"},
+    {"halting": "saturation", "halting_threshold": 0.8},
+    {"skimming": True, "skim_bias": 0.0},
+)
 TAPE_PRICE = {"task_criterion": "tape_ponder_loss", "task_criterion_args": '{"ponder_penalty": 0.5}'}
 
 

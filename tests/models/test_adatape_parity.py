@@ -11,8 +11,16 @@ LENGTH = 12
 
 
 def build(seed=1, **flags):
-    sizes = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 24, "encoder_layers": 2, "encoder_attention_heads": 2,
-             "tape_mlp_dim": 8, "tape_ffn_embed_dim": 8, "tape_tokens": 6, "tape_threshold": 3.0}
+    sizes = {
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 24,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "tape_mlp_dim": 8,
+        "tape_ffn_embed_dim": 8,
+        "tape_tokens": 6,
+        "tape_threshold": 3.0,
+    }
     cfg = OmegaConf.structured(AdaTapeParityConfig(**{**sizes, **flags}))
     torch.manual_seed(seed)
     task = SimpleNamespace(cfg=SimpleNamespace(sequence_length=LENGTH))

@@ -8,8 +8,17 @@ from omegaconf import OmegaConf
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.adatape_vit import AdaTapeViT, AdaTapeViTConfig
 
-SMALL = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 24, "encoder_attention_heads": 2, "encoder_layers": 3,
-         "patch_size": 4, "tape_bank_patch_size": 2, "tape_mlp_dim": 8, "tape_ffn_embed_dim": 8, "tape_tokens": 5}
+SMALL = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 24,
+    "encoder_attention_heads": 2,
+    "encoder_layers": 3,
+    "patch_size": 4,
+    "tape_bank_patch_size": 2,
+    "tape_mlp_dim": 8,
+    "tape_ffn_embed_dim": 8,
+    "tape_tokens": 5,
+}
 
 
 def build(size=(8, 8), channels=1, seed=1, arch=None, **flags):

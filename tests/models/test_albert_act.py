@@ -6,8 +6,13 @@ import torch
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import recording
 
-TINY = {"encoder_input_dim": 8, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
-        "max_positions": 32}
+TINY = {
+    "encoder_input_dim": 8,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "max_positions": 32,
+}
 
 
 @pytest.fixture

@@ -8,22 +8,50 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fairseq_adaptive.modules import LayerStack, RelativeAttention, recording
-from fairseq_adaptive.modules.memory import SegmentMemory
-from fairseq_adaptive.modules.short_attention import ShortAttention
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
+from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 
-ENCODER = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2, "encoder_layers": 4,
-           "dropout": 0.0, "attention_dropout": 0.0, "max_positions": 20}
+ENCODER = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "encoder_layers": 4,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "max_positions": 20,
+}
 DECODER = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2, "dropout": 0.0}
 FAMILIES = {
     "albert_act": ("albert_act_tiny", {**ENCODER, "encoder_input_dim": 8, "attention_dropout": 0.0}),
     "transkimmer": ("transkimmer_base", ENCODER),
-    "adatape": ("adatape", {**ENCODER, "halting": "act", "halting_kv": "active", "tape_tokens": 4, "tape_threshold": 2.0,
-                            "tape_bank_size": 40, "tape_ffn_embed_dim": 24}),
-    "language_model": ("shared_transformer_lm_base", {**DECODER, "decoder_layers": 4, "decoder_unique_layers": 2,
-                                                      "decoder_input_dim": 16, "decoder_output_dim": 16,
-                                                      "halting": "ut_act", "router": "mixture_of_depths"}),
-    "transformer_xl": ("par_transformer_xl", {**DECODER, "layout": "af*3", "decoder_unique_layers": 2, "halting": "act",
-                                              "memory_length": 6}),
+    "adatape": (
+        "adatape",
+        {
+            **ENCODER,
+            "halting": "act",
+            "halting_kv": "active",
+            "tape_tokens": 4,
+            "tape_threshold": 2.0,
+            "tape_bank_size": 40,
+            "tape_ffn_embed_dim": 24,
+        },
+    ),
+    "language_model": (
+        "shared_transformer_lm_base",
+        {
+            **DECODER,
+            "decoder_layers": 4,
+            "decoder_unique_layers": 2,
+            "decoder_input_dim": 16,
+            "decoder_output_dim": 16,
+            "halting": "ut_act",
+            "router": "mixture_of_depths",
+        },
+    ),
+    "transformer_xl": (
+        "par_transformer_xl",
+        {**DECODER, "layout": "af*3", "decoder_unique_layers": 2, "halting": "act", "memory_length": 6},
+    ),
 }
 
 
@@ -71,12 +99,19 @@ def adapt(owner, name, by=1.0):
 
 
 def subclass_attention(stack):
-    made = {ShortAttention: type("Scaled", (ShortAttention,), {"forward": lambda self, *args, **kwargs: scaled(
-        ShortAttention.forward(self, *args, **kwargs))}), RelativeAttention: ScaledRelativeAttention}
+    made = {
+        ShortAttention: type(
+            "Scaled",
+            (ShortAttention,),
+            {"forward": lambda self, *args, **kwargs: scaled(ShortAttention.forward(self, *args, **kwargs))},
+        ),
+        RelativeAttention: ScaledRelativeAttention,
+    }
     attention = attention_of(stack)
     base = type(attention)
-    attention.__class__ = made.get(base) or type("Scaled", (base,), {"forward": lambda self, *args, **kwargs: scaled(
-        base.forward(self, *args, **kwargs))})
+    attention.__class__ = made.get(base) or type(
+        "Scaled", (base,), {"forward": lambda self, *args, **kwargs: scaled(base.forward(self, *args, **kwargs))}
+    )
 
 
 def fed(stack):
@@ -89,19 +124,27 @@ CHANGES = {
     "lora-out": lambda stack: adapt(attention_of(stack), "out_proj"),
     "lora-fc1": lambda stack: adapt(fed(stack), "fc1"),
     "lora-unit": lambda stack: adapt(stack.halting, "unit"),
-    "lora-router": lambda stack: adapt(stack.router[0], "1", 20.0) if isinstance(stack.router[0], nn.Sequential) else (
-        stack.router.__setitem__(0, LoRA(stack.router[0]))),
+    "lora-router": lambda stack: (
+        adapt(stack.router[0], "1", 20.0)
+        if isinstance(stack.router[0], nn.Sequential)
+        else (stack.router.__setitem__(0, LoRA(stack.router[0])))
+    ),
     "hook-layer": lambda stack: hooked(stack.layer(0)),
     "hook-attention": lambda stack: hooked(attention_of(stack)),
     "hook-fc1": lambda stack: hooked(fed(stack).fc1),
     "subclass-attention": subclass_attention,
     "override-attention": lambda stack: overridden(attention_of(stack)),
     "parametrization-out": lambda stack: parametrize.register_parametrization(
-        attention_of(stack).out_proj, "weight", Other()),
+        attention_of(stack).out_proj, "weight", Other()
+    ),
 }
-CASES = [(family, change) for family in FAMILIES for change in CHANGES
-         if (change != "lora-unit" or family != "transkimmer")
-         and (change != "lora-router" or family in ("transkimmer", "language_model"))]
+CASES = [
+    (family, change)
+    for family in FAMILIES
+    for change in CHANGES
+    if (change != "lora-unit" or family != "transkimmer")
+    and (change != "lora-router" or family in ("transkimmer", "language_model"))
+]
 cases = pytest.mark.parametrize("family, change", CASES)
 
 

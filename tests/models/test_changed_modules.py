@@ -15,11 +15,11 @@ from torch.nn.utils import parametrize
 
 from fairseq_adaptive.models.shared_stack import SharedTransformerDecoder
 from fairseq_adaptive.modules import DecoderLayer, EncoderLayer, LayerStack, recording
-from fairseq_adaptive.modules.cached_attention import CachedAttention
-from fairseq_adaptive.modules.known import say_once
-from fairseq_adaptive.modules.packed_linear import PackedLinear
+from fairseq_adaptive.modules.layers.cached_attention import CachedAttention
+from fairseq_adaptive.modules.layers.known import say_once
+from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies import LearnedHalting
-from fairseq_adaptive.modules.short_attention import ShortAttention
+from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 
 from test_beam_generator import TINY, UNIQUE, assert_same, lively, search
 
@@ -89,10 +89,26 @@ class Doubled(nn.Module):
         return 1.5 * weight
 
 
-SUBCLASSES = {DecoderLayer: ScaledDecoderLayer, EncoderLayer: ScaledEncoderLayer, CachedAttention: ScaledCachedAttention,
-              ShortAttention: ScaledShortAttention, nn.LayerNorm: ScaledNorm}
-PARTS = ("", "self_attn", "encoder_attn", "self_attn.q_proj", "self_attn.out_proj", "encoder_attn.v_proj",
-         "self_attn_layer_norm", "final_layer_norm", "fc1", "fc2", "dropout_module")
+SUBCLASSES = {
+    DecoderLayer: ScaledDecoderLayer,
+    EncoderLayer: ScaledEncoderLayer,
+    CachedAttention: ScaledCachedAttention,
+    ShortAttention: ScaledShortAttention,
+    nn.LayerNorm: ScaledNorm,
+}
+PARTS = (
+    "",
+    "self_attn",
+    "encoder_attn",
+    "self_attn.q_proj",
+    "self_attn.out_proj",
+    "encoder_attn.v_proj",
+    "self_attn_layer_norm",
+    "final_layer_norm",
+    "fc1",
+    "fc2",
+    "dropout_module",
+)
 
 
 def replaced(parent, path, make):
@@ -120,18 +136,26 @@ def overridden(module):
 called = []  # modules whose hooks were called
 # name: (what it changes of a layer, how)
 CHANGES = {
-    **{f"lora-{path}": (path, lambda layer, path: replaced(layer, path, LoRA))
-       for path in ("self_attn.q_proj", "self_attn.out_proj", "encoder_attn.v_proj", "fc1")},
+    **{
+        f"lora-{path}": (path, lambda layer, path: replaced(layer, path, LoRA))
+        for path in ("self_attn.q_proj", "self_attn.out_proj", "encoder_attn.v_proj", "fc1")
+    },
     **{f"hook-{path or 'layer'}": (path, lambda layer, path: hooked(layer.get_submodule(path))) for path in PARTS},
     "prehook-self_attn": ("self_attn", lambda layer, path: prehooked(layer.self_attn)),
-    **{f"subclass-{path or 'layer'}": (path, lambda layer, path: subclassed(layer.get_submodule(path)))
-       for path in ("", "self_attn", "encoder_attn", "final_layer_norm")},
+    **{
+        f"subclass-{path or 'layer'}": (path, lambda layer, path: subclassed(layer.get_submodule(path)))
+        for path in ("", "self_attn", "encoder_attn", "final_layer_norm")
+    },
     "rmsnorm": ("self_attn_layer_norm", lambda layer, path: replaced(layer, path, RMSNorm)),
     "override-layer": ("", lambda layer, path: overridden(layer)),
     "override-self_attn": ("self_attn", lambda layer, path: overridden(layer.self_attn)),
-    **{f"parametrization-{path}": (
-        path, lambda layer, path: parametrize.register_parametrization(layer.get_submodule(path), "weight", Doubled()))
-       for path in ("fc1", "self_attn.out_proj", "self_attn.k_proj")},
+    **{
+        f"parametrization-{path}": (
+            path,
+            lambda layer, path: parametrize.register_parametrization(layer.get_submodule(path), "weight", Doubled()),
+        )
+        for path in ("fc1", "self_attn.out_proj", "self_attn.k_proj")
+    },
 }
 
 
@@ -312,7 +336,7 @@ def test_quantize_dynamic_quantizes_every_map(build, batch, dictionary, fast):
     model = make(build, "shared").float()
     if fast:
         model.make_generation_fast_(need_attn=False)
-        assert any(type(each) is PackedLinear for each in model.modules())
+        assert any(type(each) is PrepackedLinear for each in model.modules())
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     assert not any(isinstance(each, nn.Linear) for each in quantized.modules())
     theirs = search([quantized], dictionary, batch, SequenceGenerator, **OPTIONS)
@@ -335,7 +359,8 @@ def test_the_log_says_why_once(build, batch, dictionary, caplog):
     assert sorted(lines) == [
         "beam search: the plain path is taken, since ScaledCachedAttention is none of the known classes",
         "packed runs: the plain path is taken, since ScaledCachedAttention is none of the known classes",
-        "packed runs: the plain path is taken, since ScaledShortAttention is none of the known classes"]
+        "packed runs: the plain path is taken, since ScaledShortAttention is none of the known classes",
+    ]
 
 
 def test_a_copy_is_as_it_was(build, batch):

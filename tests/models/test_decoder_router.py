@@ -25,15 +25,27 @@ KV = ("active", "recompute")
 CASES = [
     (router, rule, router_kv, halting_kv)
     for router, rule, router_kv, halting_kv in itertools.product(ROUTERS, RULES, KV, KV)
-    if (router != "none" or router_kv == "active") and (rule != "none" or halting_kv == "recompute")
+    if (router != "none" or router_kv == "active")
+    and (rule != "none" or halting_kv == "recompute")
     and (router, rule) != ("none", "none")
 ]
 CASES += [(router, rule, "active", "keep") for router in ROUTERS for rule in RULES if rule != "none"]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-def model_of(build, router, rule, router_kv, halting_kv, arch="shared_transformer_lm_base", seed=3, unique=2,
-             dtype=torch.float64, before=True, encoder=False):
+def model_of(
+    build,
+    router,
+    rule,
+    router_kv,
+    halting_kv,
+    arch="shared_transformer_lm_base",
+    seed=3,
+    unique=2,
+    dtype=torch.float64,
+    before=True,
+    encoder=False,
+):
     """Every case, also those that the flags refuse: the equality holds for them, too."""
     flags = dict(TINY) if arch == "shared_transformer" else {n: v for n, v in TINY.items() if n.startswith("decoder")}
     flags.update(decoder_unique_layers=unique, encoder_unique_layers=unique, decoder_normalize_before=before)
@@ -44,8 +56,11 @@ def model_of(build, router, rule, router_kv, halting_kv, arch="shared_transforme
     sides = [model.decoder.layers] + ([model.encoder.layers] if encoder else [])
     for stack in sides:
         stack.halting = build_policy(
-            "halting", rule, Place(16, 5),
-            **({"threshold": {"saturation": 0.95, "pondernet": 0.5}.get(rule, 0.9)} if rule != "none" else {}))
+            "halting",
+            rule,
+            Place(16, 5),
+            **({"threshold": {"saturation": 0.95, "pondernet": 0.5}.get(rule, 0.9)} if rule != "none" else {}),
+        )
         stack.router = build_policy("router", router, Place(16, 5))
         stack.router_kv, stack.halting_kv = router_kv, halting_kv
         if hasattr(stack.halting, "unit"):
@@ -107,7 +122,12 @@ def words(batch=4, length=11, seed=5):
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 @pytest.mark.parametrize("before", (False, True), ids=("post", "pre"))
 def test_language_model_dense_packed_incremental(build, case, before):
-    for seed, unique, dtype in ((3, 2, torch.float64), (4, 1, torch.float64), (5, 5, torch.float64), (6, 2, torch.float32)):
+    for seed, unique, dtype in (
+        (3, 2, torch.float64),
+        (4, 1, torch.float64),
+        (5, 5, torch.float64),
+        (6, 2, torch.float32),
+    ):
         model, tokens = model_of(build, *case, seed=seed, unique=unique, dtype=dtype, before=before), words(seed=seed)
         dense, trace = full(model, False, tokens)
         packed, other = full(model, True, tokens)
@@ -160,7 +180,9 @@ def test_translation_dense_packed_incremental_with_reordering(build, batch, case
         encoder_out, previous = model.encoder(batch["src_tokens"], batch["src_lengths"]), batch["prev_output_tokens"]
         state, steps = {}, []
         for step in range(8):
-            steps.append(model.decoder(previous[:, : step + 1], encoder_out=encoder_out, incremental_state=state)[0][:, -1])
+            steps.append(
+                model.decoder(previous[:, : step + 1], encoder_out=encoder_out, incremental_state=state)[0][:, -1]
+            )
             if step == 3:
                 index = torch.tensor(order)
                 model.decoder.reorder_incremental_state_scripting(state, index)
@@ -188,8 +210,11 @@ def test_absent_tokens_take_no_room_in_the_cache(build):
     model, tokens = model_of(build, "mixture_of_depths", "none", "active", "recompute"), words(1)
     with torch.no_grad():
         _, alive, state = one_by_one(lm_step(model, tokens), 11)
-    sizes = [cache[name]["prev_key"].size(2) if (cache := state.get(key)) and (name := next(iter(cache))) else 0
-             for key in sorted(state) if "depth." in key]
+    sizes = [
+        cache[name]["prev_key"].size(2) if (cache := state.get(key)) and (name := next(iter(cache))) else 0
+        for key in sorted(state)
+        if "depth." in key
+    ]
     assert sorted(sizes) == sorted(n for n in alive[0].sum(0).tolist() if n) and min(sizes) < 11
 
 
@@ -204,23 +229,40 @@ def test_training_takes_the_best_and_evaluation_the_threshold(build):
 
 def test_flags(build):
     flags = {n: v for n, v in TINY.items() if n.startswith("decoder")}
-    model = build("shared_transformer_lm_base", router="mixture_of_depths", router_kv="recompute", halting="act",
-                  router_args='{"capacity": 0.25}', **flags)
+    model = build(
+        "shared_transformer_lm_base",
+        router="mixture_of_depths",
+        router_kv="recompute",
+        halting="act",
+        router_args='{"capacity": 0.25}',
+        **flags,
+    )
     stack = model.decoder.layers
     assert (stack.router_kv, stack.halting_kv, stack.router.capacity) == ("recompute", "recompute", 0.25)
     assert model.decoder.begin_search(4) is not None
     for bad in ({"router_kv": "recompute"}, {"halting_kv": "active"}):
         with pytest.raises(UsageError, match="says what is seen"):
             build("shared_transformer_lm_base", **bad, **flags)
-    for bad in ({"halting": "saturation"}, {"decoder_layerdrop": 0.1}, {"router_args": '{"capacity": 0}'},
-                {"reader": "tape"}):
+    for bad in (
+        {"halting": "saturation"},
+        {"decoder_layerdrop": 0.1},
+        {"router_args": '{"capacity": 0}'},
+        {"reader": "tape"},
+    ):
         with pytest.raises(UsageError):
             build("shared_transformer_lm_base", router="mixture_of_depths", **bad, **flags)
 
 
 def test_sides_have_policies_of_their_own(build):
-    model = build("shared_transformer", **TINY, router="skimming", decoder_router="mixture_of_depths",
-                  decoder_router_args='{"capacity": 0.3}', encoder_halting="act", encoder_halting_kv="active")
+    model = build(
+        "shared_transformer",
+        **TINY,
+        router="skimming",
+        decoder_router="mixture_of_depths",
+        decoder_router_args='{"capacity": 0.3}',
+        encoder_halting="act",
+        encoder_halting_kv="active",
+    )
     encoder, decoder = model.encoder.layers, model.decoder.layers
     assert type(encoder.router).__name__ == "Skimming" and decoder.router.capacity == 0.3
     assert encoder.halting_kv == "active" and encoder.halting is not None and decoder.halting is None
@@ -276,11 +318,13 @@ def test_attention_weights(build, batch, router):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("router, rule", (("skimming", "act"), ("mixture_of_depths", "act"), ("mixture_of_depths", "none")))
+@pytest.mark.parametrize(
+    "router, rule", (("skimming", "act"), ("mixture_of_depths", "act"), ("mixture_of_depths", "none"))
+)
 @pytest.mark.parametrize("router_kv", KV)
 def test_beam_search_scores_are_those_of_the_model(build, batch, dictionary, router, rule, router_kv):
     """fairseq's own search over the plain incremental path; every hypothesis is scored again, dense, and alone."""
-    from fairseq_adaptive.models.beam_generator import BeamGenerator
+    from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 
     model = model_of(build, router, rule, router_kv, "recompute", arch="shared_transformer", before=False, encoder=True)
     # weights to tell words apart

@@ -56,8 +56,8 @@ def test_packed_equals_dense(build, batch, rule, unique, before):
         assert torch.equal(trace.updates, other.updates)
         assert [step.layer for step in trace.steps] == [step.layer for step in other.steps]
         assert not trace.updates[~trace.tokens].any() and (trace.updates[trace.tokens] > 0).all()
-        for step, twin in zip(trace.steps, other.steps):
-            assert torch.equal(step.alive, twin.alive) and torch.equal(step.halted, twin.halted)
+        for step, counterpart in zip(trace.steps, other.steps):
+            assert torch.equal(step.alive, counterpart.alive) and torch.equal(step.halted, counterpart.halted)
         if trace.remainders is not None:
             torch.testing.assert_close(trace.remainders, other.remainders, rtol=0, atol=1e-6)
     assert len(torch.cat([trace.updates[trace.tokens] for trace in traces]).unique()) > 1

@@ -1,4 +1,5 @@
 """PAR Transformer-XL on a stack: sharing, halting, LayerDrop."""
+
 import itertools
 import random
 
@@ -6,18 +7,34 @@ import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.memory import SegmentMemory
-from fairseq_adaptive.modules.relative_attention import KeyValueCache
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
+from fairseq_adaptive.modules.transformer_xl.relative_attention import KeyValueCache
 from fairseq_adaptive.modules.stack.trace import recording
 
-TINY = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2, "memory_length": 64,
-        "layout": "af*4", "dropout": 0.0, "decoder_unique_layers": 4}
+TINY = {
+    "decoder_embed_dim": 16,
+    "decoder_ffn_embed_dim": 32,
+    "decoder_attention_heads": 2,
+    "memory_length": 64,
+    "layout": "af*4",
+    "dropout": 0.0,
+    "decoder_unique_layers": 4,
+}
 SHAPES = [
-    {}, {"layer_sharing": "cycle_rev", "layout": "affa*2"}, {"decoder_unique_layers": None, "layout": "afff,fa,f"},
-    {"decoder_normalize_before": True, "untie_relative_bias": True}, {"memory_length": 5, "same_length": True, "clamp_length": 3},
-    {"memory_length": 0}, {"memory_length": 4, "decoder_head_dim": 5},
-    {"adaptive_softmax_cutoff": "10,30", "share_decoder_input_output_embed": True, "tie_adaptive_proj": True,
-     "decoder_normalize_before": True, "memory_length": 7},
+    {},
+    {"layer_sharing": "cycle_rev", "layout": "affa*2"},
+    {"decoder_unique_layers": None, "layout": "afff,fa,f"},
+    {"decoder_normalize_before": True, "untie_relative_bias": True},
+    {"memory_length": 5, "same_length": True, "clamp_length": 3},
+    {"memory_length": 0},
+    {"memory_length": 4, "decoder_head_dim": 5},
+    {
+        "adaptive_softmax_cutoff": "10,30",
+        "share_decoder_input_output_embed": True,
+        "tie_adaptive_proj": True,
+        "decoder_normalize_before": True,
+        "memory_length": 7,
+    },
 ]
 RULES = ("act", "ut_act", "pondernet", "saturation", "margin")
 THRESHOLD = {"act": 0.9, "ut_act": 0.9, "saturation": 0.8, "pondernet": 0.5, "margin": 0.02}
@@ -59,7 +76,9 @@ def past(state):
     return (state.keys, state.values) if isinstance(state, KeyValueCache) else (state,)
 
 
-CASES = [(rule, number) for rule, number in itertools.product(RULES, range(len(SHAPES))) if (rule, number) != ("margin", 7)]
+CASES = [
+    (rule, number) for rule, number in itertools.product(RULES, range(len(SHAPES))) if (rule, number) != ("margin", 7)
+]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -69,7 +88,9 @@ def test_dense_equals_packed(build, rule, number, seed):
     parts = segments(seed)
     (a, am, at), (b, bm, bt) = (run(model, parts, packed) for packed in (False, True))
     (c, cm, ct) = run(model, parts, False, gradients=True)  # a memory of inputs
-    d, dm, dt = run(model, parts[2:], True, memory=run(model, parts[:2], False, gradients=True)[1])  # begun so, and packed
+    d, dm, dt = run(
+        model, parts[2:], True, memory=run(model, parts[:2], False, gradients=True)[1]
+    )  # begun so, and packed
     for part, x, y, z in zip(parts, a, b, c):
         there = part.ne(1)
         torch.testing.assert_close(x[there], y[there], rtol=0, atol=1e-10)
@@ -164,13 +185,16 @@ def test_sharing_equals_the_unshared_model(build):
     assert not torch.equal(memories[0].states[0], memories[0].states[4])
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"layer_sharing": "sequence"}, "layer 0 cannot serve depth 0 .attention. and depth 1 .feed-forward."),
-    ({"decoder_unique_layers": 3}, "layer 0 cannot serve"),
-    ({"layer_sharing": "cycle_rev"}, "cannot serve"),
-    ({"halting": "act", "decoder_layerdrop": 0.1}, "leave out --decoder-layerdrop"),
-    ({"halting": "margin", "adaptive_softmax_cutoff": "10,30"}, "margin"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"layer_sharing": "sequence"}, "layer 0 cannot serve depth 0 .attention. and depth 1 .feed-forward."),
+        ({"decoder_unique_layers": 3}, "layer 0 cannot serve"),
+        ({"layer_sharing": "cycle_rev"}, "cannot serve"),
+        ({"halting": "act", "decoder_layerdrop": 0.1}, "leave out --decoder-layerdrop"),
+        ({"halting": "margin", "adaptive_softmax_cutoff": "10,30"}, "margin"),
+    ],
+)
 def test_refused(build, options, message):
     with pytest.raises(UsageError, match=message):
         build("par_transformer_xl", **{**TINY, **options})
@@ -211,8 +235,15 @@ def test_gradients_reach_everything(build, rule):
 @pytest.mark.parametrize("rule", ("act", "pondernet", "saturation"))
 def test_a_supernet_halts(build, rule, sample):
     options = {k: v for k, v in TINY.items() if k not in ("layout", "decoder_unique_layers")}
-    model = build("par_supernet", **options, blocks=5, temperature_updates=10, sample_paths=sample, halting=rule,
-                  halting_threshold=THRESHOLD[rule])
+    model = build(
+        "par_supernet",
+        **options,
+        blocks=5,
+        temperature_updates=10,
+        sample_paths=sample,
+        halting=rule,
+        halting_threshold=THRESHOLD[rule],
+    )
     model.decoder.architecture.data.normal_()
     unit = getattr(model.decoder.blocks.halting, "unit", None)
     if unit is not None:

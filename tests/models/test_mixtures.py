@@ -9,7 +9,10 @@ from fairseq_adaptive.modules import LayerStack, recording
 FLAGS = {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2}
 CASES = {
     "depths": ("mixture_of_depths_lm_tiny", {}),
-    "depths-predictor": ("mixture_of_depths_lm_tiny", {"router_args": '{"every": 2, "predictor": true, "weighting": "score"}'}),
+    "depths-predictor": (
+        "mixture_of_depths_lm_tiny",
+        {"router_args": '{"every": 2, "predictor": true, "weighting": "score"}'},
+    ),
     "depths-recompute": ("mixture_of_depths_lm_tiny", {"router_kv": "recompute"}),
     "expert": ("mixture_of_recursions_lm_tiny", {}),
     "expert-first": ("mixture_of_recursions_lm_tiny", {"router_kv": "first"}),
@@ -19,8 +22,10 @@ CASES = {
     "expert-act": ("mixture_of_recursions_lm_tiny", {"halting": "act"}),
     "token": ("mixture_of_recursions_lm_tiny", {"router": "token_choice"}),
     "token-first": ("mixture_of_recursions_lm_tiny", {"router": "token_choice", "router_kv": "first"}),
-    "token-act-active": ("mixture_of_recursions_lm_tiny", {"router": "token_choice", "halting": "act",
-                                                           "halting_kv": "active"}),
+    "token-act-active": (
+        "mixture_of_recursions_lm_tiny",
+        {"router": "token_choice", "halting": "act", "halting_kv": "active"},
+    ),
 }
 
 
@@ -140,11 +145,12 @@ def test_translation(build, batch, case):
 @torch.no_grad()
 @pytest.mark.parametrize("case", ("expert", "expert-first", "token"))
 def test_beam_search_scores_are_those_of_the_model(build, batch, dictionary, case):
-    from fairseq_adaptive.models.beam_generator import BeamGenerator
+    from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 
     model = model_of(build, case, arch="mixture_of_recursions_tiny")
     found = BeamGenerator([model], dictionary, beam_size=3, max_len_b=8, normalize_scores=False).generate(
-        [model], {"net_input": batch})
+        [model], {"net_input": batch}
+    )
     for row, hypotheses in enumerate(found):
         source = batch["src_tokens"][row : row + 1]
         source = source[source != 1][None]
@@ -169,14 +175,24 @@ def test_presets(build):
     flags = {"max_source_positions": 16, "max_target_positions": 16, "tokens_per_sample": 16}
     sizes = {"mixture_of_depths_lm_base": (12, 12), "mixture_of_recursions_lm_360m": (32, 12)}
     for arch, (depths, unique) in sizes.items():
-        model = build(arch, dtype=torch.float32, decoder_embed_dim=16, decoder_ffn_embed_dim=16, decoder_attention_heads=2,
-                      decoder_input_dim=16, decoder_output_dim=16, **flags)
+        model = build(
+            arch,
+            dtype=torch.float32,
+            decoder_embed_dim=16,
+            decoder_ffn_embed_dim=16,
+            decoder_attention_heads=2,
+            decoder_input_dim=16,
+            decoder_output_dim=16,
+            **flags,
+        )
         stack = model.decoder.layers
         assert (len(stack), stack.unique_layers, stack.router_kv) == (depths, unique, "active")
     assert (stack.router.first, stack.router.block, stack.router.count) == (1, 10, 3)
     model = build("mixture_of_depths_lm_base", dtype=torch.float32, decoder_layers=4, decoder_unique_layers=4, **flags)
     router = model.decoder.layers.router
-    assert (router.capacity, router.every, len(router)) == (0.125, 2, 2) and model.decoder.embed_tokens.weight.size(1) == 768
+    assert (router.capacity, router.every, len(router)) == (0.125, 2, 2) and model.decoder.embed_tokens.weight.size(
+        1
+    ) == 768
     model = build("mixture_of_recursions_iwslt_de_en", dtype=torch.float32, decoder_router="token_choice")
     encoder, decoder = model.encoder.layers, model.decoder.layers
     assert encoder.schedule == decoder.schedule == (0, 1, 2, 1, 2, 1, 2, 3)
@@ -185,12 +201,28 @@ def test_presets(build):
 
 
 FAMILIES = {
-    "transkimmer_base": {"encoder_layers": 8, "encoder_unique_layers": 4, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32,
-                         "encoder_attention_heads": 2, "max_positions": 32},
-    "shared_transformer": {f"{side}_{name}": value for side in ("encoder", "decoder")
-                           for name, value in {**FLAGS, "layers": 8, "unique_layers": 4}.items()},
-    "albert_act_tiny": {"encoder_layers": 6, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "max_positions": 32,
-                        "encoder_attention_heads": 2, "encoder_input_dim": 16, "halting": "none"},
+    "transkimmer_base": {
+        "encoder_layers": 8,
+        "encoder_unique_layers": 4,
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 32,
+        "encoder_attention_heads": 2,
+        "max_positions": 32,
+    },
+    "shared_transformer": {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {**FLAGS, "layers": 8, "unique_layers": 4}.items()
+    },
+    "albert_act_tiny": {
+        "encoder_layers": 6,
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 32,
+        "max_positions": 32,
+        "encoder_attention_heads": 2,
+        "encoder_input_dim": 16,
+        "halting": "none",
+    },
 }
 
 
@@ -225,10 +257,20 @@ def test_every_family(build, batch, family, router):
 
 def test_middle_cycle_in_a_transformer_xl(build):
     """Which takes no router yet."""
-    model = build("par_transformer_xl", layout="afafafaf", decoder_unique_layers=4, layer_sharing="middle_cycle",
-                  decoder_embed_dim=16, decoder_ffn_embed_dim=32, decoder_attention_heads=2)
+    model = build(
+        "par_transformer_xl",
+        layout="afafafaf",
+        decoder_unique_layers=4,
+        layer_sharing="middle_cycle",
+        decoder_embed_dim=16,
+        decoder_ffn_embed_dim=32,
+        decoder_attention_heads=2,
+    )
     (stack,) = stacks(model)
-    assert stack.schedule == (0, 1, 2, 1, 2, 1, 2, 3) and [each.step_kind for each in stack] == ["attention", "feed-forward"] * 4
+    assert (
+        stack.schedule == (0, 1, 2, 1, 2, 1, 2, 3)
+        and [each.step_kind for each in stack] == ["attention", "feed-forward"] * 4
+    )
 
 
 @pytest.mark.parametrize("case", ("depths-predictor", "expert", "token", "token-first"))

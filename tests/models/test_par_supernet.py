@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.memory import SegmentMemory
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
 
 TINY = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2, "memory_length": 8}
 TINY.update(blocks=4, dropout=0.0, temperature_updates=100, temperature_start=2.0, temperature_end=0.5)
@@ -31,7 +31,7 @@ def found(build, supernet, layout):
             prefix = f"decoder.blocks.{row}.{part}."
             for name, tensor in supernet.state_dict().items():
                 if name.startswith(prefix):
-                    weights[f"decoder.blocks.{place}.{name[len(prefix):]}"] = tensor
+                    weights[f"decoder.blocks.{place}.{name[len(prefix) :]}"] = tensor
             place += 1
     for name in ("architecture", "temperature", "block_costs"):
         del weights[f"decoder.{name}"]
@@ -60,7 +60,7 @@ def test_no_noise_in_evaluation_and_noise_in_training(build, tokens):
 
 
 def test_noise_has_the_probabilities_of_the_softmax():
-    from fairseq_adaptive.modules.stochastic_block import mixture_weights
+    from fairseq_adaptive.modules.transformer_xl.supernet_block import mixture_weights
 
     torch.manual_seed(0)
     logits = torch.tensor([[1.0, 0.0, -1.0]]).expand(20000, 3)
@@ -93,8 +93,10 @@ def test_sampled_path_runs_alone_and_has_the_gradient_of_its_weight(build, token
         output = model(tokens)[0]
         output.pow(2).sum().backward()
         block = model.decoder.blocks[0]
-        gradients = {kind: [parameter.grad for parameter in part.parameters()]
-                     for kind, part in (("a", block.attention), ("f", block.feed_forward))}
+        gradients = {
+            kind: [parameter.grad for parameter in part.parameters()]
+            for kind, part in (("a", block.attention), ("f", block.feed_forward))
+        }
         ran = "".join(kind for kind, found in gradients.items() if any((gradient != 0).any() for gradient in found))
         assert len(ran) <= 1
         seen.add(ran)
@@ -116,8 +118,11 @@ def test_costs_are_measured_once_and_leave_no_trace(build, tokens):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [({"blocks": 0}, "--blocks is 0"), ({"temperature_end": 0.0}, "--temperature-end is 0.0"),
-     ({"temperature_updates": 0}, "give one")],
+    [
+        ({"blocks": 0}, "--blocks is 0"),
+        ({"temperature_end": 0.0}, "--temperature-end is 0.0"),
+        ({"temperature_updates": 0}, "give one"),
+    ],
 )
 def test_bad_options_are_refused(build, flags, message):
     with pytest.raises(UsageError, match=message):

@@ -3,8 +3,8 @@ import torch
 from fairseq.data import Dictionary
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.memory import SegmentMemory
-from fairseq_adaptive.modules.relative_attention import KeyValueCache
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
+from fairseq_adaptive.modules.transformer_xl.relative_attention import KeyValueCache
 
 TINY = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2, "memory_length": 64}
 TINY.update(layout="afff,af", dropout=0.0)

@@ -16,26 +16,52 @@ from fairseq_adaptive.modules.policies import Choice, Halting, Router, Verdict, 
 from fairseq_adaptive.modules.policies.registry import build_policy
 from old_checkpoints.cases import answers, build, flags_of, inputs, unsettle
 
-SIZES = {"encoder_embed_dim": 8, "encoder_ffn_embed_dim": 12, "encoder_attention_heads": 2, "encoder_layers": 3,
-         "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+SIZES = {
+    "encoder_embed_dim": 8,
+    "encoder_ffn_embed_dim": 12,
+    "encoder_attention_heads": 2,
+    "encoder_layers": 3,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+}
 DECODER = {"decoder_embed_dim": 8, "decoder_ffn_embed_dim": 12, "decoder_attention_heads": 2, "decoder_layers": 3}
 TAPE = {"tape_tokens": 4, "tape_mlp_dim": 6}
 FAMILIES = {
     "shared_transformer": {**SIZES, **DECODER, "share_all_embeddings": True},
-    "shared_transformer_lm": {**{k: v for k, v in SIZES.items() if "dropout" in k}, **DECODER, "decoder_input_dim": 8,
-                              "decoder_output_dim": 8},
+    "shared_transformer_lm": {
+        **{k: v for k, v in SIZES.items() if "dropout" in k},
+        **DECODER,
+        "decoder_input_dim": 8,
+        "decoder_output_dim": 8,
+    },
     "albert_act": {**SIZES, "encoder_input_dim": 6, "pooler_dropout": 0.0},
     "transkimmer": {**SIZES, "max_positions": 20},
     "adatape": {**SIZES, **TAPE, "max_positions": 20, "tape_bank_size": 20},
     "adatape_parity": {**SIZES, **TAPE},
     "adatape_vit": {**SIZES, **TAPE, "patch_size": 4, "tape_bank_patch_size": 2, "tape_layer": 1},
-    "par_transformer_xl": {"decoder_embed_dim": 8, "decoder_ffn_embed_dim": 12, "decoder_attention_heads": 2,
-                           "dropout": 0.0, "memory_length": 5, "layout": "af*2"},
-    "par_supernet": {"decoder_embed_dim": 8, "decoder_ffn_embed_dim": 12, "decoder_attention_heads": 2, "dropout": 0.0,
-                     "memory_length": 5, "blocks": 3, "temperature_updates": 10},
+    "par_transformer_xl": {
+        "decoder_embed_dim": 8,
+        "decoder_ffn_embed_dim": 12,
+        "decoder_attention_heads": 2,
+        "dropout": 0.0,
+        "memory_length": 5,
+        "layout": "af*2",
+    },
+    "par_supernet": {
+        "decoder_embed_dim": 8,
+        "decoder_ffn_embed_dim": 12,
+        "decoder_attention_heads": 2,
+        "dropout": 0.0,
+        "memory_length": 5,
+        "blocks": 3,
+        "temperature_updates": 10,
+    },
 }
-ROUTERS, RULES = ("none", "skimming", "mixture_of_depths", "test_every_other"), ("none", "act", "ut_act", "pondernet",
-                                                                               "test_after")
+ROUTERS, RULES = (
+    ("none", "skimming", "mixture_of_depths", "test_every_other"),
+    ("none", "act", "ut_act", "pondernet", "test_after"),
+)
 
 
 @register_policy("test_every_other")
@@ -117,8 +143,9 @@ def test_policies_run_on_every_family(family, router, rule):
     real = given["src_tokens"].ne(1) if "src_tokens" in given and dense.dim() == 3 else None
     if family == "shared_transformer":
         real = given["prev_output_tokens"].ne(1)
-    torch.testing.assert_close(dense if real is None else dense[real], packed if real is None else packed[real],
-                               rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        dense if real is None else dense[real], packed if real is None else packed[real], rtol=0, atol=1e-10
+    )
     assert len(one) == len(other) == (2 if family == "shared_transformer" else 1)
     assert all(torch.equal(a.updates[a.tokens], b.updates[b.tokens]) for a, b in zip(one, other))
     for stack in (each for each in model.modules() if isinstance(each, LayerStack)):
@@ -132,11 +159,15 @@ def test_policies_run_on_every_family(family, router, rule):
     loss.backward()
     for name, parameter in model.named_parameters():
         unused = ("sentence_order_head", "pooler", "lm_head")
-        assert (parameter.grad is not None and parameter.grad.isfinite().all()) or any(each in name for each in unused), name
+        assert (parameter.grad is not None and parameter.grad.isfinite().all()) or any(
+            each in name for each in unused
+        ), name
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.startswith("shared_transformer")])
-@pytest.mark.parametrize("router, rule", [("skimming", "none"), ("mixture_of_depths", "act"), ("test_every_other", "none")])
+@pytest.mark.parametrize(
+    "router, rule", [("skimming", "none"), ("mixture_of_depths", "act"), ("test_every_other", "none")]
+)
 def test_a_model_is_saved_and_generates(family, router, rule):
     model = unsettle(made(family, router=router, halting=rule))
     weights = model.state_dict()
@@ -167,17 +198,24 @@ def test_every_encoder_reads(family):
         torch.testing.assert_close(alone[0], outs[0][1], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("family, flags, message", [
-    ("shared_transformer_lm", {"reader": "tape"}, "--reader is for encoders"),
-    ("par_transformer_xl", {"reader": "tape"}, "--reader is for encoders"),
-    ("par_transformer_xl", {"router": "skimming"}, "takes no router"),
-    ("par_supernet", {"halting": "act", "halting_kv": "keep"}, "serves several depths"),
-    ("par_transformer_xl", {"halting": "act", "halting_kv": "active"}, "states of all tokens"),
-    ("adatape", {"reader": "test_other"}, "reads the tape of --tape-tokens"),
-    ("albert_act", {"router": "every"}, "unknown router 'every': choose one of none, "),
-    ("albert_act", {"halting": "test_after", "halting_args": '{"depth": 1}'}, "has no argument 'depth': it has depths_to_go"),
-    ("shared_transformer", {"router": "skimming", "encoder_layerdrop": 0.1}, "leave out --encoder-layerdrop"),
-])
+@pytest.mark.parametrize(
+    "family, flags, message",
+    [
+        ("shared_transformer_lm", {"reader": "tape"}, "--reader is for encoders"),
+        ("par_transformer_xl", {"reader": "tape"}, "--reader is for encoders"),
+        ("par_transformer_xl", {"router": "skimming"}, "takes no router"),
+        ("par_supernet", {"halting": "act", "halting_kv": "keep"}, "serves several depths"),
+        ("par_transformer_xl", {"halting": "act", "halting_kv": "active"}, "states of all tokens"),
+        ("adatape", {"reader": "test_other"}, "reads the tape of --tape-tokens"),
+        ("albert_act", {"router": "every"}, "unknown router 'every': choose one of none, "),
+        (
+            "albert_act",
+            {"halting": "test_after", "halting_args": '{"depth": 1}'},
+            "has no argument 'depth': it has depths_to_go",
+        ),
+        ("shared_transformer", {"router": "skimming", "encoder_layerdrop": 0.1}, "leave out --encoder-layerdrop"),
+    ],
+)
 def test_refused(family, flags, message):
     with pytest.raises(UsageError, match=message):
         made(family, **flags)

@@ -79,9 +79,7 @@ def test_equals_unrolled_fairseq(build, batch, strategy, unique):
         for index in range(unique):
             for name, parameter in getattr(ours, side).layers._modules[str(index)].named_parameters():
                 total = sum(
-                    dict(layers[depth].named_parameters())[name].grad
-                    for depth in range(5)
-                    if schedule[depth] == index
+                    dict(layers[depth].named_parameters())[name].grad for depth in range(5) if schedule[depth] == index
                 )
                 torch.testing.assert_close(parameter.grad, total, rtol=1e-5, atol=1e-5, msg=name)
 
@@ -169,7 +167,9 @@ def test_causal_and_independent_of_padding_and_other_rows(build, batch):
 
 def test_parameters_do_not_grow_with_depth(build):
     sizes = {
-        depths: sum(p.numel() for p in shared(build, "cycle", 2, encoder_layers=depths, decoder_layers=depths).parameters())
+        depths: sum(
+            p.numel() for p in shared(build, "cycle", 2, encoder_layers=depths, decoder_layers=depths).parameters()
+        )
         for depths in (2, 4, 7)
     }
     assert len(set(sizes.values())) == 1
@@ -267,7 +267,9 @@ def test_refuses_impossible_flags(build, flags, message):
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_half_precision_follows_float32(build, batch, init, dtype):
     """What --fp16 and --bf16 make of the model: outputs and gradients near those of float32, Admin's profile too."""
-    models = [shared(build, "cycle_rev", 2, dtype=each, init=init, dropout=0.0).train() for each in (torch.float32, dtype)]
+    models = [
+        shared(build, "cycle_rev", 2, dtype=each, init=init, dropout=0.0).train() for each in (torch.float32, dtype)
+    ]
     outputs = [logits(model, batch).float() for model in models]
     for output in outputs:
         output.log_softmax(-1)[..., 5].mean().backward()

@@ -8,8 +8,15 @@ import torch
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import recording
 
-TINY = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2, "encoder_layers": 3,
-        "dropout": 0.0, "attention_dropout": 0.0, "max_positions": 20}
+TINY = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "encoder_layers": 3,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "max_positions": 20,
+}
 
 
 @pytest.fixture
@@ -128,8 +135,10 @@ def test_fewer_positions_load_and_more_are_refused(build, tokens):
     state = build("transkimmer_base", **TINY).state_dict()
     short = build("transkimmer_base", **{**TINY, "max_positions": 12})
     short.load_state_dict(state, strict=True)
-    assert torch.equal(short.state_dict()["encoder.sentence_encoder.embed_positions.weight"],
-                       state["encoder.sentence_encoder.embed_positions.weight"][:14])
+    assert torch.equal(
+        short.state_dict()["encoder.sentence_encoder.embed_positions.weight"],
+        state["encoder.sentence_encoder.embed_positions.weight"][:14],
+    )
     with pytest.raises(UsageError, match="a sequence of 13 tokens is longer than --max-positions 12"):
         short(torch.full((1, 13), 5))
     with pytest.raises(UsageError, match="--max-positions 30 is more than the checkpoint has positions for: 12"):

@@ -32,8 +32,14 @@ def bert_layers(count=2, attention="eager"):
     bert = pytest.importorskip("transformers.models.bert.modeling_bert")
     from transformers import BertConfig
 
-    config = BertConfig(hidden_size=DIM, num_attention_heads=2, intermediate_size=24, hidden_dropout_prob=0.0,
-                        attention_probs_dropout_prob=0.0, attn_implementation=attention)
+    config = BertConfig(
+        hidden_size=DIM,
+        num_attention_heads=2,
+        intermediate_size=24,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation=attention,
+    )
     return [bert.BertLayer(config) for _ in range(count)]
 
 
@@ -66,18 +72,32 @@ KINDS = {
 }
 
 GRID = [(kind, case) for kind in KINDS for case in CASES[:: 1 if kind in ("torch", "bert") else 5]]
-grid = pytest.mark.parametrize("kind, case", GRID, ids=lambda each: each if isinstance(each, str) else "-".join(map(str, each)))
+grid = pytest.mark.parametrize(
+    "kind, case", GRID, ids=lambda each: each if isinstance(each, str) else "-".join(map(str, each))
+)
 
 
 def make(kind, router="none", rule="none", router_kv=None, halting_kv=None, reader=None):
     torch.manual_seed(3)
     build, options = KINDS[kind]
-    routers = {"none": lambda: None, "skimming": lambda: Skimming(DIM, DEPTHS),
-               "depths": lambda: MixtureOfDepths(DIM, DEPTHS, 0.6), "monotone": lambda: MixtureOfDepths(DIM, DEPTHS, 0.6)}
+    routers = {
+        "none": lambda: None,
+        "skimming": lambda: Skimming(DIM, DEPTHS),
+        "depths": lambda: MixtureOfDepths(DIM, DEPTHS, 0.6),
+        "monotone": lambda: MixtureOfDepths(DIM, DEPTHS, 0.6),
+    }
     threshold = {"threshold": 0.9} if rule in ("act", "ut_act") else {}
     stack = ForeignStack(
-        build(), DIM, (0, 1, 1, 0), router=routers[router](), router_kv=router_kv, halting_kv=halting_kv, reader=reader,
-        halting=build_policy("halting", rule, Place(DIM, DEPTHS), **threshold), **options)
+        build(),
+        DIM,
+        (0, 1, 1, 0),
+        router=routers[router](),
+        router_kv=router_kv,
+        halting_kv=halting_kv,
+        reader=reader,
+        halting=build_policy("halting", rule, Place(DIM, DEPTHS), **threshold),
+        **options,
+    )
     if stack.halting is not None:
         nn.init.normal_(stack.halting.unit.weight, std=0.4), nn.init.constant_(stack.halting.unit.bias, -1.0)
     for each in stack.router or ():
@@ -145,8 +165,11 @@ def test_compute_is_saved(kv, whole):
     x, padding = batch()
     ran = []
     for layer in (stack.layer(0), stack.layer(1)):
-        layer.register_forward_hook(lambda layer, args, out: ran.append(int((~args[2]).sum()) if args[2] is not None
-                                                                        else args[0][..., 0].numel()))
+        layer.register_forward_hook(
+            lambda layer, args, out: ran.append(
+                int((~args[2]).sum()) if args[2] is not None else args[0][..., 0].numel()
+            )
+        )
     with recording(stack) as traces:
         stack(x, padding)
     alive = [step.alive for step in traces[""][0].steps]
@@ -260,11 +283,17 @@ def test_layers_that_break_the_contract_are_refused(layer, call, message):
         ForeignStack([layer()], DIM, call=call)
 
 
-@pytest.mark.parametrize("make_layer, message", [
-    (lambda: torch_layers(1)[0], "TransformerEncoderLayer cannot run under a router or a halting rule: it does not say"),
-    (Mixes, "Mixes .* put it into a ForeignStack"),
-    (Counts, "it lacks the argument self_attention of forward, the argument residual of forward"),
-])
+@pytest.mark.parametrize(
+    "make_layer, message",
+    [
+        (
+            lambda: torch_layers(1)[0],
+            "TransformerEncoderLayer cannot run under a router or a halting rule: it does not say",
+        ),
+        (Mixes, "Mixes .* put it into a ForeignStack"),
+        (Counts, "it lacks the argument self_attention of forward, the argument residual of forward"),
+    ],
+)
 def test_a_stack_of_fairseqs_layers_refuses_others(make_layer, message):
     """A layer that takes any argument would run on packed tokens as if they were one sentence."""
     with pytest.raises(UsageError, match=message):
@@ -272,12 +301,15 @@ def test_a_stack_of_fairseqs_layers_refuses_others(make_layer, message):
     LayerStack([make_layer()], (0,))
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"halting": "act", "halting_kv": "keep"}, "layers of other libraries do not show"),
-    ({"halting": "margin"}, "word scores"),
-    ({"router": "nonsense"}, "unknown router"),
-    ({"reader": LearnedTape(DIM, heads=2, depth=2)}, "never reads"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"halting": "act", "halting_kv": "keep"}, "layers of other libraries do not show"),
+        ({"halting": "margin"}, "word scores"),
+        ({"router": "nonsense"}, "unknown router"),
+        ({"reader": LearnedTape(DIM, heads=2, depth=2)}, "never reads"),
+    ],
+)
 def test_policies_that_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         ForeignStack(torch_layers(1), DIM, (0, 0), **options)

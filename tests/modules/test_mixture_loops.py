@@ -20,8 +20,16 @@ DIM, HEADS, LENGTHS = 8, 2, (11, 1, 7, 4)
 def make(name, depths=8, unique=4, causal=True, kv=None, sharing="middle_cycle", **options):
     torch.manual_seed(3)
     schedule = layer_schedule(sharing, unique, depths)
-    args = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in
-            {"embed_dim": DIM, "ffn_embed_dim": 12, "attention_heads": HEADS, "normalize_before": True}.items()}
+    args = {
+        f"{side}_{key}": value
+        for side in ("encoder", "decoder")
+        for key, value in {
+            "embed_dim": DIM,
+            "ffn_embed_dim": 12,
+            "attention_heads": HEADS,
+            "normalize_before": True,
+        }.items()
+    }
     args = Namespace(**args, dropout=0.0, attention_dropout=0.0, activation_fn="relu")
     cfg = TransformerConfig.from_namespace(args)
     layers = [DecoderLayer(cfg, no_encoder_attn=True) if causal else EncoderLayer(cfg) for _ in range(unique)]
@@ -94,8 +102,9 @@ def expert_choice(stack, x, causal, update=None):
         room = max(1, int(share * len(x)))
         order = sorted(range(len(taken)), key=lambda place: -score[place].item())[:room]
         target = torch.tensor([float(place in order) for place in range(len(taken))]).to(x)
-        terms.append(-(target * guess.sigmoid().log() + (1 - target) * (-guess).sigmoid().log())
-                     + router.z_loss * score**2)
+        terms.append(
+            -(target * guess.sigmoid().log() + (1 - target) * (-guess).sigmoid().log()) + router.z_loss * score**2
+        )
         gate = {"sigmoid": score.sigmoid(), "tanh": score.tanh(), "none": score}[router.named_gate] * router.alpha
         chosen = sorted(order)
         taken, gate = [taken[place] for place in chosen], gate[chosen]
@@ -157,9 +166,17 @@ def assert_same(stack, out, expected, price, expected_price, x, mask):
 
 @pytest.mark.parametrize("causal", (False, True), ids=("encoder", "decoder"))
 @pytest.mark.parametrize("kv", ("active", "first"))
-@pytest.mark.parametrize("options", (
-    {}, {"gate": "tanh", "z_loss": 0.3}, {"gate": "none", "mlp": True}, {"auxiliary": True, "alpha": 0.5}, {"warmup": 10},
-), ids=str)
+@pytest.mark.parametrize(
+    "options",
+    (
+        {},
+        {"gate": "tanh", "z_loss": 0.3},
+        {"gate": "none", "mlp": True},
+        {"auxiliary": True, "alpha": 0.5},
+        {"warmup": 10},
+    ),
+    ids=str,
+)
 def test_expert_choice(options, kv, causal):
     stack = make("mixture_of_recursions", causal=causal, kv=kv, **options)
     stack.router.named_gate, update = options.get("gate", "sigmoid"), 3 if "warmup" in options else None
@@ -178,14 +195,18 @@ def test_expert_choice(options, kv, causal):
 
 @pytest.mark.parametrize("training", (True, False), ids=("training", "evaluation"))
 @pytest.mark.parametrize("kv", ("active", "first"))
-@pytest.mark.parametrize("options", (
-    {}, {"function": "sigmoid", "alpha": 0.1}, {"z_loss": 0.3}, {"mlp": True}, {"balance": "bias"},
-), ids=str)
+@pytest.mark.parametrize(
+    "options", ({}, {"function": "sigmoid", "alpha": 0.1}, {"z_loss": 0.3}, {"mlp": True}, {"balance": "bias"}), ids=str
+)
 def test_token_choice(options, kv, training):
     stack = make("token_choice", kv=kv, **options).train(training)
     if "balance" in options:
         stack.router.bias.copy_(torch.tensor([0.1, -0.1, 0.05]))
-    (x, mask), bias, count = batch(), None if stack.router.bias is None else stack.router.bias.clone(), stack.router.count
+    (x, mask), bias, count = (
+        batch(),
+        None if stack.router.bias is None else stack.router.bias.clone(),
+        stack.router.count,
+    )
     x.requires_grad_()
     found = [token_choice(stack, x[:length, row], True) for row, length in enumerate(LENGTHS)]
     out = run(stack, x, mask)
@@ -213,9 +234,11 @@ def test_token_choice_warms_up_with_all_recursions():
 
 
 @pytest.mark.parametrize("causal", (False, True), ids=("encoder", "decoder"))
-@pytest.mark.parametrize("options", (
-    {}, {"capacity": "12.5%", "every": 2, "weighting": "score"}, {"every": 3}, {"predictor": True, "capacity": 0.3},
-), ids=str)
+@pytest.mark.parametrize(
+    "options",
+    ({}, {"capacity": "12.5%", "every": 2, "weighting": "score"}, {"every": 3}, {"predictor": True, "capacity": 0.3}),
+    ids=str,
+)
 def test_mixture_of_depths(options, causal):
     stack, (x, mask) = make("mixture_of_depths", 5, 5, causal, **options), batch()
     x.requires_grad_()
@@ -228,23 +251,30 @@ def test_mixture_of_depths(options, causal):
     assert full == [bool((depth + 1) % every) for depth in range(5)]
 
 
-@pytest.mark.parametrize("name, options", (
-    ("mixture_of_depths", {"predictor": True}), ("mixture_of_recursions", {"auxiliary": True}),
-))
+@pytest.mark.parametrize(
+    "name, options", (("mixture_of_depths", {"predictor": True}), ("mixture_of_recursions", {"auxiliary": True}))
+)
 def test_the_price_of_a_predictor_does_not_move_the_rest(name, options):
     """Its states have no gradient."""
     stack, (x, mask) = make(name, **options), batch()
     run(stack, x, mask)
     stack.router.price(stack.traces[0]).backward()
-    moved = {name for name, parameter in stack.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    moved = {
+        name for name, parameter in stack.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    }
     assert moved == {name for name, _ in stack.named_parameters() if "predictor" in name or "auxiliary" in name}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, options, bound", (
-    ("mixture_of_recursions", {"threshold": 0.7}, math.log(7 / 3)), ("mixture_of_recursions", {"auxiliary": True}, 0.0),
-    ("mixture_of_depths", {"predictor": True}, 0.0), ("mixture_of_depths", {"every": 2}, 0.0),
-))
+@pytest.mark.parametrize(
+    "name, options, bound",
+    (
+        ("mixture_of_recursions", {"threshold": 0.7}, math.log(7 / 3)),
+        ("mixture_of_recursions", {"auxiliary": True}, 0.0),
+        ("mixture_of_depths", {"predictor": True}, 0.0),
+        ("mixture_of_depths", {"every": 2}, 0.0),
+    ),
+)
 def test_evaluation_of_a_decoder_takes_those_above_the_threshold(name, options, bound):
     stack, (x, mask) = make(name, **options).eval(), batch()
     run(stack, x, mask)
@@ -284,37 +314,54 @@ def test_a_price_of_nothing_is_zero():
 def test_cost_of_deciding():
     counts = Counts(asked=800.0, depths=8, dim=DIM)
     place = Place(DIM, 8, schedule=layer_schedule("middle_cycle", 4, 8))
-    macs = {name: build_policy("router", name, place).macs(counts)
-            for name in ("mixture_of_depths", "mixture_of_recursions", "token_choice")}
-    assert macs == {"mixture_of_depths": 800 * DIM, "mixture_of_recursions": 100 * 3 * DIM, "token_choice": 100 * 3 * DIM}
+    macs = {
+        name: build_policy("router", name, place).macs(counts)
+        for name in ("mixture_of_depths", "mixture_of_recursions", "token_choice")
+    }
+    assert macs == {
+        "mixture_of_depths": 800 * DIM,
+        "mixture_of_recursions": 100 * 3 * DIM,
+        "token_choice": 100 * 3 * DIM,
+    }
     assert build_policy("router", "mixture_of_depths", place, every=2).macs(counts) == 400 * DIM
 
 
-@pytest.mark.parametrize("schedule, options, expected", (
-    ((0, 1, 2, 1, 2, 1, 2, 3), {}, (1, 2, 3, True)), ((0, 1, 1, 1, 2, 2, 2, 3), {}, (1, 2, 3, False)),
-    ((0, 1, 0, 1), {}, (0, 2, 2, True)), ((0,) * 6, {}, (0, 1, 6, True)), ((), {"recursions": 3}, (0, 2, 3, False)),
-))
+@pytest.mark.parametrize(
+    "schedule, options, expected",
+    (
+        ((0, 1, 2, 1, 2, 1, 2, 3), {}, (1, 2, 3, True)),
+        ((0, 1, 1, 1, 2, 2, 2, 3), {}, (1, 2, 3, False)),
+        ((0, 1, 0, 1), {}, (0, 2, 2, True)),
+        ((0,) * 6, {}, (0, 1, 6, True)),
+        ((), {"recursions": 3}, (0, 2, 3, False)),
+    ),
+)
 def test_recursions_follow_the_schedule(schedule, options, expected):
-    router = build_policy("router", "mixture_of_recursions", Place(DIM, len(schedule) or 6, schedule=schedule), **options)
+    router = build_policy(
+        "router", "mixture_of_recursions", Place(DIM, len(schedule) or 6, schedule=schedule), **options
+    )
     assert (router.first, router.block, router.count, router.computes_all_first) == expected
 
 
-@pytest.mark.parametrize("name, options, message", (
-    ("mixture_of_recursions", {"recursions": 4}, "6 depths that share layers cannot be 4 recursions"),
-    ("mixture_of_recursions", {"gate": "relu"}, "must be one of sigmoid, tanh, none"),
-    ("mixture_of_recursions", {"threshold": 1}, "threshold 1 between 0 and 1"),
-    ("mixture_of_recursions", {"auxiliary": True, "z_loss": 1.0}, "leave out auxiliary"),
-    ("mixture_of_recursions", {"sharing": "middle_sequence", "kv": "first"}, "a router that computes all tokens"),
-    ("mixture_of_recursions", {"kv": "keep"}, "no keys to keep"),
-    ("mixture_of_recursions", {"sharing": "cycle", "unique": 8}, "share layers with --layer-sharing middle_cycle"),
-    ("token_choice", {"function": "relu"}, "must be softmax or sigmoid"),
-    ("token_choice", {"balance": "no"}, "loss or bias"),
-    ("token_choice", {"recursions": 1}, "cannot be 1 recursions"),
-    ("mixture_of_depths", {"every": 9}, "every other \\(2\\)"),
-    ("mixture_of_depths", {"weighting": "no"}, "choose score or sigmoid"),
-    ("mixture_of_depths", {"capacity": "0%"}, "0% is impossible"),
-    ("mixture_of_depths", {"capacity": "much"}, "much is impossible"),
-))
+@pytest.mark.parametrize(
+    "name, options, message",
+    (
+        ("mixture_of_recursions", {"recursions": 4}, "6 depths that share layers cannot be 4 recursions"),
+        ("mixture_of_recursions", {"gate": "relu"}, "must be one of sigmoid, tanh, none"),
+        ("mixture_of_recursions", {"threshold": 1}, "threshold 1 between 0 and 1"),
+        ("mixture_of_recursions", {"auxiliary": True, "z_loss": 1.0}, "leave out auxiliary"),
+        ("mixture_of_recursions", {"sharing": "middle_sequence", "kv": "first"}, "a router that computes all tokens"),
+        ("mixture_of_recursions", {"kv": "keep"}, "no keys to keep"),
+        ("mixture_of_recursions", {"sharing": "cycle", "unique": 8}, "share layers with --layer-sharing middle_cycle"),
+        ("token_choice", {"function": "relu"}, "must be softmax or sigmoid"),
+        ("token_choice", {"balance": "no"}, "loss or bias"),
+        ("token_choice", {"recursions": 1}, "cannot be 1 recursions"),
+        ("mixture_of_depths", {"every": 9}, "every other \\(2\\)"),
+        ("mixture_of_depths", {"weighting": "no"}, "choose score or sigmoid"),
+        ("mixture_of_depths", {"capacity": "0%"}, "0% is impossible"),
+        ("mixture_of_depths", {"capacity": "much"}, "much is impossible"),
+    ),
+)
 def test_refused(name, options, message):
     with pytest.raises(UsageError, match=message):
         make(name, **options)

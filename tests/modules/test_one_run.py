@@ -16,16 +16,22 @@ from fairseq_adaptive.modules.policies.tape import LearnedTape
 
 DIM, DEPTHS, LENGTHS = 8, 5, (9, 1, 6, 4)
 ROUTERS, RULES = ("none", "skimming", "depths", "monotone"), ("none", "act", "ut_act", "pondernet", "saturation")
-CASES = [(router, rule) for router, rule in itertools.product(ROUTERS, RULES)
-         if not (router in ("depths", "monotone") and rule == "saturation") and (router, rule) != ("none", "none")]
-KV = [
-    (router, rule, router_kv, halting_kv, unique)
-    for router, rule in CASES
-    for router_kv in (("active", "recompute") if router != "none" else (None,))
-    for halting_kv in (("active", "recompute", "keep") if rule != "none" else (None,))
-    for unique in (1, 2)
-] + [("none", rule, None, "first", 1) for rule in RULES[1:]] + [("all_first", "none", "first", None, 1),
-                                                               ("all_first", "act", "first", "first", 1)]
+CASES = [
+    (router, rule)
+    for router, rule in itertools.product(ROUTERS, RULES)
+    if not (router in ("depths", "monotone") and rule == "saturation") and (router, rule) != ("none", "none")
+]
+KV = (
+    [
+        (router, rule, router_kv, halting_kv, unique)
+        for router, rule in CASES
+        for router_kv in (("active", "recompute") if router != "none" else (None,))
+        for halting_kv in (("active", "recompute", "keep") if rule != "none" else (None,))
+        for unique in (1, 2)
+    ]
+    + [("none", rule, None, "first", 1) for rule in RULES[1:]]
+    + [("all_first", "none", "first", None, 1), ("all_first", "act", "first", "first", 1)]
+)
 
 
 class AllFirst(Router, nn.Module):
@@ -39,8 +45,15 @@ class AllFirst(Router, nn.Module):
 
 
 def layer(pre, tape=0):
-    args = Namespace(encoder_embed_dim=DIM, encoder_ffn_embed_dim=12, encoder_attention_heads=2, dropout=0.0,
-                     attention_dropout=0.0, activation_fn="gelu", encoder_normalize_before=pre)
+    args = Namespace(
+        encoder_embed_dim=DIM,
+        encoder_ffn_embed_dim=12,
+        encoder_attention_heads=2,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_fn="gelu",
+        encoder_normalize_before=pre,
+    )
     cfg = TransformerConfig.from_namespace(args)
     cfg.tape_ffn_embed_dim = tape
     return EncoderLayer(cfg)
@@ -134,8 +147,10 @@ def test_dense_equals_packed_alone_and_in_a_batch(case, pre):
 def test_answers_differ_where_they_should():
     """Each answer is another model; where all tokens run, they are one."""
     x, mask, protected = batch()
-    found = {kv: make("none", "act", unique=1, halting_kv=kv)(x, mask)[~mask.t()]
-             for kv in ("recompute", "keep", "active", "first")}
+    found = {
+        kv: make("none", "act", unique=1, halting_kv=kv)(x, mask)[~mask.t()]
+        for kv in ("recompute", "keep", "active", "first")
+    }
     for one, other in itertools.combinations(found, 2):
         assert (found[one] - found[other]).abs().max() > 1e-6, (one, other)
     stacks = [make("none", "act", unique=1, halting_kv=kv) for kv in ("recompute", "keep", "active")]
@@ -239,19 +254,22 @@ def test_pondernets_distribution_sums_to_one_under_a_router():
     assert not all(step.alive[trace.tokens].all() for step in trace.steps)
 
 
-@pytest.mark.parametrize("case, message", [
-    (dict(router_kv="active"), "add --router"),
-    (dict(halting_kv="active"), "add --halting"),
-    (dict(router="skimming", router_kv="keep"), "no keys to keep"),
-    (dict(router="skimming", router_kv="first", unique=1), "a router that computes all"),
-    (dict(rule="act", halting_kv="keep", unique=5), "serves several depths"),
-    (dict(rule="act", halting_kv="first"), "one layer at all depths"),
-    (dict(rule="act", halting_kv="last"), "at its own first one"),
-    (dict(router="skimming", router_kv="last"), "at its own first one"),
-    (dict(rule="act", halting_kv="all"), "choose one of recompute, keep"),
-    (dict(router="all_first", rule="act", router_kv="first", unique=1), "give it to both"),
-    (dict(router="depths", rule="saturation"), "choose act or margin"),
-])
+@pytest.mark.parametrize(
+    "case, message",
+    [
+        (dict(router_kv="active"), "add --router"),
+        (dict(halting_kv="active"), "add --halting"),
+        (dict(router="skimming", router_kv="keep"), "no keys to keep"),
+        (dict(router="skimming", router_kv="first", unique=1), "a router that computes all"),
+        (dict(rule="act", halting_kv="keep", unique=5), "serves several depths"),
+        (dict(rule="act", halting_kv="first"), "one layer at all depths"),
+        (dict(rule="act", halting_kv="last"), "at its own first one"),
+        (dict(router="skimming", router_kv="last"), "at its own first one"),
+        (dict(rule="act", halting_kv="all"), "choose one of recompute, keep"),
+        (dict(router="all_first", rule="act", router_kv="first", unique=1), "give it to both"),
+        (dict(router="depths", rule="saturation"), "choose act or margin"),
+    ],
+)
 def test_refused(case, message):
     with pytest.raises(UsageError, match=message):
         make(case.pop("router", "none"), case.pop("rule", "none"), **case)

@@ -124,10 +124,16 @@ def test_halting_that_cannot_be():
     assert names == {name for name, _ in ParameterSharedTransformerEncoder(**SIZES).named_parameters()}
 
 
-@pytest.mark.parametrize("router, rule, kv", [
-    ("skimming", None, {}), ("mixture_of_depths", "act", {"halting_kv": "active"}), (None, "ut_act", {"halting_kv": "active"}),
-    ("skimming", "pondernet", {"router_kv": "recompute"}), (Skimming(16, 6, 1.0), "act", {}),
-])
+@pytest.mark.parametrize(
+    "router, rule, kv",
+    [
+        ("skimming", None, {}),
+        ("mixture_of_depths", "act", {"halting_kv": "active"}),
+        (None, "ut_act", {"halting_kv": "active"}),
+        ("skimming", "pondernet", {"router_kv": "recompute"}),
+        (Skimming(16, 6, 1.0), "act", {}),
+    ],
+)
 def test_policies_save_compute_in_evaluation(router, rule, kv):
     """Packed equals dense, alone and in a batch, with a mask and without; fewer tokens go through the layers."""
     torch.manual_seed(0)

@@ -13,8 +13,15 @@ DIM, DEPTHS, LENGTHS = 8, 4, (9, 1, 6, 4)
 
 
 def layer(normalize_before=False):
-    args = Namespace(encoder_embed_dim=DIM, encoder_ffn_embed_dim=12, encoder_attention_heads=2, dropout=0.0,
-                     attention_dropout=0.0, activation_fn="gelu", encoder_normalize_before=normalize_before)
+    args = Namespace(
+        encoder_embed_dim=DIM,
+        encoder_ffn_embed_dim=12,
+        encoder_attention_heads=2,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_fn="gelu",
+        encoder_normalize_before=normalize_before,
+    )
     return EncoderLayer(TransformerConfig.from_namespace(args))
 
 
@@ -150,8 +157,9 @@ def test_without_router_all_tokens_run_and_padding_is_left_out(sequences, dtype)
         alone = sequence.float().unsqueeze(1)
         for each in stack:
             alone = each(alone)
-        torch.testing.assert_close(out[: len(sequence), row], alone[:, 0], rtol=0,
-                                   atol=1e-5 if dtype == torch.float32 else 0.1)
+        torch.testing.assert_close(
+            out[: len(sequence), row], alone[:, 0], rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1
+        )
     assert torch.equal(out[padding.t()], x[padding.t()])
 
 

@@ -251,9 +251,16 @@ def load_jax(module, name, sharp=1.0):
 
 @pytest.mark.parametrize("case", JAX, ids=lambda case: " ".join(str(case[key]) for key in list(case)[:4]))
 def test_equals_the_public_code_on_a_batch_of_one(case):
-    cfg = TransformerConfig.from_namespace(SimpleNamespace(
-        encoder_embed_dim=8, encoder_ffn_embed_dim=11, encoder_attention_heads=2, encoder_normalize_before=True,
-        activation_fn="gelu_accurate", dropout=0.0))
+    cfg = TransformerConfig.from_namespace(
+        SimpleNamespace(
+            encoder_embed_dim=8,
+            encoder_ffn_embed_dim=11,
+            encoder_attention_heads=2,
+            encoder_normalize_before=True,
+            activation_fn="gelu_accurate",
+            dropout=0.0,
+        )
+    )
     cfg.tape_ffn_embed_dim = 7
     update = "average" if case["average"] else "replace"
     tape = Tape(TapeReader(8, 6, 2.0, 4, case["cost"], update), GatedMLP(8, 5))

@@ -52,6 +52,7 @@ def test_recording_is_on_within_the_block_only_and_nests():
 
 def test_a_trace_belongs_to_a_call():
     """Several threads record one stack at a time; a thread without a block is not recorded, and the stack keeps nothing."""
+
     def kept():
         gc.collect()
         return sum(isinstance(each, Trace) for each in gc.get_objects())

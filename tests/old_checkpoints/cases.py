@@ -16,29 +16,53 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 import fairseq_adaptive.plugin  # noqa: F401  registers models
-from fairseq_adaptive.models.beam_generator import BeamGenerator
-from fairseq_adaptive.modules.memory import SegmentMemory
+from fairseq_adaptive.decoding.beam_generator import BeamGenerator
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
 
 FOLDER = Path(__file__).parent
 _ENCODER = {"encoder_embed_dim": 8, "encoder_ffn_embed_dim": 12, "encoder_attention_heads": 2}
 _DECODER = {"decoder_embed_dim": 8, "decoder_ffn_embed_dim": 12, "decoder_attention_heads": 2}
 _NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-_PAIRS = {**_ENCODER, **_DECODER, **_NO_DROPOUT, "encoder_layers": 4, "decoder_layers": 4,
-          "share_all_embeddings": True, "encoder_unique_layers": 2, "decoder_unique_layers": 2}
-_LM = {**_DECODER, **_NO_DROPOUT, "decoder_layers": 4, "decoder_unique_layers": 2, "decoder_input_dim": 8,
-       "decoder_output_dim": 8, "share_decoder_input_output_embed": True}
+_PAIRS = {
+    **_ENCODER,
+    **_DECODER,
+    **_NO_DROPOUT,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "share_all_embeddings": True,
+    "encoder_unique_layers": 2,
+    "decoder_unique_layers": 2,
+}
+_LM = {
+    **_DECODER,
+    **_NO_DROPOUT,
+    "decoder_layers": 4,
+    "decoder_unique_layers": 2,
+    "decoder_input_dim": 8,
+    "decoder_output_dim": 8,
+    "share_decoder_input_output_embed": True,
+}
 _ALBERT = {**_ENCODER, **_NO_DROPOUT, "pooler_dropout": 0.0, "encoder_input_dim": 6, "encoder_layers": 4}
 _ROBERTA = {**_ENCODER, **_NO_DROPOUT, "encoder_layers": 3, "max_positions": 20}
-_TAPE = {**_ENCODER, **_NO_DROPOUT, "encoder_layers": 3, "tape_tokens": 4, "tape_threshold": 2.0, "tape_mlp_dim": 8,
-         "tape_ffn_embed_dim": 8}
+_TAPE = {
+    **_ENCODER,
+    **_NO_DROPOUT,
+    "encoder_layers": 3,
+    "tape_tokens": 4,
+    "tape_threshold": 2.0,
+    "tape_mlp_dim": 8,
+    "tape_ffn_embed_dim": 8,
+}
 _SEGMENTS = {**_DECODER, "dropout": 0.0, "attention_dropout": 0.0, "memory_length": 5}
 
 CASES = {
     "shared_transformer": ("shared_transformer", _PAIRS),
     "shared_transformer_admin": ("shared_transformer", {**_PAIRS, "init": "admin", "layer_sharing": "sequence"}),
     "translation_act": ("shared_transformer", {**_PAIRS, "halting": "act"}),
-    "translation_ut_act": ("shared_transformer", {**_PAIRS, "halting": "ut_act", "encoder_normalize_before": True,
-                                                  "decoder_normalize_before": True}),
+    "translation_ut_act": (
+        "shared_transformer",
+        {**_PAIRS, "halting": "ut_act", "encoder_normalize_before": True, "decoder_normalize_before": True},
+    ),
     "translation_pondernet": ("shared_transformer", {**_PAIRS, "halting": "pondernet"}),
     "translation_saturation": ("shared_transformer", {**_PAIRS, "halting": "saturation", "halting_threshold": 0.9}),
     "translation_margin": ("shared_transformer", {**_PAIRS, "decoder_halting": "margin", "halting_threshold": 0.05}),
@@ -54,14 +78,27 @@ CASES = {
     "adatape_parity": ("adatape_parity", _TAPE),
     "adatape_parity_ut_act": ("adatape_parity", {**_TAPE, "halting": "ut_act", "encoder_unique_layers": 1}),
     "adatape_vit": ("adatape_vit", {**_TAPE, "patch_size": 4, "tape_bank_patch_size": 2, "tape_layer": 2}),
-    "adatape_vit_class": ("adatape_vit", {**_TAPE, "patch_size": 4, "tape_bank_patch_size": 2, "read_out": "class",
-                                          "tape_query": "first"}),
+    "adatape_vit_class": (
+        "adatape_vit",
+        {**_TAPE, "patch_size": 4, "tape_bank_patch_size": 2, "read_out": "class", "tape_query": "first"},
+    ),
     "par_transformer_xl": ("par_transformer_xl", {**_SEGMENTS, "layout": "aff*2"}),
-    "par_transformer_xl_adaptive": ("par_transformer_xl", {
-        **_SEGMENTS, "layout": "af*2", "adaptive_softmax_cutoff": "10,20", "share_decoder_input_output_embed": True,
-        "decoder_normalize_before": True, "same_length": True}),
+    "par_transformer_xl_adaptive": (
+        "par_transformer_xl",
+        {
+            **_SEGMENTS,
+            "layout": "af*2",
+            "adaptive_softmax_cutoff": "10,20",
+            "share_decoder_input_output_embed": True,
+            "decoder_normalize_before": True,
+            "same_length": True,
+        },
+    ),
     "par_supernet": ("par_supernet", {**_SEGMENTS, "blocks": 3, "temperature_updates": 100}),
-    "par_supernet_paths": ("par_supernet", {**_SEGMENTS, "blocks": 3, "temperature_updates": 100, "sample_paths": True}),
+    "par_supernet_paths": (
+        "par_supernet",
+        {**_SEGMENTS, "blocks": 3, "temperature_updates": 100, "sample_paths": True},
+    ),
 }
 
 
@@ -75,9 +112,17 @@ def task():
         words.add_symbol(f"word{number}", n=100 - number)
     words.finalize()
     return SimpleNamespace(
-        source_dictionary=words, target_dictionary=words, src_dict=words, tgt_dict=words, dictionary=words,
-        cfg=SimpleNamespace(sequence_length=12), image_size=(8, 8), channels=1, classes=range(3),
-        max_positions=lambda: 20)
+        source_dictionary=words,
+        target_dictionary=words,
+        src_dict=words,
+        tgt_dict=words,
+        dictionary=words,
+        cfg=SimpleNamespace(sequence_length=12),
+        image_size=(8, 8),
+        channels=1,
+        classes=range(3),
+        max_positions=lambda: 20,
+    )
 
 
 def flags_of(arch, flags):
@@ -113,8 +158,11 @@ def _words(batch, length, lengths=()):
 def inputs(arch):
     torch.manual_seed(11)
     if arch == "shared_transformer":
-        return {"src_tokens": _words(3, 8, (8, 5, 3)), "src_lengths": torch.tensor([8, 5, 3]),
-                "prev_output_tokens": _words(3, 7, (4, 7, 6))}
+        return {
+            "src_tokens": _words(3, 8, (8, 5, 3)),
+            "src_lengths": torch.tensor([8, 5, 3]),
+            "prev_output_tokens": _words(3, 7, (4, 7, 6)),
+        }
     if arch in ("shared_transformer_lm", "par_transformer_xl", "par_supernet"):
         return {"src_tokens": _words(3, 9)}
     if arch == "adatape_parity":
@@ -146,13 +194,17 @@ def answers(model, arch, given):
     found["training"] = out.detach()
     model.zero_grad()
     out.sin().sum().backward()
-    found["gradients"] = torch.stack([each.grad.norm() for _, each in sorted(model.named_parameters())
-                                      if each.grad is not None])
+    found["gradients"] = torch.stack(
+        [each.grad.norm() for _, each in sorted(model.named_parameters()) if each.grad is not None]
+    )
     model.eval()
     if arch.startswith("shared_transformer"):
         words = task().target_dictionary
-        net_input = given if arch == "shared_transformer" else {"src_tokens": given["src_tokens"][:, :3],
-                                                                 "src_lengths": torch.full((3,), 3)}
+        net_input = (
+            given
+            if arch == "shared_transformer"
+            else {"src_tokens": given["src_tokens"][:, :3], "src_lengths": torch.full((3,), 3)}
+        )
         generator = BeamGenerator([model], words, beam_size=2, max_len_b=10, max_len=10)
         best = [each[0] for each in generator.generate([model], {"net_input": net_input})]
         found["hypotheses"] = torch.cat([each["tokens"] for each in best])
@@ -185,6 +237,8 @@ if __name__ == "__main__":
         given = inputs(arch)
         weights = {key: value.clone() for key, value in model.state_dict().items()}
         file = io.BytesIO()
-        torch.save({"arch": arch, "flags": flags, "weights": weights, "inputs": given,
-                    "answers": answers(model, arch, given)}, file)
+        torch.save(
+            {"arch": arch, "flags": flags, "weights": weights, "inputs": given, "answers": answers(model, arch, given)},
+            file,
+        )
         (FOLDER / f"{name}.pt.xz").write_bytes(lzma.compress(file.getvalue()))

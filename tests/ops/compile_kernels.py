@@ -28,8 +28,11 @@ def compile_kernel(op, kernel, *args, **kwargs):
     options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
     names = kernel.arg_names
     given = {**dict(zip(names, args)), **kwargs}
-    constants = {parameter.name: given[parameter.name] for parameter in kernel.params
-                 if parameter.is_constexpr or given[parameter.name] is None}
+    constants = {
+        parameter.name: given[parameter.name]
+        for parameter in kernel.params
+        if parameter.is_constexpr or given[parameter.name] is None
+    }
     signature = {name: "constexpr" if name in constants else signature_of(given[name]) for name in names}
     line = f"{op} {kernel.__name__} {list(signature.values())} {list(constants.values())}"
     if line not in compiled:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_adaptive.modules.packed_linear import PackedLinear
+from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.ops import matmul
 
 ROWS, WIDTH, OUT = 130, 96, 101
@@ -80,7 +80,7 @@ def test_autocast_takes_torchs_way(monkeypatch):
 def test_layers_keep_hooks_names_and_gradients(monkeypatch):
     x, weight, bias = tensors()
     found, seen = calls(monkeypatch), []
-    layer = PackedLinear(WIDTH, OUT)
+    layer = PrepackedLinear(WIDTH, OUT)
     layer.load_state_dict({"weight": weight, "bias": bias})
     layer.register_forward_hook(lambda *_: seen.append("forward"))
     layer.register_full_backward_hook(lambda *_: seen.append("backward"))

@@ -47,12 +47,15 @@ def test_the_interpreter_runs_only_where_it_is_asked_for(op, monkeypatch):
     assert op.implementation(torch.ones(1), FP32)(-3) == 3 and op.implementation(torch.ones(1), FP32)(3) == -3
 
 
-@pytest.mark.parametrize("asked, device, dtype, message", [
-    ("triton", "cpu", FP32, "sum_of_squares cannot use it: it does not run on cpu"),
-    ("triton", "cuda", torch.float64, "sum_of_squares cannot use it: it has no kernel for float64"),
-    ("apex", "cuda", FP32, "the module fused_layer_norm_cuda is not installed"),
-    ("cuda", "cuda", FP32, "FAIRSEQ_ADAPTIVE_KERNELS=cuda is unknown: choose one of auto, triton, apex, torch"),
-])
+@pytest.mark.parametrize(
+    "asked, device, dtype, message",
+    [
+        ("triton", "cpu", FP32, "sum_of_squares cannot use it: it does not run on cpu"),
+        ("triton", "cuda", torch.float64, "sum_of_squares cannot use it: it has no kernel for float64"),
+        ("apex", "cuda", FP32, "the module fused_layer_norm_cuda is not installed"),
+        ("cuda", "cuda", FP32, "FAIRSEQ_ADAPTIVE_KERNELS=cuda is unknown: choose one of auto, triton, apex, torch"),
+    ],
+)
 def test_explicit_choice_fails_loudly(op, monkeypatch, asked, device, dtype, message):
     monkeypatch.setenv(registry.VARIABLE, asked)
     with pytest.raises(UsageError, match=message):

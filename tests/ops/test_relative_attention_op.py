@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_adaptive.ops.relative_attention import relative_attention
 from fairseq_adaptive.ops.matmul import LEAST
-from fairseq_adaptive.ops.relative_attention import naive, pieces
+from fairseq_adaptive.ops.relative_attention import eager, naive
 
 NAMES = ("queries", "keys", "values", "distances", "content_bias", "position_bias")
 # heads, rows, queries, keys, width: one of each, odd, a memory, and several of Triton's blocks
@@ -17,8 +17,8 @@ SIZES = [(1, 1, 1, 1, 1), (1, 1, 1, 9, 3), (3, 2, 5, 5, 7), (2, 3, 7, 18, 16), (
 @pytest.fixture(autouse=True)
 def small_blocks(backend, monkeypatch):
     """Several pieces and blocks in small tensors; the real size of a block takes Triton's interpreter no longer."""
-    monkeypatch.setattr(pieces, "BLOCK", 4)
-    monkeypatch.setattr(pieces, "PIECE", 100)
+    monkeypatch.setattr(eager, "BLOCK", 4)
+    monkeypatch.setattr(eager, "PIECE", 100)
     if backend == "triton":
         from fairseq_adaptive.ops.relative_attention import triton
 
@@ -189,7 +189,7 @@ def test_scores_are_never_all_in_memory(backend):
 
 def test_products_are_counted(backend, monkeypatch):
     """Those of both passes, and as many on every backend, where blocks leave nothing out."""
-    monkeypatch.setattr(pieces, "BLOCK", 128)
+    monkeypatch.setattr(eager, "BLOCK", 128)
     tensors = inputs(2, 3, 7, 18, 16)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         relative_attention(*tensors)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fairseq_adaptive.modules.residual_block import FeedForwardBlock
+from fairseq_adaptive.modules.transformer_xl.blocks import FeedForwardBlock
 from fairseq_adaptive.ops import OPS
 from fairseq_adaptive.ops.residual_norm import naive, residual_norm
 
@@ -62,9 +62,10 @@ def test_double_precision():
 
 
 @pytest.mark.parametrize("dropout", (0.0, 0.3))
-@pytest.mark.parametrize("dtype, branch_dtype", [
-    (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16), (torch.float32, torch.bfloat16),
-])
+@pytest.mark.parametrize(
+    "dtype, branch_dtype",
+    [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16), (torch.float32, torch.bfloat16)],
+)
 def test_half_precision(dtype, branch_dtype, dropout, backend, device):
     """As exact as the rounding of what goes in and out; the last pair is what autocast makes of a layer."""
     arguments = inputs((rows_of(500, backend, device), 64), dtype)
@@ -112,8 +113,10 @@ def test_masks_follow_the_seed_and_have_no_pattern(backend):
 
 def test_nothing_depends_on_strides(backend):
     arguments = inputs((3, 4, 6))
-    strided = {name: value.transpose(0, 1).contiguous().transpose(0, 1) if value.dim() == 3 else value
-               for name, value in arguments.items()}
+    strided = {
+        name: value.transpose(0, 1).contiguous().transpose(0, 1) if value.dim() == 3 else value
+        for name, value in arguments.items()
+    }
     wide = torch.full((12,), float("nan"))
     wide[::2] = arguments["weight"]
     check(results(residual_norm, {**strided, "weight": wide[::2]}), results(residual_norm, arguments))
@@ -129,11 +132,20 @@ def test_no_rows(backend, poisoned):
 def test_training_ends_where_that_of_the_modules_does(normalize_before, build, batch, backend, device, monkeypatch):
     """Four updates; where the variable says torch, layers call their modules."""
     calls = []
-    fused = "fairseq_adaptive.modules.residual.residual_norm"
+    fused = "fairseq_adaptive.modules.layers.residual.residual_norm"
     monkeypatch.setattr(fused, lambda *args: calls.append(1) or residual_norm(*args))
-    flags = {f"{side}_{name}": value for side in ("encoder", "decoder")
-             for name, value in (("embed_dim", 8), ("ffn_embed_dim", 8), ("attention_heads", 2), ("layers", 1),
-                                 ("unique_layers", 1), ("normalize_before", normalize_before))}
+    flags = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (
+            ("embed_dim", 8),
+            ("ffn_embed_dim", 8),
+            ("attention_heads", 2),
+            ("layers", 1),
+            ("unique_layers", 1),
+            ("normalize_before", normalize_before),
+        )
+    }
     batch = {name: value.to(device) for name, value in batch.items()}
 
     def train():

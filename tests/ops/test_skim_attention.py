@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_adaptive.ops.skim_attention import Sequences, pieces, skim_attention
+from fairseq_adaptive.ops.skim_attention import Sequences, sequences, skim_attention
 from fairseq_adaptive.ops.skim_attention.naive import masked_softmax
 from fairseq_adaptive.ops.skim_attention.naive import skim_attention as definition
 
@@ -79,8 +79,8 @@ def test_pieces_do_not_matter(monkeypatch, limit):
     lengths = [9, 8, 3, 9]
     args = (*inputs(lengths, 4, 6, torch.float64), lengths)
     expected = results(ours, *args)
-    monkeypatch.setattr(pieces, limit, 0)
-    monkeypatch.setattr("fairseq_adaptive.ops.skim_attention.pieced.LARGEST", pieces.LARGEST)
+    monkeypatch.setattr(sequences, limit, 0)
+    monkeypatch.setattr("fairseq_adaptive.ops.skim_attention.eager.LARGEST", sequences.LARGEST)
     torch.testing.assert_close(results(ours, *args), expected)
 
 
@@ -142,7 +142,8 @@ def test_dropout_keeps_the_expectation_and_draws_anew(backend):
     torch.manual_seed(1)
     assert torch.equal(first, ours(query, key, value, [20], dropout=0.5)) and not torch.equal(first, second)
     mean = sum(ours(query, key, value, [20], dropout=0.5) for _ in range(60 if backend == "torch" else 8)) / (
-        60 if backend == "torch" else 8)
+        60 if backend == "torch" else 8
+    )
     error = (mean - ours(query, key, value, [20])).norm() / ours(query, key, value, [20]).norm()
     assert error < (0.3 if backend == "torch" else 0.7)
 

@@ -11,8 +11,9 @@ from fairseq_adaptive.optim.lamb import FairseqLamb, Lamb, LambConfig
 
 
 def gradients(count, shape, seed=2):
-    return [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i), dtype=torch.float64)
-            for i in range(count)]
+    return [
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed + i), dtype=torch.float64) for i in range(count)
+    ]
 
 
 def take(optimizer, parameter, grads):

@@ -84,10 +84,24 @@ def test_layout_is_that_of_the_most_probable_kinds():
 
 def test_compute_is_that_of_the_blocks():
     options = argparse.Namespace(
-        decoder_embed_dim=32, decoder_ffn_embed_dim=64, decoder_attention_heads=2, decoder_head_dim=None, dropout=0.0,
-        attention_dropout=0.0, activation_dropout=0.0, decoder_normalize_before=False, memory_length=8, clamp_length=0,
-        same_length=False, untie_relative_bias=False, adaptive_softmax_cutoff="10,20", adaptive_softmax_factor=1.0,
-        adaptive_softmax_dropout=0.0, share_decoder_input_output_embed=True, tie_adaptive_proj=True, init_std=0.02,
+        decoder_embed_dim=32,
+        decoder_ffn_embed_dim=64,
+        decoder_attention_heads=2,
+        decoder_head_dim=None,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        decoder_normalize_before=False,
+        memory_length=8,
+        clamp_length=0,
+        same_length=False,
+        untie_relative_bias=False,
+        adaptive_softmax_cutoff="10,20",
+        adaptive_softmax_factor=1.0,
+        adaptive_softmax_dropout=0.0,
+        share_decoder_input_output_embed=True,
+        tie_adaptive_proj=True,
+        init_std=0.02,
     )
     flops = [compare_compute(options, blocks, 2, 8, rounds=1) for blocks in ("afaf", "fiif", "afii")]
     assert all(min(found["seconds"]) > 0 for found in flops)

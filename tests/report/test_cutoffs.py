@@ -8,7 +8,7 @@ from cli.helpers import run
 from fairseq.data import Dictionary
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.adaptive_softmax import AdaptiveSoftmax
+from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveSoftmax
 from fairseq_adaptive.report.calibration import _fit
 from fairseq_adaptive.report.cutoffs import (
     Costs,

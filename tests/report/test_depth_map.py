@@ -19,8 +19,13 @@ from fairseq_adaptive.report.depth_map import (
     token_type,
 )
 
-TINY = {"encoder_input_dim": 8, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
-        "max_positions": 12}
+TINY = {
+    "encoder_input_dim": 8,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "max_positions": 12,
+}
 SENTENCE = Sentence(["[CLS]", "▁a", "▁lu", "mp", ".", "[SEP]"], [1, 3, 6, 2, 4, 1], 6)
 
 
@@ -51,8 +56,16 @@ def test_reads_long_texts_in_parts(model, dictionary):
 
 
 def test_reads_encoders_of_translation_and_refuses_what_does_not_halt(build, dictionary):
-    flags = {"encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2, "encoder_layers": 3,
-             "decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2, "decoder_layers": 2}
+    flags = {
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 32,
+        "encoder_attention_heads": 2,
+        "encoder_layers": 3,
+        "decoder_embed_dim": 16,
+        "decoder_ffn_embed_dim": 32,
+        "decoder_attention_heads": 2,
+        "decoder_layers": 2,
+    }
     translator = build("shared_transformer", halting="act", **flags)
     (found,) = read_depths(translator, dictionary, [["word1", "word2"]])
     assert found.tokens == ["word1", "word2", "</s>"] and all(1 <= depth <= 3 for depth in found.depths)
@@ -74,17 +87,34 @@ def test_page():
     page = to_html([SENTENCE, Sentence(["▁<b>", "&"], [6, 6], 6)], "A & B")
     assert page.startswith("<!DOCTYPE html>") and "<title>A &amp; B</title>" in page and "<b>" not in page
     spans = re.findall(r'<span style="background:hsl\((\d+),80%,80%\)" title="(\d)">(.*?)</span>', page)
-    assert spans[6:12] == [("200", "1", " [CLS] "), ("120", "3", " a"), ("0", "6", " lu"), ("160", "2", "mp"),
-                           ("80", "4", "."), ("200", "1", " [SEP] ")]
+    assert spans[6:12] == [
+        ("200", "1", " [CLS] "),
+        ("120", "3", " a"),
+        ("0", "6", " lu"),
+        ("160", "2", "mp"),
+        ("80", "4", "."),
+        ("200", "1", " [SEP] "),
+    ]
     assert spans[12:] == [("0", "6", " &lt;b&gt;"), ("0", "6", "&amp;")] and len(re.findall("<p>", page)) == 3
 
 
-@pytest.mark.parametrize("token, following, kind", [
-    ("[CLS]", "▁a", "special"), ("</s>", None, "special"), ("▁a", "▁lu", "whole word"), ("▁a", ".", "whole word"),
-    ("▁lu", "mp", "start of a word"), ("mp", ".", "inside a word"), (".", None, "punctuation"),
-    ("▁", "3", "punctuation"),
-    ("▁19", "90", "number"), ("90", "th", "number"), ("▁[", "▁a", "punctuation"), ("▁last", None, "whole word"),
-])
+@pytest.mark.parametrize(
+    "token, following, kind",
+    [
+        ("[CLS]", "▁a", "special"),
+        ("</s>", None, "special"),
+        ("▁a", "▁lu", "whole word"),
+        ("▁a", ".", "whole word"),
+        ("▁lu", "mp", "start of a word"),
+        ("mp", ".", "inside a word"),
+        (".", None, "punctuation"),
+        ("▁", "3", "punctuation"),
+        ("▁19", "90", "number"),
+        ("90", "th", "number"),
+        ("▁[", "▁a", "punctuation"),
+        ("▁last", None, "whole word"),
+    ],
+)
 def test_types(token, following, kind):
     assert token_type(token, following) == kind
 
@@ -93,13 +123,23 @@ def test_tables_by_hand():
     other = Sentence(["[CLS]", "▁a", "▁a", "[SEP]"], [2, 5, 4, 1], 6)
     tables = depth_tables([SENTENCE, other])
     assert tables["token type"] == {
-        "[CLS]": (2, 1.5), "[SEP]": (2, 1.0), "inside a word": (1, 2.0), "punctuation": (1, 4.0),
-        "start of a word": (1, 6.0), "whole word": (3, 4.0)}
+        "[CLS]": (2, 1.5),
+        "[SEP]": (2, 1.0),
+        "inside a word": (1, 2.0),
+        "punctuation": (1, 4.0),
+        "start of a word": (1, 6.0),
+        "whole word": (3, 4.0),
+    }
     assert tables["frequency rank"] == {"1": (3, 4.0), "2-3": (2, 4.0), "4-7": (1, 4.0)}
     assert tables["part of the text"] == {"1/10": (2, 4.0), "3/10": (1, 6.0), "6/10": (2, 3.0), "8/10": (1, 4.0)}
     assert "| whole word | 3 | 4.00 |\n" in format_tables(tables)
     assert list(depth_tables([Sentence([f"▁{i}"], [i], 20) for i in range(1, 20)])["frequency rank"]) == [
-        "1", "2-3", "4-7", "8-15", "16-31"]
+        "1",
+        "2-3",
+        "4-7",
+        "8-15",
+        "16-31",
+    ]
     with pytest.raises(UsageError, match="nothing to count"):
         depth_tables([])
 

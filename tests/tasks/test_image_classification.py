@@ -107,8 +107,13 @@ def test_middle_is_cut_out(tmp_path):
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_image(folders):
-    flags = {"image_size": 16, "random_resized_crop": True, "horizontal_flip": True, "randaugment_layers": 2,
-             "mixup": 0.5}
+    flags = {
+        "image_size": 16,
+        "random_resized_crop": True,
+        "horizontal_flip": True,
+        "randaugment_layers": 2,
+        "mixup": 0.5,
+    }
     one, two = make(folders, "train", **flags), make(folders, "train", **flags)
     one.set_epoch(2), two.set_epoch(2)
     assert torch.equal(batch_of(one, 1, 4, 7)["net_input"]["image"], batch_of(two, 1, 4, 7)["net_input"]["image"])

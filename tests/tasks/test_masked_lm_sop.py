@@ -18,8 +18,13 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import recording
 
 BOS, PAD, EOS = 0, 1, 2
-TINY = {"encoder_input_dim": 8, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
-        "max_positions": 32}
+TINY = {
+    "encoder_input_dim": 8,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "max_positions": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -181,21 +186,27 @@ def test_spans_do_not_go_on_past_a_special_symbol(words):
     assert 0.27 < np.mean([pair == [1, 4] for pair in drawn]) < 0.4
 
 
-@pytest.mark.parametrize("tokens_per_sample, documents, message", [
-    (5, [[[4, 5]]], "--tokens-per-sample 5 leaves no room"),
-    (16, [[[4]], [[5]]], "no document of two tokens"),
-    (16, [], "no document of two tokens"),
-])
+@pytest.mark.parametrize(
+    "tokens_per_sample, documents, message",
+    [
+        (5, [[[4, 5]]], "--tokens-per-sample 5 leaves no room"),
+        (16, [[[4]], [[5]]], "no document of two tokens"),
+        (16, [], "no document of two tokens"),
+    ],
+)
 def test_refuses_what_has_no_two_parts(words, tokens_per_sample, documents, message):
     with pytest.raises(UsageError, match=message):
         make(documents, words, tokens_per_sample)
 
 
-@pytest.mark.parametrize("flags, message", [
-    ({"probability": 0.0}, "--mask-prob 0.0 is impossible"),
-    ({"longest": 0}, "--mask-ngram 0 is impossible"),
-    ({"leave_unmasked": 0.6, "random": 0.5}, "sum to at most 1"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"probability": 0.0}, "--mask-prob 0.0 is impossible"),
+        ({"longest": 0}, "--mask-ngram 0 is impossible"),
+        ({"leave_unmasked": 0.6, "random": 0.5}, "sum to at most 1"),
+    ],
+)
 def test_refuses_impossible_masks(words, flags, message):
     with pytest.raises(UsageError, match=message):
         NgramMask(words, **flags)
@@ -204,8 +215,11 @@ def test_refuses_impossible_masks(words, flags, message):
 @pytest.fixture
 def sample(documents, dictionary):
     words = [[[token % 40 + 4 for token in line] for line in document] for document in documents[5:9]]
-    dictionary = argparse.Namespace(**{name: getattr(dictionary, name) for name in ("bos", "eos", "pad", "nspecial")},
-                                    symbols=dictionary.symbols, index=lambda symbol: 47)
+    dictionary = argparse.Namespace(
+        **{name: getattr(dictionary, name) for name in ("bos", "eos", "pad", "nspecial")},
+        symbols=dictionary.symbols,
+        index=lambda symbol: 47,
+    )
     dataset = make(words, dictionary)
     return dataset.collater([dataset[index] for index in range(5)])
 

@@ -8,8 +8,16 @@ from fairseq_adaptive.tasks.parity import ParityConfig, ParityTask
 
 
 def make(split="train", **settings):
-    cfg = SimpleNamespace(**{**vars(ParityConfig()), "seed": 1, "sequence_length": 9, "train_examples": 600,
-                             "eval_examples": 50, **settings})
+    cfg = SimpleNamespace(
+        **{
+            **vars(ParityConfig()),
+            "seed": 1,
+            "sequence_length": 9,
+            "train_examples": 600,
+            "eval_examples": 50,
+            **settings,
+        }
+    )
     task = ParityTask(cfg)
     task.load_dataset(split)
     return task.dataset(split)

@@ -20,8 +20,16 @@ def task(dictionary, tmp_path):
     return segmented_task(dictionary, tmp_path)
 
 
-@pytest.mark.parametrize("flag, value", [("sample_break_mode", "eos"), ("add_bos_token", True), ("past_target", True),
-                                         ("shorten_method", "truncate"), ("output_dictionary_size", 10)])
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("sample_break_mode", "eos"),
+        ("add_bos_token", True),
+        ("past_target", True),
+        ("shorten_method", "truncate"),
+        ("output_dictionary_size", 10),
+    ],
+)
 def test_flags_of_sentences_are_refused(flag, value, dictionary, tmp_path):
     with pytest.raises(UsageError, match=f"--{flag.replace('_', '-')} has no meaning"):
         segmented_task(dictionary, tmp_path, **{flag: value})
@@ -47,8 +55,10 @@ def test_models_without_memory_read_the_same_segments(task, dictionary):
 
 
 def test_models_with_memory_get_it(task, dictionary):
-    memories = [batch["net_input"]["memory"]
-                for batch in task.eval_lm_dataloader(text(dictionary, 20, 6), batch_size=2, num_workers=0)]
+    memories = [
+        batch["net_input"]["memory"]
+        for batch in task.eval_lm_dataloader(text(dictionary, 20, 6), batch_size=2, num_workers=0)
+    ]
     assert len(memories) == 2 and memories[0] is memories[1]
 
 

@@ -34,8 +34,14 @@ def task(tmp_path):
             binarise(tmp_path / "label" / "train", names, labels)
         if numbers is not None:
             (tmp_path / "label" / "train.label").write_text("".join(f"{number}\n" for number in numbers))
-        values = {"num_classes": 2, "init_token": 0, "regression_target": False, "classification_head_name": "head",
-                  "seed": 1, **flags}
+        values = {
+            "num_classes": 2,
+            "init_token": 0,
+            "regression_target": False,
+            "classification_head_name": "head",
+            "seed": 1,
+            **flags,
+        }
         made = SentencePredictionTask.setup_task(SentencePredictionConfig(data=str(tmp_path), **values))
         made.load_dataset("train")
         return made
@@ -51,21 +57,43 @@ def test_takes_what_fits(task):
     assert batch["net_input"]["src_lengths"].min() == 2  # a text without words is <s> </s>
 
 
-@pytest.mark.parametrize("labels, flags, message", [
-    (None, {"num_classes": -1}, "--num-classes is missing"),
-    (("good",) * 5, {"num_classes": 3},
-     r"--num-classes 3, but .*dict.txt has 2 labels \(good, bad\): set --num-classes 2"),
-    (("good",) * 5, {"num_classes": 1}, "--num-classes 1, but .* set --num-classes 2"),
-    (("good", "bad", "so so", "bad", "bad"), {}, "line 3 has 2 labels, not one"),
-    (("good", "", "bad", "bad", "bad"), {}, "line 2 has 0 labels, not one"),
-    (("good", "bad", "bad", "ugly", "bad"), {}, "the label in line 4 is not in label/dict.txt, which has good, bad:"),
-    (("good", "bad"), {}, "split train in .* not equally many"),
-    (("good",) * 5, {"numbers": None, "num_classes": 1, "regression_target": True}, "there is no .*train.label"),
-    (None, {"numbers": [1, 2, "x", 4, 5], "num_classes": 1, "regression_target": True}, "could not convert .* 'x'"),
-    (None, {"numbers": [1, 2, "3 4", 4, 5], "num_classes": 1, "regression_target": True}, "on line 2, found: \"3 4\""),
-    (None, {"numbers": [1, 2, "nan", 4, 5], "num_classes": 1, "regression_target": True}, "line 3: nan is no number"),
-    (None, {"numbers": [1, 2, 3], "num_classes": 1, "regression_target": True}, "split train in .* not equally many"),
-])
+@pytest.mark.parametrize(
+    "labels, flags, message",
+    [
+        (None, {"num_classes": -1}, "--num-classes is missing"),
+        (
+            ("good",) * 5,
+            {"num_classes": 3},
+            r"--num-classes 3, but .*dict.txt has 2 labels \(good, bad\): set --num-classes 2",
+        ),
+        (("good",) * 5, {"num_classes": 1}, "--num-classes 1, but .* set --num-classes 2"),
+        (("good", "bad", "so so", "bad", "bad"), {}, "line 3 has 2 labels, not one"),
+        (("good", "", "bad", "bad", "bad"), {}, "line 2 has 0 labels, not one"),
+        (
+            ("good", "bad", "bad", "ugly", "bad"),
+            {},
+            "the label in line 4 is not in label/dict.txt, which has good, bad:",
+        ),
+        (("good", "bad"), {}, "split train in .* not equally many"),
+        (("good",) * 5, {"numbers": None, "num_classes": 1, "regression_target": True}, "there is no .*train.label"),
+        (None, {"numbers": [1, 2, "x", 4, 5], "num_classes": 1, "regression_target": True}, "could not convert .* 'x'"),
+        (
+            None,
+            {"numbers": [1, 2, "3 4", 4, 5], "num_classes": 1, "regression_target": True},
+            'on line 2, found: "3 4"',
+        ),
+        (
+            None,
+            {"numbers": [1, 2, "nan", 4, 5], "num_classes": 1, "regression_target": True},
+            "line 3: nan is no number",
+        ),
+        (
+            None,
+            {"numbers": [1, 2, 3], "num_classes": 1, "regression_target": True},
+            "split train in .* not equally many",
+        ),
+    ],
+)
 def test_refuses_labels(task, labels, flags, message, tmp_path):
     if flags.get("numbers"):
         (tmp_path / "label").mkdir()

@@ -2,8 +2,8 @@
 
 import torch
 
-from fairseq_adaptive.modules.known import is_plain
-from fairseq_adaptive.modules.packed_linear import LINEARS
+from fairseq_adaptive.modules.layers.known import is_plain
+from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 from fairseq_adaptive.modules.policies.base import LearnedHalting, Verdict, check_threshold, upcast, where_token
 from fairseq_adaptive.modules.policies.registry import register_policy
 from fairseq_adaptive.ops.halting_update import halting_update, naive

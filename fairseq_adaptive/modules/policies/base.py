@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.known import is_plain
-from fairseq_adaptive.modules.packed_linear import LINEARS
+from fairseq_adaptive.modules.layers.known import is_plain
+from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 
 Carry = Dict[str, Tensor]
 

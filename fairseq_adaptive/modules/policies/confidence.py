@@ -69,7 +69,9 @@ class Margin(ConfidenceExit):
 
     def __init__(self, scores: Optional[Callable], threshold: float = 0.99):
         if scores is None:
-            raise UsageError("the halting rule margin asks the word scores, which this stack has not (an encoder, or "
-                             "an adaptive softmax): choose saturation, or in translation --decoder-halting margin "
-                             "alone")
+            raise UsageError(
+                "the halting rule margin asks the word scores, which this stack has not (an encoder, or "
+                "an adaptive softmax): choose saturation, or in translation --decoder-halting margin "
+                "alone"
+            )
         super().__init__(threshold, scores)

@@ -28,7 +28,7 @@ def share_of(capacity: Union[float, str]) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise UsageError(f"a capacity of {capacity} is impossible: it is a share above 0 and at most 1, or \"12.5%\"")
+        raise UsageError(f'a capacity of {capacity} is impossible: it is a share above 0 and at most 1, or "12.5%"')
     return share
 
 
@@ -60,10 +60,19 @@ class MixtureOfDepths(Router, nn.ModuleList):
 
     monotone, weighs, weight = False, True, 0.01
 
-    def __init__(self, dim: int, depths: int, capacity: Union[float, str] = 0.5, every: int = 1,
-                 weighting: str = "sigmoid", predictor: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        depths: int,
+        capacity: Union[float, str] = 0.5,
+        every: int = 1,
+        weighting: str = "sigmoid",
+        predictor: bool = False,
+    ):
         if every not in range(1, depths + 1):
-            raise UsageError(f"every {every}: of {depths} depths each (1), every other (2) or every {depths}th is routed")
+            raise UsageError(
+                f"every {every}: of {depths} depths each (1), every other (2) or every {depths}th is routed"
+            )
         if weighting not in ("score", "sigmoid"):
             raise UsageError(f"unknown weighting {weighting!r}: choose score or sigmoid")
         super().__init__(Score(dim, 1) for _ in range(depths // every))
@@ -98,8 +107,11 @@ class MixtureOfDepths(Router, nn.ModuleList):
     def price(self, trace):
         """How badly it is told who is among the best: the mean binary cross-entropy over the tokens asked."""
         steps = [step for step in trace.steps if step.score is not None]
-        losses = [F.binary_cross_entropy_with_logits(step.score, (step.kept > 0).to(step.score), reduction="none")
-                  * step.asked for step in steps]
+        losses = [
+            F.binary_cross_entropy_with_logits(step.score, (step.kept > 0).to(step.score), reduction="none")
+            * step.asked
+            for step in steps
+        ]
         asked = sum((step.asked.sum() for step in steps), trace.tokens.new_zeros((), dtype=torch.long))
         return sum((each.sum() for each in losses), super().price(trace)) / asked.clamp_min(1)
 

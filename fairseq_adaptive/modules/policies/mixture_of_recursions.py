@@ -44,13 +44,25 @@ class ExpertChoice(Recursions):
 
     weight = 0.001  # of the price, as published
 
-    def __init__(self, dim: int, depths: int, schedule: Sequence[int] = (), recursions: Optional[int] = None,
-                 gate: str = "sigmoid", alpha: float = 0.1, warmup: int = 0, threshold: float = 0.5,
-                 auxiliary: bool = False, z_loss: float = 0.0, mlp: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        depths: int,
+        schedule: Sequence[int] = (),
+        recursions: Optional[int] = None,
+        gate: str = "sigmoid",
+        alpha: float = 0.1,
+        warmup: int = 0,
+        threshold: float = 0.5,
+        auxiliary: bool = False,
+        z_loss: float = 0.0,
+        mlp: bool = False,
+    ):
         super().__init__(depths, schedule, recursions, warmup)
         if gate not in _GATES or not 0 < threshold < 1:
-            raise UsageError(f"gate {gate!r} must be one of {', '.join(_GATES)}, and threshold {threshold} between 0 "
-                             "and 1")
+            raise UsageError(
+                f"gate {gate!r} must be one of {', '.join(_GATES)}, and threshold {threshold} between 0 and 1"
+            )
         if auxiliary and z_loss:
             raise UsageError("z_loss is for scores that the price teaches: leave out auxiliary")
         self.gate, self.alpha, self.z_loss = _GATES[gate], alpha, z_loss

@@ -33,30 +33,43 @@ def check_pairing(
         if answer is not None and answer not in ANSWERS:
             raise UsageError(f"unknown {flag} {answer!r}: choose one of {', '.join(ANSWERS)}")
         if answer == "last":
-            raise UsageError(f"{flag} last: a token would need the last depth of the others at its own first one; "
-                             "choose first, keep or recompute")
+            raise UsageError(
+                f"{flag} last: a token would need the last depth of the others at its own first one; "
+                "choose first, keep or recompute"
+            )
     if router is None and router_kv is not None:
         raise UsageError("--router-kv says what is seen of tokens that a router leaves out: add --router")
     if halting is None and halting_kv is not None:
         raise UsageError("--halting-kv says what is seen of tokens that have halted: add --halting")
     repeats, single = len(set(schedule)) < len(schedule), len(set(schedule)) == 1
     if router_kv == "keep":
-        raise UsageError("--router-kv keep: a token that is left out at once has no keys to keep; choose active or "
-                         "recompute")
+        raise UsageError(
+            "--router-kv keep: a token that is left out at once has no keys to keep; choose active or recompute"
+        )
     if router_kv == "first" and not router.computes_all_first:
-        raise UsageError("--router-kv first needs a router that computes all tokens at the first repeat of every layer: "
-                         "here a token that is left out there has no keys; choose active or recompute")
+        raise UsageError(
+            "--router-kv first needs a router that computes all tokens at the first repeat of every layer: "
+            "here a token that is left out there has no keys; choose active or recompute"
+        )
     if halting_kv == "keep" and not repeats:
-        raise UsageError("--halting-kv keep needs a layer that serves several depths: here each runs once, and a token "
-                         "that has halted has no keys of it; choose recompute or active")
+        raise UsageError(
+            "--halting-kv keep needs a layer that serves several depths: here each runs once, and a token "
+            "that has halted has no keys of it; choose recompute or active"
+        )
     if halting_kv == "first" and not (single and repeats):
-        raise UsageError("--halting-kv first needs one layer at all depths: a token may halt before another layer has "
-                         "run once; choose recompute, keep or active")
+        raise UsageError(
+            "--halting-kv first needs one layer at all depths: a token may halt before another layer has "
+            "run once; choose recompute, keep or active"
+        )
     if "first" in (router_kv, halting_kv) and router is not None and halting is not None and router_kv != halting_kv:
-        raise UsageError("with first all tokens read the keys of a layer's first repeat: give it to both --router-kv "
-                         "and --halting-kv")
+        raise UsageError(
+            "with first all tokens read the keys of a layer's first repeat: give it to both --router-kv "
+            "and --halting-kv"
+        )
     if router is not None and router.weighs and halting is not None and halting.compares_states:
-        raise UsageError("this halting rule asks how far a layer moves the state, and this router's score scales how "
-                         "far: choose act or margin")
+        raise UsageError(
+            "this halting rule asks how far a layer moves the state, and this router's score scales how "
+            "far: choose act or margin"
+        )
     router_kv = router_kv or (router.default_kv if router is not None else "active")
     return router_kv, halting_kv or "recompute"

@@ -30,8 +30,10 @@ class Recursions(Router, nn.Module):
         self.first, length = shared[0], shared[-1] + 1 - shared[0]
         self.count = recursions or max(map(schedule.count, schedule))
         if self.count not in range(2, length + 1) or length % self.count:
-            raise UsageError(f"{length} depths that share layers cannot be {self.count} recursions of equal length: share "
-                             "layers with --layer-sharing middle_cycle, or give --router-args '{\"recursions\": 3}'")
+            raise UsageError(
+                f"{length} depths that share layers cannot be {self.count} recursions of equal length: share "
+                "layers with --layer-sharing middle_cycle, or give --router-args '{\"recursions\": 3}'"
+            )
         self.block, self.warmup, self.num_updates = length // self.count, warmup, 0
         begun = schedule[self.first : self.first + self.block]
         self.computes_all_first = set(begun) == set(schedule[self.first : self.first + length])

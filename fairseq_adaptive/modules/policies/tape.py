@@ -26,7 +26,9 @@ class Reading(NamedTuple):
     cost: Tensor  # B, ponder cost
     entries: Tensor  # B x S x K, places in the bank; -1 where nothing was read
     weights: Tensor  # B x S x K, the share of each entry in its token
-    appended: Optional[Tensor] = None  # B x S x C, what joins the sequence: the tokens, through an MLP where there is one
+    appended: Optional[Tensor] = (
+        None  # B x S x C, what joins the sequence: the tokens, through an MLP where there is one
+    )
     size: int = 0  # N, entries of the bank
     shared: bool = False  # one bank for all sequences
 
@@ -211,8 +213,9 @@ class TapeReader(nn.Module):
         live, entries, weights = (torch.stack(parts, 1) for parts in zip(*steps))
         tokens = _mix(bank, entries, weights).masked_fill(~live.unsqueeze(-1), 0)
         read = live.unsqueeze(-1) & (weights > 0)
-        return Reading(tokens, live, cost, entries.masked_fill(~read, -1), weights * read,
-                       size=size, shared=bank.dim() == 2)
+        return Reading(
+            tokens, live, cost, entries.masked_fill(~read, -1), weights * read, size=size, shared=bank.dim() == 2
+        )
 
     def _read(self, query, keys, used):
         """Return (running, entries, weights) of each step, and the ponder cost.
@@ -332,9 +335,18 @@ class LearnedTape(Tape):
     """
 
     def __init__(
-        self, dim: int, heads: int = 1, tokens: int = 10, threshold: float = 2.0, bank_size: int = 10000,
-        mlp_dim: int = 0, cost: str = "entropy", query: str = "mean", query_update: str = "average",
-        key_dim: Optional[int] = None, depth: int = 0,
+        self,
+        dim: int,
+        heads: int = 1,
+        tokens: int = 10,
+        threshold: float = 2.0,
+        bank_size: int = 10000,
+        mlp_dim: int = 0,
+        cost: str = "entropy",
+        query: str = "mean",
+        query_update: str = "average",
+        key_dim: Optional[int] = None,
+        depth: int = 0,
     ):
         reader = TapeReader(dim, tokens, threshold, key_dim or dim // heads, cost, query_update)
         reader.check_bank(bank_size)

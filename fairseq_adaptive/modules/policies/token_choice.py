@@ -40,9 +40,20 @@ class TokenChoice(Recursions):
 
     weight = 0.1  # of the price, as published
 
-    def __init__(self, dim: int, depths: int, schedule: Sequence[int] = (), recursions: Optional[int] = None,
-                 function: str = "softmax", alpha: float = 1.0, balance: str = "loss", rate: float = 0.001,
-                 warmup: int = 0, z_loss: float = 0.0, mlp: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        depths: int,
+        schedule: Sequence[int] = (),
+        recursions: Optional[int] = None,
+        function: str = "softmax",
+        alpha: float = 1.0,
+        balance: str = "loss",
+        rate: float = 0.001,
+        warmup: int = 0,
+        z_loss: float = 0.0,
+        mlp: bool = False,
+    ):
         super().__init__(depths, schedule, recursions, warmup)
         if function not in ("softmax", "sigmoid") or balance not in ("loss", "bias"):
             raise UsageError(f"function {function!r} must be softmax or sigmoid, and balance {balance!r} loss or bias")
@@ -94,7 +105,9 @@ class TokenChoice(Recursions):
         if self.balance == "bias":
             return total
         both = [(step.keeping, (step.kept > 0).to(step.keeping)) for step in steps]
-        chances, loads = (torch.stack([(each * step.asked).sum() for each, step in zip(found, steps)]) / tokens
-                          for found in zip(*both))
+        chances, loads = (
+            torch.stack([(each * step.asked).sum() for each, step in zip(found, steps)]) / tokens
+            for found in zip(*both)
+        )
         chances, loads = (each - F.pad(each[1:], (0, 1)) for each in (chances, loads))  # from "at least" to "exactly"
         return total + self.count * (chances * loads).sum()

@@ -157,8 +157,9 @@ class TokenContext(Context):
         self._keys = KeptKeys(kv) if kv in ("keep", "first") else None
         self._tape, self.tape_len = None, tape_len
         if tape_len:
-            self._tape = self.take((torch.arange(x.size(0), device=x.device) >= x.size(0) - tape_len)[None].expand_as(
-                self.tokens))
+            self._tape = self.take(
+                (torch.arange(x.size(0), device=x.device) >= x.size(0) - tape_len)[None].expand_as(self.tokens)
+            )
 
     @property
     def sentence(self):
@@ -167,7 +168,8 @@ class TokenContext(Context):
     def arguments(self, stack, depth, x, shown):
         keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown)
         attention = functools.partial(
-            attend_within, stack[depth].self_attn, self._sequences, kept=shown.visible, keys=keys)
+            attend_within, stack[depth].self_attn, self._sequences, kept=shown.visible, keys=keys
+        )
         tape = {} if self._tape is None else {"tape": self._tape}
         return {"self_attention": attention, **tape}
 
@@ -196,8 +198,9 @@ class TapeContext(Context):
         for tape_len in lengths.unique().tolist():
             sentences, end = (lengths == tape_len).nonzero().squeeze(1), base + tape_len
             mask = padding_mask[sentences, :end]
-            self._parts.append((sentences, end, {"encoder_padding_mask": mask if mask.any() else None,
-                                                 "tape_len": tape_len}))
+            self._parts.append(
+                (sentences, end, {"encoder_padding_mask": mask if mask.any() else None, "tape_len": tape_len})
+            )
             self.start.append(x[:end, sentences])
 
     def call(self, stack, depth, x, shown=ALL):
@@ -234,7 +237,8 @@ class DecoderContext(Context):
                 visible = self.running.to(x) if visible is None else visible * self.running
             keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown)
             attention = functools.partial(
-                attend_padded, stack[depth].self_attn, visible=visible, causal=self.causal, keys=keys)
+                attend_padded, stack[depth].self_attn, visible=visible, causal=self.causal, keys=keys
+            )
         wanted = self._weights_at in (-1, depth)
         return {**self._where, "need_attn": wanted, "need_head_weights": wanted, "self_attention": attention}
 

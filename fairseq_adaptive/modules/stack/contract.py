@@ -21,12 +21,16 @@ def check_layer(layer: nn.Module, attention: str, needs) -> None:
         UsageError: with the name of its class and what it lacks
     """
     name = type(layer).__name__
-    advice = ("a layer that maps states and a padding mask to states needs nothing of that: put it into a ForeignStack")
+    advice = "a layer that maps states and a padding mask to states needs nothing of that: put it into a ForeignStack"
     if not hasattr(layer, "attends"):
-        raise UsageError(f"{name} cannot run under a router or a halting rule: it does not say with ``attends`` which block "
-                         f"of it has keys and values; {advice}")
+        raise UsageError(
+            f"{name} cannot run under a router or a halting rule: it does not say with ``attends`` which block "
+            f"of it has keys and values; {advice}"
+        )
     block = layer.attends
-    lacks = [] if block is None else [each for each in ("before", "keys_and_values", attention) if not hasattr(block, each)]
+    lacks = (
+        [] if block is None else [each for each in ("before", "keys_and_values", attention) if not hasattr(block, each)]
+    )
     if not lacks and block is not None and attention == "self_attn":
         lacks = [f"{attention}.{each}" for each in PROJECTIONS if not hasattr(block.self_attn, each)]
     arguments = inspect.signature(type(layer).forward).parameters.values()

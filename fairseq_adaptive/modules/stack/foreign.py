@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.idle import zero_gradients
+from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies import Halting, Place, Reader, Router, build_policy
 from fairseq_adaptive.modules.stack.context import ALL, Context
 from fairseq_adaptive.modules.stack.packed_context import PackedContext
@@ -161,8 +161,10 @@ class ForeignStack(LayerStack):
         )
         super().__init__(layers, schedule, halting=halting, router=router, router_kv=router_kv, halting_kv=halting_kv)
         if self.kv != "recompute":
-            raise UsageError(f"{self.kv} keeps keys and values, which layers of other libraries do not show: choose active "
-                             "or recompute")
+            raise UsageError(
+                f"{self.kv} keeps keys and values, which layers of other libraries do not show: choose active "
+                "or recompute"
+            )
         if reader is not None and not 0 <= reader.depth < len(schedule):
             raise UsageError(f"a reader at depth {reader.depth} never reads: use 0 to {len(schedule) - 1}")
         self.reader, self._calls = reader, [call or _call_of(layer) for layer in layers]
@@ -206,7 +208,12 @@ class ForeignStack(LayerStack):
         if self.reader is not None and mask is not None:
             raise UsageError("a reader reads all tokens, which a mask would hide from some: leave one of them out")
         out = self._run(
-            x.transpose(0, 1), padding_mask, protected, reader=self.reader, bank=bank, bank_padding_mask=bank_padding_mask,
+            x.transpose(0, 1),
+            padding_mask,
+            protected,
+            reader=self.reader,
+            bank=bank,
+            bank_padding_mask=bank_padding_mask,
             dense=lambda x, padding_mask, tape_len, read: ForeignContext(x, padding_mask, tape_len, mask),
             packed=lambda x, padding_mask, tape_len, reading: PackedForeign(x, padding_mask, tape_len, reading, mask),
         )
@@ -241,21 +248,29 @@ def _try(layer: nn.Module, call: Callable, dim: int):
         alone = [call(layer, x[:1, :3], None), call(layer, x[1:], None)]
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{name} does not run on states [B, T, {dim}] and a padding mask [B, T]: {reason}; give call=, or "
-                         "another width") from error
+        raise UsageError(
+            f"{name} does not run on states [B, T, {dim}] and a padding mask [B, T]: {reason}; give call=, or "
+            "another width"
+        ) from error
     finally:
         for module, mode in modes:
             module.training = mode
     if not isinstance(both, Tensor) or both.shape != x.shape:
         found = tuple(both.shape) if isinstance(both, Tensor) else type(both).__name__
-        raise UsageError(f"{name} makes {found} of states {tuple(x.shape)}: it must give states of the same shape; give call=")
+        raise UsageError(
+            f"{name} makes {found} of states {tuple(x.shape)}: it must give states of the same shape; give call="
+        )
     least = 1e-2 if x.dtype.itemsize < 4 else 1e-4
 
     def differs(one, other):
         return not torch.allclose(one, other, rtol=least, atol=least * float(both[~padding].abs().amax()))
 
     if differs(both[0, :3], changed[0, :3]):
-        raise UsageError(f"{name} reads padding: a token that is left out must not be seen; give call=, or another layer")
+        raise UsageError(
+            f"{name} reads padding: a token that is left out must not be seen; give call=, or another layer"
+        )
     if differs(both[1], alone[1][0]) or differs(both[0, :3], alone[0][0]) or differs(both, other.flip(0)):
-        raise UsageError(f"{name} mixes the sentences of a batch, or places padding otherwise than its mask says: each "
-                         "must have what it has alone; give call=, or another layer")
+        raise UsageError(
+            f"{name} mixes the sentences of a batch, or places padding otherwise than its mask says: each "
+            "must have what it has alone; give call=, or another layer"
+        )

@@ -49,8 +49,10 @@ def layer_schedule(strategy: str, num_unique: int, num_total: int) -> Tuple[int,
         return tuple(range(num_total))
     if strategy.startswith("middle_"):
         if num_unique < 3:
-            raise UsageError(f"{strategy} gives the first and the last of {num_total} depths layers of their own: "
-                             f"it needs at least 3 unique layers, not {num_unique}")
+            raise UsageError(
+                f"{strategy} gives the first and the last of {num_total} depths layers of their own: "
+                f"it needs at least 3 unique layers, not {num_unique}"
+            )
         middle = layer_schedule(strategy[len("middle_") :], num_unique - 2, num_total - 2)
         return (0, *(1 + number for number in middle), num_unique - 1)
     if strategy == "sequence":

@@ -6,15 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.known import change, first_change, say_once
+from fairseq_adaptive.modules.layers.known import change, first_change, say_once
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
-from fairseq_adaptive.modules.stack.context import (
-    DecoderContext,
-    PlainDecoderContext,
-    Reading,
-    encoder_context,
-)
+from fairseq_adaptive.modules.stack.context import DecoderContext, PlainDecoderContext, Reading, encoder_context
 from fairseq_adaptive.modules.stack.contract import check_layer
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
@@ -39,7 +34,7 @@ class LayerStack(nn.Module):
     - it has ``attends``, the block that has keys and values: itself, one within it, or None. The block has ``before(x)``,
       what its attention reads of states, ``keys_and_values(read)``, and fairseq's attention as ``self_attn``
     - it may have ``step_kind``, its name in a trace
-    - its class and that of its attention say that they are known (:func:`~fairseq_adaptive.modules.known.known`); with
+    - its class and that of its attention say that they are known (:func:`~fairseq_adaptive.modules.layers.known.known`); with
       others, a subclass among them, or hooks on attention, nothing is packed: attention is called, and hides by its mask
 
     Any other layer, which maps states and a padding mask to states, goes into a
@@ -146,14 +141,19 @@ class LayerStack(nn.Module):
         for layer in map(self.layer, range(self.unique_layers)):
             block = getattr(layer, "attends", None)
             replaced = (getattr(block, name, None) for name in (self.attention, "encoder_attn"))
-            why = why or change(layer, called=True) or (block is not None and change(block, called=True)) or first_change(
-                each for each in replaced if each is not None)
+            why = (
+                why
+                or change(layer, called=True)
+                or (block is not None and change(block, called=True))
+                or first_change(each for each in replaced if each is not None)
+            )
         why = why or None
         if why is not None and self.adaptive:
             say_once("packed runs", why)
             if self.kv != "recompute":
-                raise UsageError(f"{self.kv} keeps the keys and values of attention, but here {why}: choose recompute or "
-                                 "active")
+                raise UsageError(
+                    f"{self.kv} keeps the keys and values of attention, but here {why}: choose recompute or active"
+                )
         return why
 
     @property
@@ -170,7 +170,8 @@ class LayerStack(nn.Module):
     def hides(self) -> bool:
         """Whether some tokens are invisible at some depths."""
         return (self.router is not None and self.router_kv == "active") or (
-            self.halting is not None and self.halting_kv == "active")
+            self.halting is not None and self.halting_kv == "active"
+        )
 
     @property
     def kv(self) -> str:
@@ -229,8 +230,18 @@ class LayerStack(nn.Module):
         Raises:
             UsageError: for a reader with ``--halting-kv keep`` or ``first`` that does not read before the first depth
         """
-        return self._run(x, encoder_padding_mask, protected, tape_len, reader, bank, bank_padding_mask, states,
-                         self._dense_context, self._packed_context)
+        return self._run(
+            x,
+            encoder_padding_mask,
+            protected,
+            tape_len,
+            reader,
+            bank,
+            bank_padding_mask,
+            states,
+            self._dense_context,
+            self._packed_context,
+        )
 
     def _dense_context(self, x, padding_mask, tape_len, read):
         return encoder_context(self, x, padding_mask, tape_len, read)
@@ -239,15 +250,28 @@ class LayerStack(nn.Module):
         kind = PackedContext if self.sees_others else ActiveContext
         return kind(x, padding_mask, tape_len=tape_len, reading=reading, kv=self.kv)
 
-    def _run(self, x, encoder_padding_mask, protected=None, tape_len=0, reader=None, bank=None, bank_padding_mask=None,
-             states=None, dense=None, packed=None):
+    def _run(
+        self,
+        x,
+        encoder_padding_mask,
+        protected=None,
+        tape_len=0,
+        reader=None,
+        bank=None,
+        bank_padding_mask=None,
+        states=None,
+        dense=None,
+        packed=None,
+    ):
         """:meth:`forward`, in the contexts that ``dense`` and ``packed`` make."""
         reading = read = None
         if reader is not None:
             reading = Reading(reader, bank, bank_padding_mask)
             if reader.depth and self.kv != "recompute":
-                raise UsageError(f"--halting-kv {self.kv} cannot be combined with a reader that reads after the first "
-                                 "layer, whose tokens have no keys of it: choose recompute or active")
+                raise UsageError(
+                    f"--halting-kv {self.kv} cannot be combined with a reader that reads after the first "
+                    "layer, whose tokens have no keys of it: choose recompute or active"
+                )
             if not reader.depth:
                 x, encoder_padding_mask, protected, read = _joined(reading, x, encoder_padding_mask, protected)
                 reading, tape_len = None, read.live.size(1)
@@ -273,7 +297,8 @@ class LayerStack(nn.Module):
     def sees_others(self) -> bool:
         """Whether tokens see some that are not computed."""
         return (self.halting is not None and self.halting_kv != "active") or (
-            self.router is not None and self.router_kv != "active")
+            self.router is not None and self.router_kv != "active"
+        )
 
     def _packed_now(self):
         return not (self.training or torch.is_grad_enabled()) if self.packed is None else self.packed
@@ -368,20 +393,28 @@ class DecoderStack(LayerStack):
         Returns:
             T x B x C, and attention weights, H x B x T x S, or None
         """
-        where = {"encoder_out": encoder_out, "encoder_padding_mask": encoder_padding_mask,
-                 "incremental_state": incremental_state, "self_attn_mask": self_attn_mask}
+        where = {
+            "encoder_out": encoder_out,
+            "encoder_padding_mask": encoder_padding_mask,
+            "incremental_state": incremental_state,
+            "self_attn_mask": self_attn_mask,
+        }
         if self.adaptive:
             weights_at = None if weights_at is None or self.training else -1
         plain = self.adaptive and self.changed is not None
         if plain or not self.adaptive or (incremental_state is None and not self._packed_now()):
-            context = (PlainDecoderContext(x, self_attn_padding_mask, where, weights_at) if plain
-                       else DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv))
+            context = (
+                PlainDecoderContext(x, self_attn_padding_mask, where, weights_at)
+                if plain
+                else DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv)
+            )
             return run_dense(self, context, states=states), context.weights
         cross = None
         if encoder_out is not None and self[0].encoder_attn is not None:
             size = x.size(0), x.size(1)
             cross = PackedCrossAttention(
-                encoder_out, encoder_padding_mask, incremental_state, weights_at is not None, *size)
+                encoder_out, encoder_padding_mask, incremental_state, weights_at is not None, *size
+            )
         if incremental_state is not None:
             context = StepContext(x, self_attn_padding_mask, incremental_state, cross, self.kv)
         else:

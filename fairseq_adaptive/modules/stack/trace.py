@@ -76,8 +76,10 @@ class Trace:
         """B x T, true at tokens that were there at a depth: those of a tape join on the way."""
         if self.reading is None or step.tape is None or step.tape.any():
             return self.tokens
-        return self.tokens & (torch.arange(self.tokens.size(1), device=self.tokens.device)
-                              < self.tokens.size(1) - self.reading.live.size(1))
+        return self.tokens & (
+            torch.arange(self.tokens.size(1), device=self.tokens.device)
+            < self.tokens.size(1) - self.reading.live.size(1)
+        )
 
     @property
     def tape_len(self) -> Tensor:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativePositions
 from fairseq_adaptive.modules.stack.context import Context
 from fairseq_adaptive.modules.stack.packed_context import PackedContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
 from fairseq_adaptive.modules.stack.stack import LayerStack
+from fairseq_adaptive.modules.transformer_xl.relative_attention import KeyValueCache, RelativePositions
 
 
 class DepthMemory:
@@ -88,8 +88,12 @@ class SegmentContext(Context):
         if stack[depth].attends is None:  # no memory
             return memory.extra[depth]
         memory.remember(x, depth)
-        return {"positions": memory.positions, "memory": memory.states[depth], "window": memory.window,
-                **memory.extra[depth]}
+        return {
+            "positions": memory.positions,
+            "memory": memory.states[depth],
+            "window": memory.window,
+            **memory.extra[depth],
+        }
 
     def skip(self, stack, depth, x):
         self.memory.skip(stack[depth].attends, depth, x)
@@ -161,11 +165,15 @@ class SegmentStack(LayerStack):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.router is not None:
-            raise UsageError("a Transformer-XL takes no router: its memory cannot say at which depth a token is "
-                             "hidden; leave out --router")
+            raise UsageError(
+                "a Transformer-XL takes no router: its memory cannot say at which depth a token is "
+                "hidden; leave out --router"
+            )
         if self.halting_kv != "recompute":
-            raise UsageError(f"--halting-kv {self.halting_kv}: the memory of a Transformer-XL has the states of all "
-                             "tokens; choose recompute")
+            raise UsageError(
+                f"--halting-kv {self.halting_kv}: the memory of a Transformer-XL has the states of all "
+                "tokens; choose recompute"
+            )
 
     def forward(self, x: Tensor, tokens: Tensor, memory: DepthMemory) -> Tensor:
         """

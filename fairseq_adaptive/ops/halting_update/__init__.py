@@ -9,7 +9,7 @@ from fairseq_adaptive.ops.halting_update.naive import Update
 from fairseq_adaptive.ops.registry import Op
 
 __all__ = ["OP", "Update", "halting_update"]
-OP = Op("halting_update", {"triton": f"{__name__}.triton", "torch": f"{__name__}.rows"})
+OP = Op("halting_update", {"triton": f"{__name__}.triton", "torch": f"{__name__}.eager"})
 
 
 def halting_update(

@@ -102,7 +102,7 @@ def _backward_kernel(
 
 
 def forward(before, after, output, weight, bias, halting, remainders, running, threshold):
-    """As :func:`fairseq_adaptive.ops.halting_update.rows.forward`, for states of at most 32 bits."""
+    """As :func:`fairseq_adaptive.ops.halting_update.eager.forward`, for states of at most 32 bits."""
     before, after, halting, remainders, running = (
         each.contiguous() for each in (before, after, halting, remainders, running)
     )
@@ -124,7 +124,7 @@ def forward(before, after, output, weight, bias, halting, remainders, running, t
 
 
 def backward(before, after, output, weight, running, going_on, p, share, *grads):
-    """As :func:`fairseq_adaptive.ops.halting_update.rows.backward`."""
+    """As :func:`fairseq_adaptive.ops.halting_update.eager.backward`."""
     before, after, running = (each.contiguous() for each in (before, after, running))
     grads = [None if grad is None else grad.contiguous() for grad in grads]
     d_before, d_after = torch.empty_like(before), torch.empty_like(after)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fairseq_adaptive.ops.registry import Op
 
-OP = Op("relative_attention", {"triton": f"{__name__}.triton:attend", "torch": f"{__name__}.pieces:attend"})
+OP = Op("relative_attention", {"triton": f"{__name__}.triton:attend", "torch": f"{__name__}.eager:attend"})
 
 
 def relative_attention(

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from fairseq_adaptive.ops.registry import Op
-from fairseq_adaptive.ops.skim_attention.pieces import Sequences
+from fairseq_adaptive.ops.skim_attention.sequences import Sequences
 
 __all__ = ["OP", "Sequences", "skim_attention"]
-OP = Op("skim_attention", {"triton": f"{__name__}.triton", "torch": f"{__name__}.pieced"})
+OP = Op("skim_attention", {"triton": f"{__name__}.triton", "torch": f"{__name__}.eager"})
 
 
 def skim_attention(

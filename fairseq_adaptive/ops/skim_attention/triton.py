@@ -1,6 +1,6 @@
 """Attention with skimmed tokens in one pass over the keys (Dao et al., 2022, FlashAttention), sequences packed.
 
-The formulas are those of ``pieced.py``. Three kernels: the output, the gradient of queries, and the gradients of keys,
+The formulas are those of ``eager.py``. Three kernels: the output, the gradient of queries, and the gradients of keys,
 values and of who is kept. A program has a block of rows of one head of one sequence, and goes over the sequence's other
 side block by block. What is multiplied has the precision of the inputs, everything else is float32.
 """
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fairseq_adaptive.ops.skim_attention.pieces import Sequences
+from fairseq_adaptive.ops.skim_attention.sequences import Sequences
 
 ROWS = 64  # of a block
 
@@ -56,9 +56,29 @@ def _mask(seed, rows, columns, head, heads, total, dropout):
 
 
 @triton.jit
-def _forward(q, k, v, kept, out, highest, total, offsets, stride, out_stride, scale, heads, rows_in_all, dropout, seed,
-             skims: tl.constexpr, drops: tl.constexpr, upcast: tl.constexpr, dim: tl.constexpr, dim_block: tl.constexpr,
-             size: tl.constexpr):
+def _forward(
+    q,
+    k,
+    v,
+    kept,
+    out,
+    highest,
+    total,
+    offsets,
+    stride,
+    out_stride,
+    scale,
+    heads,
+    rows_in_all,
+    dropout,
+    seed,
+    skims: tl.constexpr,
+    drops: tl.constexpr,
+    upcast: tl.constexpr,
+    dim: tl.constexpr,
+    dim_block: tl.constexpr,
+    size: tl.constexpr,
+):
     head, sequence = tl.program_id(1), tl.program_id(2)
     first, end = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
     rows, dims = first + tl.program_id(0) * size + tl.arange(0, size), tl.arange(0, dim_block)
@@ -92,9 +112,27 @@ def _forward(q, k, v, kept, out, highest, total, offsets, stride, out_stride, sc
 
 
 @triton.jit
-def _slopes(queries, keys, values, grads, peak, sums, inner, rows, columns, visible, head, heads, rows_in_all, scale,
-            dropout, seed, drops: tl.constexpr, upcast: tl.constexpr):
-    """W M and A of ``pieced.py``, both ``[rows, columns]`` and 0 outside the sequence."""
+def _slopes(
+    queries,
+    keys,
+    values,
+    grads,
+    peak,
+    sums,
+    inner,
+    rows,
+    columns,
+    visible,
+    head,
+    heads,
+    rows_in_all,
+    scale,
+    dropout,
+    seed,
+    drops: tl.constexpr,
+    upcast: tl.constexpr,
+):
+    """W M and A of ``eager.py``, both ``[rows, columns]`` and 0 outside the sequence."""
     scores = _dot(queries, tl.trans(keys), upcast) * scale - sums[:, None]
     weights = tl.exp(tl.minimum(scores, (peak - sums)[:, None]))
     weights = tl.where(visible, weights, 0.0)
@@ -106,28 +144,74 @@ def _slopes(queries, keys, values, grads, peak, sums, inner, rows, columns, visi
 
 
 @triton.jit
-def _backward_query(q, k, v, kept, grad, highest, total, inner, q_grad, offsets, stride, out_stride, scale, heads,
-                    rows_in_all, dropout, seed, skims: tl.constexpr, drops: tl.constexpr,
-                    upcast: tl.constexpr, dim: tl.constexpr, dim_block: tl.constexpr, size: tl.constexpr):
+def _backward_query(
+    q,
+    k,
+    v,
+    kept,
+    grad,
+    highest,
+    total,
+    inner,
+    q_grad,
+    offsets,
+    stride,
+    out_stride,
+    scale,
+    heads,
+    rows_in_all,
+    dropout,
+    seed,
+    skims: tl.constexpr,
+    drops: tl.constexpr,
+    upcast: tl.constexpr,
+    dim: tl.constexpr,
+    dim_block: tl.constexpr,
+    size: tl.constexpr,
+):
     head, sequence = tl.program_id(1), tl.program_id(2)
     first, end = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
     rows, dims = first + tl.program_id(0) * size + tl.arange(0, size), tl.arange(0, dim_block)
     inside = rows < end
     if first + tl.program_id(0) * size < end:
-        queries, grads = (_load(q + head * dim, rows, inside, dims, stride, dim),
-                          _load(grad + head * dim, rows, inside, dims, out_stride, dim))
-        peak, sums, inners = (tl.load(highest + rows * heads + head, mask=inside, other=0.0),
-                              tl.load(total + rows * heads + head, mask=inside, other=0.0),
-                              tl.load(inner + rows * heads + head, mask=inside, other=0.0))
+        queries, grads = (
+            _load(q + head * dim, rows, inside, dims, stride, dim),
+            _load(grad + head * dim, rows, inside, dims, out_stride, dim),
+        )
+        peak, sums, inners = (
+            tl.load(highest + rows * heads + head, mask=inside, other=0.0),
+            tl.load(total + rows * heads + head, mask=inside, other=0.0),
+            tl.load(inner + rows * heads + head, mask=inside, other=0.0),
+        )
         result = tl.zeros((size, dim_block), tl.float32)
         for start in range(first, end, size):
             columns = start + tl.arange(0, size)
             there = columns < end
-            keys, values = (_load(k + head * dim, columns, there, dims, stride, dim),
-                            _load(v + head * dim, columns, there, dims, stride, dim))
+            keys, values = (
+                _load(k + head * dim, columns, there, dims, stride, dim),
+                _load(v + head * dim, columns, there, dims, stride, dim),
+            )
             visible = inside[:, None] & there[None, :]
-            _, slopes = _slopes(queries, keys, values, grads, peak, sums, inners, rows, columns, visible, head, heads,
-                                rows_in_all, scale, dropout, seed, drops, upcast)
+            _, slopes = _slopes(
+                queries,
+                keys,
+                values,
+                grads,
+                peak,
+                sums,
+                inners,
+                rows,
+                columns,
+                visible,
+                head,
+                heads,
+                rows_in_all,
+                scale,
+                dropout,
+                seed,
+                drops,
+                upcast,
+            )
             own = rows[:, None] == columns[None, :]
             slopes *= tl.where(own, 1.0, _kept(kept, columns, there, skims)[None, :])
             result += _dot(slopes.to(keys.dtype), keys, upcast)
@@ -135,30 +219,78 @@ def _backward_query(q, k, v, kept, grad, highest, total, inner, q_grad, offsets,
 
 
 @triton.jit
-def _backward_key(q, k, v, kept, grad, highest, total, inner, k_grad, v_grad, kept_grad, offsets, stride, out_stride,
-                  scale, heads, rows_in_all, dropout, seed, skims: tl.constexpr, drops: tl.constexpr,
-                  upcast: tl.constexpr, dim: tl.constexpr, dim_block: tl.constexpr, size: tl.constexpr):
+def _backward_key(
+    q,
+    k,
+    v,
+    kept,
+    grad,
+    highest,
+    total,
+    inner,
+    k_grad,
+    v_grad,
+    kept_grad,
+    offsets,
+    stride,
+    out_stride,
+    scale,
+    heads,
+    rows_in_all,
+    dropout,
+    seed,
+    skims: tl.constexpr,
+    drops: tl.constexpr,
+    upcast: tl.constexpr,
+    dim: tl.constexpr,
+    dim_block: tl.constexpr,
+    size: tl.constexpr,
+):
     head, sequence = tl.program_id(1), tl.program_id(2)
     first, end = tl.load(offsets + sequence), tl.load(offsets + sequence + 1)
     columns, dims = first + tl.program_id(0) * size + tl.arange(0, size), tl.arange(0, dim_block)
     there = columns < end
     if first + tl.program_id(0) * size < end:
-        keys, values = (_load(k + head * dim, columns, there, dims, stride, dim),
-                        _load(v + head * dim, columns, there, dims, stride, dim))
+        keys, values = (
+            _load(k + head * dim, columns, there, dims, stride, dim),
+            _load(v + head * dim, columns, there, dims, stride, dim),
+        )
         seen = _kept(kept, columns, there, skims)
         key_sum, value_sum = tl.zeros((size, dim_block), tl.float32), tl.zeros((size, dim_block), tl.float32)
         mask_sum = tl.zeros((size,), tl.float32)
         for start in range(first, end, size):
             rows = start + tl.arange(0, size)
             inside = rows < end
-            queries, grads = (_load(q + head * dim, rows, inside, dims, stride, dim),
-                              _load(grad + head * dim, rows, inside, dims, out_stride, dim))
-            peak, sums, inners = (tl.load(highest + rows * heads + head, mask=inside, other=0.0),
-                                  tl.load(total + rows * heads + head, mask=inside, other=0.0),
-                                  tl.load(inner + rows * heads + head, mask=inside, other=0.0))
+            queries, grads = (
+                _load(q + head * dim, rows, inside, dims, stride, dim),
+                _load(grad + head * dim, rows, inside, dims, out_stride, dim),
+            )
+            peak, sums, inners = (
+                tl.load(highest + rows * heads + head, mask=inside, other=0.0),
+                tl.load(total + rows * heads + head, mask=inside, other=0.0),
+                tl.load(inner + rows * heads + head, mask=inside, other=0.0),
+            )
             visible = inside[:, None] & there[None, :]
-            dropped, slopes = _slopes(queries, keys, values, grads, peak, sums, inners, rows, columns, visible, head,
-                                      heads, rows_in_all, scale, dropout, seed, drops, upcast)
+            dropped, slopes = _slopes(
+                queries,
+                keys,
+                values,
+                grads,
+                peak,
+                sums,
+                inners,
+                rows,
+                columns,
+                visible,
+                head,
+                heads,
+                rows_in_all,
+                scale,
+                dropout,
+                seed,
+                drops,
+                upcast,
+            )
             own = rows[:, None] == columns[None, :]
             mask_sum += tl.sum(tl.where(own, 0.0, slopes), 0)
             by_key = tl.where(own, 1.0, seen[None, :])
@@ -175,9 +307,18 @@ def _launch(query, lengths, dropout, seed):
     heads, dim = query.shape[1:]
     longest = max(lengths, default=0)
     size = max(16, min(ROWS, triton.next_power_of_2(max(longest, 1))))
-    names = {"scale": dim**-0.5, "heads": heads, "rows_in_all": len(query), "dropout": dropout, "seed": seed,
-             "drops": dropout > 0, "upcast": query.device.type == "cpu",
-             "dim": dim, "dim_block": max(16, triton.next_power_of_2(dim)), "size": size}
+    names = {
+        "scale": dim**-0.5,
+        "heads": heads,
+        "rows_in_all": len(query),
+        "dropout": dropout,
+        "seed": seed,
+        "drops": dropout > 0,
+        "upcast": query.device.type == "cpu",
+        "dim": dim,
+        "dim_block": max(16, triton.next_power_of_2(dim)),
+        "size": size,
+    }
     return (triton.cdiv(longest, size), heads, len(lengths)), names
 
 
@@ -191,8 +332,20 @@ def _run_forward(
     highest, total = (torch.empty(query.shape[:2], dtype=torch.float32, device=query.device) for _ in range(2))
     grid, names = _launch(query, lengths, dropout, seed)
     if all(grid):
-        _forward[grid](query, key, value, query if kept is None else kept, out, highest, total, offsets,
-                       query.stride(0), out.stride(0), skims=kept is not None, **names)
+        _forward[grid](
+            query,
+            key,
+            value,
+            query if kept is None else kept,
+            out,
+            highest,
+            total,
+            offsets,
+            query.stride(0),
+            out.stride(0),
+            skims=kept is not None,
+            **names,
+        )
     return out, highest, total
 
 
@@ -228,19 +381,34 @@ def _backward_flops(grad, query, key, value, kept, out, highest, total, offsets,
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor], dropout: float, seed: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: Sequences,
+    kept: Optional[Tensor],
+    dropout: float,
+    seed: int,
     gradient: bool = True,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """As :func:`fairseq_adaptive.ops.skim_attention.pieced.forward`; the two numbers of a row cost nothing here."""
+    """As :func:`fairseq_adaptive.ops.skim_attention.eager.forward`; the two numbers of a row cost nothing here."""
     parts = (each if each is None else each.contiguous() for each in (query, key, value, kept))
     return _run_forward(*parts, sequences.offsets.to(query.device), sequences.lengths, dropout, seed)
 
 
 def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor],
-    dropout: float, seed: int, out: Tensor, highest: Tensor, total: Tensor,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: Sequences,
+    kept: Optional[Tensor],
+    dropout: float,
+    seed: int,
+    out: Tensor,
+    highest: Tensor,
+    total: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
-    """As :func:`fairseq_adaptive.ops.skim_attention.pieced.backward`."""
+    """As :func:`fairseq_adaptive.ops.skim_attention.eager.backward`."""
     parts = (each if each is None else each.contiguous() for each in (grad, query, key, value, kept))
     where = sequences.offsets.to(query.device), sequences.lengths
     *grads, kept_grad = _run_backward(*parts, out, highest, total, *where, dropout, seed)

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.layout import format_layout, parse_layout
+from fairseq_adaptive.modules.transformer_xl.layout import format_layout, parse_layout
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,18 @@ def test_layout_is_spelled_out(layout, blocks):
 
 @pytest.mark.parametrize(
     ("layout", "character"),
-    [("", 1), ("afxf*6", 3), ("af,", 4), (",af", 1), ("af*", 3), ("af*0", 4), ("a f", 3), ("af*2f", 5), ("AF", 1), ("a,,f", 3)],
+    [
+        ("", 1),
+        ("afxf*6", 3),
+        ("af,", 4),
+        (",af", 1),
+        ("af*", 3),
+        ("af*0", 4),
+        ("a f", 3),
+        ("af*2f", 5),
+        ("AF", 1),
+        ("a,,f", 3),
+    ],
 )
 def test_malformed_layout_points_at_the_character(layout, character):
     with pytest.raises(UsageError, match=f"malformed at character {character}:") as error:

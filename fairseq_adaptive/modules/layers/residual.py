@@ -5,8 +5,8 @@ from typing import Callable, Optional, Sequence, Tuple
 from fairseq.modules import FairseqDropout, layer_norm
 from torch import Tensor, nn
 
-from fairseq_adaptive.modules.dropout import FastDropout
-from fairseq_adaptive.modules.known import is_plain
+from fairseq_adaptive.modules.layers.dropout import FastDropout
+from fairseq_adaptive.modules.layers.known import is_plain
 from fairseq_adaptive.ops.residual_norm import OP, residual_norm
 
 FUSABLE = (nn.LayerNorm, getattr(layer_norm, "FusedLayerNorm", nn.LayerNorm))  # the second is apex's, where there
@@ -18,7 +18,7 @@ def add_and_norm(
     """Return ``x + dropout(branch)`` and its norm, or the sum twice where there is no norm; all are ... x C.
 
     One kernel where there is one that can run. Elsewhere the modules do it, whose dropout has random numbers of its own
-    on a CPU (:mod:`fairseq_adaptive.modules.dropout`).
+    on a CPU (:mod:`fairseq_adaptive.modules.layers.dropout`).
     """
     if (
         norm is not None

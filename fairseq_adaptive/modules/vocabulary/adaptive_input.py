@@ -80,8 +80,15 @@ class AdaptiveInput(nn.Module):
         UsageError: for impossible cutoffs, or a factor that does not fit
     """
 
-    def __init__(self, vocab_size: int, cutoffs: Sequence[int], embed_dim: int, factor: float = 1.0,
-                 output_dim: Optional[int] = None, padding_idx: Optional[int] = None):
+    def __init__(
+        self,
+        vocab_size: int,
+        cutoffs: Sequence[int],
+        embed_dim: int,
+        factor: float = 1.0,
+        output_dim: Optional[int] = None,
+        padding_idx: Optional[int] = None,
+    ):
         super().__init__()
         self.ends = cluster_ends(vocab_size, cutoffs)
         self.embed_dim, self.factor, self.padding_idx = embed_dim, factor, padding_idx
@@ -121,8 +128,10 @@ class AdaptiveInput(nn.Module):
             places.append(place)
         places = torch.cat(places)
         if len(places) < len(flat):
-            raise UsageError(f"a token is outside the {self.ends[-1]} entries of the vocabulary: use the dictionary "
-                             "that the data were binarised with")
+            raise UsageError(
+                f"a token is outside the {self.ends[-1]} entries of the vocabulary: use the dictionary "
+                "that the data were binarised with"
+            )
         order = torch.empty_like(places)
         order[places] = torch.arange(len(places), device=places.device)
         embedded = torch.cat(rows).index_select(0, order) * self.output_dim**0.5

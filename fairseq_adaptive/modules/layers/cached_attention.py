@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_adaptive.modules.known import known
-from fairseq_adaptive.modules.short_attention import ShortAttention
+from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 
 
 def _attend(queries, keys, values, mask):

@@ -11,11 +11,17 @@ from torch import Tensor
 
 from fairseq_adaptive.ops.matmul import products
 from fairseq_adaptive.ops.random import CHOICES, kept_of, survivors
-from fairseq_adaptive.ops.skim_attention.pieces import LARGEST, Piece, Sequences
+from fairseq_adaptive.ops.skim_attention.sequences import LARGEST, Piece, Sequences
 
 
 def forward(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor], dropout: float, seed: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: Sequences,
+    kept: Optional[Tensor],
+    dropout: float,
+    seed: int,
     gradient: bool = True,
 ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Return the output and, of every row and head, the highest score and the logarithm of the sum.
@@ -56,8 +62,17 @@ def forward(
 
 
 def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, kept: Optional[Tensor],
-    dropout: float, seed: int, out: Tensor, highest: Tensor, total: Tensor,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: Sequences,
+    kept: Optional[Tensor],
+    dropout: float,
+    seed: int,
+    out: Tensor,
+    highest: Tensor,
+    total: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
     """Return the gradients of query, key, value and kept.
 

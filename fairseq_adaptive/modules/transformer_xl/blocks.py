@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from fairseq.modules import FairseqDropout, LayerNorm
 from torch import nn
 
-from fairseq_adaptive.modules.known import known
-from fairseq_adaptive.modules.packed_linear import PackedLinear
-from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
-from fairseq_adaptive.modules.residual import add_and_norm
+from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
+from fairseq_adaptive.modules.layers.residual import add_and_norm
+from fairseq_adaptive.modules.transformer_xl.relative_attention import (
+    KeyValueCache,
+    RelativeAttention,
+    RelativePositions,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -94,8 +98,8 @@ class FeedForwardBlock(ResidualBlock):
     def __init__(self, embed_dim, ffn_dim, dropout=0.0, activation_dropout=0.0, normalize_before=False):
         super().__init__(embed_dim, dropout, normalize_before)
         self.activation_dropout_module = FairseqDropout(activation_dropout, module_name=self.__class__.__name__)
-        self.fc1 = PackedLinear(embed_dim, ffn_dim)
-        self.fc2 = PackedLinear(ffn_dim, embed_dim)
+        self.fc1 = PrepackedLinear(embed_dim, ffn_dim)
+        self.fc2 = PrepackedLinear(ffn_dim, embed_dim)
 
     def forward(self, x: torch.Tensor, self_attention=None, depth: int = 0, residual=None) -> torch.Tensor:
         """``[..., C]`` to ``[..., C]``; what a stack says besides is for attention."""

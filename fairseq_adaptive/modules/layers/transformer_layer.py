@@ -11,11 +11,11 @@ import torch
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
-from fairseq_adaptive.modules.cached_attention import CachedAttention
-from fairseq_adaptive.modules.known import known
+from fairseq_adaptive.modules.layers.cached_attention import CachedAttention
+from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.residual import run_sublayers
+from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 from fairseq_adaptive.modules.policies.tape import GatedMLP
-from fairseq_adaptive.modules.residual import run_sublayers
-from fairseq_adaptive.modules.short_attention import ShortAttention
 
 
 class _Attends:
@@ -235,9 +235,7 @@ class DecoderLayer(_Attends, TransformerDecoderLayerBase):
                 if encoder_padding_mask is None:
                     encoder_padding_mask = padding_mask.new_zeros(encoder_out.size(1), encoder_out.size(0))
                 padding_mask = torch.cat((encoder_padding_mask, padding_mask), dim=1)
-        x, _ = self.self_attn(
-            x, keys, keys, padding_mask, incremental_state=cache, need_weights=False, attn_mask=mask
-        )
+        x, _ = self.self_attn(x, keys, keys, padding_mask, incremental_state=cache, need_weights=False, attn_mask=mask)
         return self._scale_attention(x)
 
     def _scale_attention(self, x):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.ops import matmul
 
 
-class PackedWeights:
+class PrepackedWeights:
     """``x W^T + b`` for one W and many x without gradients.
 
     torch multiplies float32 matrices with MKL, which is slow on processors not of Intel's make; oneDNN is not, and is
@@ -46,12 +46,12 @@ class PackedWeights:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
 
-_KEPT: ContextVar[Optional[Dict[nn.Module, PackedWeights]]] = ContextVar("weights laid out", default=None)
+_KEPT: ContextVar[Optional[Dict[nn.Module, PrepackedWeights]]] = ContextVar("weights laid out", default=None)
 
 
 @contextlib.contextmanager
 def constant_weights():
-    """While this is open, in this thread, no weights change: :class:`PackedLinear` lays each out once.
+    """While this is open, in this thread, no weights change: :class:`PrepackedLinear` lays each out once.
 
     What was laid out is dropped when the outermost of several ends. A search and an evaluation open one; nothing is kept
     from one to the next, since nothing tells whether weights were written in between: ``weight._version`` does not
@@ -67,18 +67,18 @@ def constant_weights():
         _KEPT.reset(token)
 
 
-def packed_weights(linear: nn.Linear) -> PackedWeights:
+def prepacked_weights(linear: nn.Linear) -> PrepackedWeights:
     """Return the weights of a layer for many products: those laid out already where weights are constant, else new ones."""
     kept = _KEPT.get()
     if kept is None:
-        return PackedWeights(linear.weight, linear.bias)
+        return PrepackedWeights(linear.weight, linear.bias)
     found, weight = kept.get(linear), linear.weight
     if found is None or found.weight is not weight or found.place != (weight.data_ptr(), weight.dtype):  # .to(...)
-        found = kept[linear] = PackedWeights(weight, linear.bias)
+        found = kept[linear] = PrepackedWeights(weight, linear.bias)
     return found
 
 
-class PackedLinear(nn.Linear):
+class PrepackedLinear(nn.Linear):
     """:class:`torch.nn.Linear` on the faster products: same parameters, same names, same results."""
 
     @classmethod
@@ -99,7 +99,7 @@ class PackedLinear(nn.Linear):
             return matmul.linear(x, self.weight, self.bias)
         if x.numel() * self.out_features < matmul.LEAST:  # as packed weights do, without a look at them
             return F.linear(x, self.weight, self.bias)
-        return packed_weights(self)(x)
+        return prepacked_weights(self)(x)
 
 
-LINEARS = (nn.Linear, PackedLinear)
+LINEARS = (nn.Linear, PrepackedLinear)

@@ -5,7 +5,7 @@ import torch
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
+from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
 
 VOCAB, DIM = 60, 16
 # cutoffs, factor, width of the first cluster, tied

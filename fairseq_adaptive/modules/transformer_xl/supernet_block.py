@@ -9,10 +9,10 @@ from typing import Optional, Union
 import torch
 from torch import nn
 
-from fairseq_adaptive.modules.idle import zero_gradients
-from fairseq_adaptive.modules.known import known
-from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativePositions
-from fairseq_adaptive.modules.residual_block import AttentionBlock, FeedForwardBlock
+from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
+from fairseq_adaptive.modules.transformer_xl.blocks import AttentionBlock, FeedForwardBlock
+from fairseq_adaptive.modules.transformer_xl.relative_attention import KeyValueCache, RelativePositions
 
 KINDS = "afi"  # attention, feed-forward, identity: the columns of the architecture parameters
 
@@ -71,7 +71,7 @@ class StochasticBlock(nn.Module):
             x: ``[B, T, C]``
             weights: ``[3]``, of :func:`mixture_weights`
             path: the column of ``KINDS`` that is run alone; None: all three, mixed by ``weights``
-            positions, memory, window: of :class:`~fairseq_adaptive.modules.residual_block.AttentionBlock`
+            positions, memory, window: of :class:`~fairseq_adaptive.modules.transformer_xl.blocks.AttentionBlock`
 
         Returns:
             ``[B, T, C]``; of a single path the value is that of its block, and the gradient of its weight is that which

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_adaptive.modules.packed_linear import PackedLinear, constant_weights, packed_weights
+from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear, constant_weights, prepacked_weights
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def pair():
     torch.manual_seed(1)
     plain = nn.Sequential(nn.Linear(96, 301), nn.ReLU(), nn.Linear(301, 64, bias=False))
     packed = copy.deepcopy(plain)
-    PackedLinear.adopt(packed)
+    PrepackedLinear.adopt(packed)
     return plain, packed
 
 
@@ -37,7 +37,7 @@ def test_lays_out_what_is_multiplied_again(pair):
     with torch.no_grad(), constant_weights():
         for rows, laid_out in ((3, False), (3, False), (200, False), (200, True), (3, True)):
             packed(torch.randn(rows, 96))
-            assert (packed_weights(packed[0])._packed is not None) == laid_out
+            assert (prepacked_weights(packed[0])._packed is not None) == laid_out
 
 
 def test_nothing_outlives_what_holds_the_weights(pair):
@@ -50,7 +50,7 @@ def test_nothing_outlives_what_holds_the_weights(pair):
                 with constant_weights():
                     packed(x)
                 packed(x), packed(x)
-                assert packed_weights(packed[0])._packed is not None
+                assert prepacked_weights(packed[0])._packed is not None
             for each in (*plain.parameters(), *packed.parameters()):
                 each.data.mul_(1.5)
             torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
@@ -64,11 +64,11 @@ def test_ends_with_an_error_and_is_of_one_thread(pair):
         raise KeyError
     kept, found = [], []
     with constant_weights():
-        kept.append(packed_weights(packed[0]))
-        thread = threading.Thread(target=lambda: found.append(packed_weights(packed[0])))
+        kept.append(prepacked_weights(packed[0]))
+        thread = threading.Thread(target=lambda: found.append(prepacked_weights(packed[0])))
         thread.start(), thread.join()
-        assert packed_weights(packed[0]) is kept[0] is not found[0]
-    assert packed_weights(packed[0]) is not kept[0]
+        assert prepacked_weights(packed[0]) is kept[0] is not found[0]
+    assert prepacked_weights(packed[0]) is not kept[0]
 
 
 def test_follows_what_happens_meanwhile(pair):

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 
-from fairseq_adaptive.modules import short_attention
-from fairseq_adaptive.modules.short_attention import ShortAttention
+from fairseq_adaptive.modules.layers import short_attention
+from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 
 FUTURE = torch.full((7, 7), float("-inf")).triu(1)
 PADDING = torch.arange(7) >= torch.tensor([7, 3, 5])[:, None]
@@ -29,8 +29,13 @@ def results(attention, query, key, **kwargs):
     return {"out": out.detach(), "query": query.grad, "key": key.grad, **grads}
 
 
-MASKS = [{}, {"key_padding_mask": PADDING}, {"attn_mask": FUTURE}, {"attn_mask": FUTURE, "key_padding_mask": PADDING},
-         {"attn_mask": FUTURE.bool(), "key_padding_mask": PADDING}]
+MASKS = [
+    {},
+    {"key_padding_mask": PADDING},
+    {"attn_mask": FUTURE},
+    {"attn_mask": FUTURE, "key_padding_mask": PADDING},
+    {"attn_mask": FUTURE.bool(), "key_padding_mask": PADDING},
+]
 
 
 @pytest.mark.parametrize("masks", MASKS, ids=lambda masks: " ".join(masks) or "no mask")

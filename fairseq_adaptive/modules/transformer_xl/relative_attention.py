@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.known import is_plain, known
-from fairseq_adaptive.modules.packed_linear import LINEARS, PackedLinear
+from fairseq_adaptive.modules.layers.known import is_plain, known
+from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS, PrepackedLinear
 from fairseq_adaptive.ops import matmul
 from fairseq_adaptive.ops.relative_attention import relative_attention, some, step
 
@@ -158,9 +158,9 @@ class RelativeAttention(nn.Module):
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.head_dim = head_dim or embed_dim // num_heads
         inner = self.num_heads * self.head_dim
-        self.qkv_proj = PackedLinear(embed_dim, 3 * inner, bias=False)
-        self.position_proj = PackedLinear(embed_dim, inner, bias=False)
-        self.out_proj = PackedLinear(inner, embed_dim, bias=False)
+        self.qkv_proj = PrepackedLinear(embed_dim, 3 * inner, bias=False)
+        self.position_proj = PrepackedLinear(embed_dim, inner, bias=False)
+        self.out_proj = PrepackedLinear(inner, embed_dim, bias=False)
         for projection in (self.qkv_proj, self.position_proj, self.out_proj):
             nn.init.normal_(projection.weight, std=0.02)  # the public recipe's, also for the biases
         own = [nn.Parameter(torch.randn(num_heads, self.head_dim) * 0.02) for _ in range(2)]

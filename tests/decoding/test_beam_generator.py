@@ -8,9 +8,9 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 from fairseq.tasks import FairseqTask
 
-from fairseq_adaptive.models.beam_generator import BeamGenerator, best_candidates
+from fairseq_adaptive.decoding.beam_generator import BeamGenerator, best_candidates
 from fairseq_adaptive.modules import recording
-from fairseq_adaptive.modules.decoder_step import DecoderStep
+from fairseq_adaptive.decoding.decoder_step import DecoderStep
 from fairseq_adaptive.modules.policies import LearnedHalting, MixtureOfDepths, register_policy
 
 TINY = {
@@ -102,11 +102,7 @@ def test_options_and_ensembles(build, batch, dictionary, options, count):
     assert_same(search(models, dictionary, batch, **options), theirs)
 
 
-OTHERS = [
-    {"sampling": True, "sampling_topk": 5},
-    {"diverse_beam_groups": 3},
-    {"match_source_len": True},
-]
+OTHERS = [{"sampling": True, "sampling_topk": 5}, {"diverse_beam_groups": 3}, {"match_source_len": True}]
 
 
 @pytest.mark.parametrize("options", OTHERS, ids=lambda options: "-".join(options))
@@ -155,8 +151,11 @@ def test_halting_equals_fairseq(build, batch, dictionary, rule, rows, flags, mon
 def watched(monkeypatch):
     """At which depths a step was computed, and whether for some hypotheses only."""
     ran, layer = [], DecoderStep.layer
-    monkeypatch.setattr(DecoderStep, "layer", lambda self, x, depth, *args: (
-        ran.append((depth, args[-1] is not None)), layer(self, x, depth, *args))[1])
+    monkeypatch.setattr(
+        DecoderStep,
+        "layer",
+        lambda self, x, depth, *args: (ran.append((depth, args[-1] is not None)), layer(self, x, depth, *args))[1],
+    )
     return ran
 
 
@@ -179,8 +178,13 @@ ROUTED = [
 @pytest.mark.parametrize("rows, flags", [(1, {}), (16, PRE_LN)], ids=str)
 def test_a_routed_step_equals_fairseq(build, batch, dictionary, case, rows, flags, monkeypatch):
     router, rule, router_kv, halting_kv = case
-    given = {"decoder_router": router, "decoder_halting": rule, "decoder_router_kv": router_kv,
-             "decoder_halting_kv": halting_kv, "halting_threshold": 0.5 if rule == "pondernet" else 0.9}
+    given = {
+        "decoder_router": router,
+        "decoder_halting": rule,
+        "decoder_router_kv": router_kv,
+        "decoder_halting_kv": halting_kv,
+        "halting_threshold": 0.5 if rule == "pondernet" else 0.9,
+    }
     model = shared(build, **{name: each for name, each in given.items() if each is not None}, **flags)
     for module in model.modules():
         if isinstance(module, LearnedHalting):

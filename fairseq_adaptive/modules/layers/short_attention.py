@@ -6,7 +6,7 @@ import torch
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from fairseq_adaptive.modules.known import known
+from fairseq_adaptive.modules.layers.known import known
 
 LONGEST = 128  # from here on torch's fused attention is as fast in fp32, and needs less memory
 

@@ -8,7 +8,7 @@ from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
-from fairseq_adaptive.modules.packed_linear import constant_weights
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 
 _CHUNK = 128
 _FEW = 2**18  # log-probabilities of which a CPU's topk is fast enough

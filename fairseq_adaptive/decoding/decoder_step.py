@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from fairseq_adaptive.modules.cached_attention import CachedAttention
-from fairseq_adaptive.modules.dropout import FastDropout
-from fairseq_adaptive.modules.known import first_change, say_once
-from fairseq_adaptive.modules.packed_linear import LINEARS, PackedWeights, packed_weights
-from fairseq_adaptive.modules.residual import FUSABLE
+from fairseq_adaptive.modules.layers.cached_attention import CachedAttention
+from fairseq_adaptive.modules.layers.dropout import FastDropout
+from fairseq_adaptive.modules.layers.known import first_change, say_once
+from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS, PrepackedWeights, prepacked_weights
+from fairseq_adaptive.modules.layers.residual import FUSABLE
+from fairseq_adaptive.modules.layers.transformer_layer import DecoderLayer
 from fairseq_adaptive.modules.stack.run import run_packed
 from fairseq_adaptive.modules.stack.stack import DecoderStack
-from fairseq_adaptive.modules.transformer_layer import DecoderLayer
 
 _KNOWN = (DecoderStack, DecoderLayer, CachedAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE)
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
@@ -34,12 +34,12 @@ class _Layer(NamedTuple):
 
     pre_norm: bool
     norms: Tuple  # arguments of layer_norm after x: of self-attention, cross-attention (or None), feed-forward
-    project: PackedWeights  # C -> 3 C
-    out: PackedWeights
-    query_source: Optional[PackedWeights]
-    out_source: Optional[PackedWeights]
-    fc1: PackedWeights
-    fc2: PackedWeights
+    project: PrepackedWeights  # C -> 3 C
+    out: PrepackedWeights
+    query_source: Optional[PrepackedWeights]
+    out_source: Optional[PrepackedWeights]
+    fc1: PrepackedWeights
+    fc2: PrepackedWeights
     activation: Callable
 
     @classmethod
@@ -54,12 +54,12 @@ class _Layer(NamedTuple):
                 None if source is None else _norm(layer.encoder_attn_layer_norm),
                 _norm(layer.final_layer_norm),
             ),
-            PackedWeights(torch.cat([part.weight for part in parts]), bias),
-            packed_weights(own.out_proj),
-            None if source is None else packed_weights(source.q_proj),
-            None if source is None else packed_weights(source.out_proj),
-            packed_weights(layer.fc1),
-            packed_weights(layer.fc2),
+            PrepackedWeights(torch.cat([part.weight for part in parts]), bias),
+            prepacked_weights(own.out_proj),
+            None if source is None else prepacked_weights(source.q_proj),
+            None if source is None else prepacked_weights(source.out_proj),
+            prepacked_weights(layer.fc1),
+            prepacked_weights(layer.fc2),
             layer.activation_fn,
         )
 

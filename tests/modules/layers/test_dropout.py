@@ -2,7 +2,7 @@ import pytest
 import torch
 from fairseq.modules import FairseqDropout
 
-from fairseq_adaptive.modules.dropout import FastDropout, quicken_dropout
+from fairseq_adaptive.modules.layers.dropout import FastDropout, quicken_dropout
 
 
 @pytest.mark.parametrize("p", (0.1, 0.5, 0.9))

@@ -7,8 +7,12 @@ import torch
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.relative_attention import KeyValueCache, RelativeAttention, RelativePositions
-from fairseq_adaptive.ops.relative_attention import pieces
+from fairseq_adaptive.modules.transformer_xl.relative_attention import (
+    KeyValueCache,
+    RelativeAttention,
+    RelativePositions,
+)
+from fairseq_adaptive.ops.relative_attention import eager
 
 CHANNELS, HEADS, DIM = 12, 3, 5
 
@@ -205,9 +209,9 @@ def test_long_segments_are_computed_in_blocks(window, with_cache, monkeypatch):
     parameters = dict(attention.named_parameters())
     whole = attention(x, positions, memory, window=window)
     whole_grads = torch.autograd.grad(whole.square().sum(), parameters.values())
-    monkeypatch.setattr(pieces, "BLOCK", 4)
-    blocks, weights = [], pieces._weights
-    monkeypatch.setattr(pieces, "_weights", lambda *args: blocks.append(args[1].size(2)) or weights(*args))
+    monkeypatch.setattr(eager, "BLOCK", 4)
+    blocks, weights = [], eager._weights
+    monkeypatch.setattr(eager, "_weights", lambda *args: blocks.append(args[1].size(2)) or weights(*args))
     if with_cache:
         cache = KeyValueCache()
         attention(memory, positions, cache=cache, window=window)

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.adaptive_input import (
+from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.vocabulary.adaptive_input import (
     AdaptiveInput,
     cluster_ends,
     cluster_tables,
     cluster_widths,
     normal_parameter,
 )
-from fairseq_adaptive.modules.known import known
 from fairseq_adaptive.ops import adaptive_cross_entropy, label_smoothed_cross_entropy
 from fairseq_adaptive.ops.matmul import linear
 
@@ -129,9 +129,17 @@ class AdaptiveSoftmax(nn.Module):
         UsageError: for impossible cutoffs, a factor that does not fit, or when what is to be tied differs
     """
 
-    def __init__(self, vocab_size: int, cutoffs: Sequence[int], input_dim: int, factor: float = 1.0,
-                 tied_to: Optional[AdaptiveInput] = None, tie_projections: Union[bool, Sequence[bool]] = False,
-                 dropout: float = 0.0, embed_dim: Optional[int] = None):
+    def __init__(
+        self,
+        vocab_size: int,
+        cutoffs: Sequence[int],
+        input_dim: int,
+        factor: float = 1.0,
+        tied_to: Optional[AdaptiveInput] = None,
+        tie_projections: Union[bool, Sequence[bool]] = False,
+        dropout: float = 0.0,
+        embed_dim: Optional[int] = None,
+    ):
         super().__init__()
         self.ends = cluster_ends(vocab_size, cutoffs)
         self.embed_dim = embed_dim or (tied_to.embed_dim if tied_to else input_dim)
@@ -140,19 +148,25 @@ class AdaptiveSoftmax(nn.Module):
         if isinstance(tie_projections, bool):
             tie_projections = [False] + [tie_projections] * (clusters - 1)
         if len(tie_projections) != clusters:
-            raise UsageError(f"there are {clusters} adaptive clusters, but {len(tie_projections)} values that say "
-                             "whether to tie their projections")
+            raise UsageError(
+                f"there are {clusters} adaptive clusters, but {len(tie_projections)} values that say "
+                "whether to tie their projections"
+            )
         if tied_to is None:
             self.tables = cluster_tables(self.ends, self.embed_dim, factor)
         else:
             ours, theirs = ((m.ends, m.embed_dim, m.factor) for m in (self, tied_to))
             if ours != theirs:
-                raise UsageError("an adaptive softmax can be tied to an adaptive input with the same ends of clusters, "
-                                 f"width and factor: it has {ours}, the input {theirs}")
+                raise UsageError(
+                    "an adaptive softmax can be tied to an adaptive input with the same ends of clusters, "
+                    f"width and factor: it has {ours}, the input {theirs}"
+                )
             self.tables = nn.ParameterList(tied_to.tables)
         if any(tie_projections) and (tied_to is None or tied_to.output_dim != input_dim):
-            raise UsageError("the projections of an adaptive softmax can be tied to those of an adaptive input of the "
-                             "same output width, to whose embeddings it is tied")
+            raise UsageError(
+                "the projections of an adaptive softmax can be tied to those of an adaptive input of the "
+                "same output width, to whose embeddings it is tied"
+            )
         self.projections = nn.ParameterList()
         if factor > 1 or input_dim != self.embed_dim:
             for cluster, width in enumerate(cluster_widths(self.embed_dim, factor, clusters)):
@@ -209,8 +223,14 @@ class AdaptiveSoftmax(nn.Module):
         # a tail without a target has no rows, but gradients of zero: DistributedDataParallel waits for each
         rows = [self._project(number, hidden.index_select(0, index)) for number, index in enumerate(indices, start=1)]
         return adaptive_cross_entropy(
-            [self._project(0, hidden), *rows], [head_target, *targets], list(self.tables), self._sizes(), self.bias,
-            self.cluster_weight, self.cluster_bias, label_smoothing,
+            [self._project(0, hidden), *rows],
+            [head_target, *targets],
+            list(self.tables),
+            self._sizes(),
+            self.bias,
+            self.cluster_weight,
+            self.cluster_bias,
+            label_smoothing,
         )
 
     def forward(self, hidden: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tuple[Tensor, Tensor]:

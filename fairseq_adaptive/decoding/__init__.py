@@ -1,0 +1,1 @@
+"""Beam search, and one step of a decoder."""

@@ -1,0 +1,1 @@
+"""The two ends of a language model with many words: adaptive input and adaptive softmax."""
