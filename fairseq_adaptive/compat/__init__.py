@@ -1,7 +1,7 @@
-"""The only place that mends fairseq, torch or NumPy; each mend has its reason and a test that fails without it.
+"""The only place that patches fairseq, torch or NumPy; each patch has its reason and a test that fails without it.
 
 ``--user-dir`` is imported while the command line is parsed, before fairseq reads a checkpoint or starts its workers, so
-that mends made at import reach all of it (``fairseq-hydra-train`` imports it later: see
+that patches made at import reach all of it (``fairseq-hydra-train`` imports it later: see
 :func:`.workers.refuse_lone_workers`).
 """
 
@@ -67,7 +67,7 @@ PATCHES = (
     paths.refuse_unwritable_save_dir,
     numbers.check_stock_numbers,
 )
-applied = []  # names of the mends that are in force, in order
+applied = []  # names of the patches that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot
 
 

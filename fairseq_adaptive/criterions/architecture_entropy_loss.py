@@ -14,9 +14,9 @@ from fairseq_adaptive.criterions.adaptive_cross_entropy import (
     AdaptiveCrossEntropyConfig,
     adaptive_losses,
 )
+from fairseq_adaptive.modules.transformer_xl.block_costs import MEASURES
 from fairseq_adaptive.modules.vocabulary.adaptive_softmax import cross_entropies
 from fairseq_adaptive.ranges import PRICE, UPDATES, ranged
-from fairseq_adaptive.report.block_costs import MEASURES
 
 
 @dataclass

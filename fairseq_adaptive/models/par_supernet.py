@@ -15,10 +15,10 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.par_transformer_xl import SegmentedLanguageModel, TransformerXLConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.modules.policies import Search
+from fairseq_adaptive.modules.transformer_xl.block_costs import block_costs
 from fairseq_adaptive.modules.transformer_xl.layout import BLOCKS
 from fairseq_adaptive.modules.transformer_xl.supernet_block import KINDS, StochasticBlock, mixture_weights
 from fairseq_adaptive.ranges import TEMPERATURE, UPDATES, check_ranges, ranged
-from fairseq_adaptive.report.block_costs import block_costs
 
 
 @dataclass

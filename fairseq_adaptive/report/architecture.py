@@ -14,9 +14,9 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import whole_file
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
+from fairseq_adaptive.modules.transformer_xl.block_costs import cost
 from fairseq_adaptive.modules.transformer_xl.layout import format_layout
 from fairseq_adaptive.modules.transformer_xl.supernet_block import KINDS
-from fairseq_adaptive.report.block_costs import cost
 from fairseq_adaptive.report.pictures import pyplot, save_figure
 
 _SCALAR = re.compile(r"(?:search_)?block_(\d+)_([afi])")  # adaptive_compute_loss says of which policy they are

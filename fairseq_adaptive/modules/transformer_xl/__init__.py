@@ -1,1 +1,1 @@
-"""Transformer-XL: what its blocks need of a stack."""
+"""Transformer-XL: relative attention, blocks, layouts and the blocks of a supernet, memory, and segments on a stack."""
