@@ -45,7 +45,11 @@ def serve() -> str:
 
 
 def _become(job):
-    for number, path, mode in ((0, os.devnull, os.O_RDONLY), (1, job["stdout"], os.O_WRONLY), (2, job["stderr"], os.O_WRONLY)):
+    for number, path, mode in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, job["stdout"], os.O_WRONLY),
+        (2, job["stderr"], os.O_WRONLY),
+    ):
         file = os.open(path, mode)
         os.dup2(file, number)
         os.close(file)

@@ -55,7 +55,9 @@ def run(command, *args, check=True, env=None, timeout=300, **kwargs):
         "PET_MASTER_PORT": str(29500 + int(worker)),
         **(env or {}),
     }
-    argv = list(map(str, args)) if command == "python" else [str(Path(sys.executable).parent / command), *map(str, args)]
+    argv = (
+        list(map(str, args)) if command == "python" else [str(Path(sys.executable).parent / command), *map(str, args)]
+    )
     if commands.can_fork(argv, env, kwargs):
         done = commands.forked(argv, environment, timeout, **kwargs)
     else:
