@@ -94,5 +94,7 @@ def _finished(cfg, trainer, epoch_itr):
     if 0 < optimization.stop_time_hours < hours:
         return f"after {hours:.2f} hours, as --stop-time-hours {optimization.stop_time_hours} says: raise it to go on"
     if 0 < cfg.patience <= failures:
-        return f"as --patience {cfg.patience} says, after {failures} validations without a better score: raise it to go on"
+        return (
+            f"as --patience {cfg.patience} says, after {failures} validations without a better score: raise it to go on"
+        )
     return None
