@@ -1,5 +1,6 @@
 """One training at a time in a ``--save-dir``."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -83,9 +84,10 @@ def acquire(folder) -> str:
                 f"the last training in {folder} ({owner}) did not end by itself: see that it lives no more, as a lock is "
                 "not seen from everywhere on some network file systems"
             )
-        os.ftruncate(lock, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: it is locked all the same
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
         _held[path] = lock
     return path
 
@@ -93,10 +95,8 @@ def acquire(folder) -> str:
 def release(path):
     """Give back what :func:`acquire` returned; does nothing in a process that does not hold it."""
     if path in _held:
-        try:
+        with contextlib.suppress(OSError):  # the folder is gone
             os.unlink(path)
-        except OSError:
-            pass  # the folder is gone
         os.close(_held.pop(path))
 
 

@@ -47,6 +47,8 @@ def what_counts(path):
     extra = {key: state["extra_state"].get(key) for key in ("train_iterator", "val_loss", "best", "early_stop")}
     state["optimizer_history"] = state["optimizer_history"][-1]  # it has an entry for every start
     kept = "model", "criterion", "optimizer_history", "last_optimizer_state", "task_state"
+    for name in [name for name in state["model"] if name.endswith("_float_tensor")]:
+        del state["model"][name]  # fairseq's: it has a type and a device, and no value
     return {**{key: state[key] for key in kept}, "extra_state": extra}
 
 

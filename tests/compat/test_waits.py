@@ -39,6 +39,7 @@ def work(rank, folder):
         call(dist)
 
 
+@pytest.mark.slow
 def test_a_worker_that_waits_for_others_says_so(tmp_path):
     multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
     parts = (tmp_path / "0").read_text().split("WARNING:root:[")[1:]
