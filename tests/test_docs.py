@@ -31,3 +31,10 @@ def test_a_block_runs(block):
 
 def test_there_are_blocks():
     assert len(BLOCKS) == 3
+
+
+def test_what_is_checked_names_tests_that_are_there():
+    root = Path(USER_DIR).parent
+    named = re.findall(r"`(tests/[^`]+)`", root.joinpath("docs", "what-is-checked.md").read_text(encoding="utf-8"))
+    assert len(named) > 30
+    assert [name for name in named if not root.joinpath(name).exists()] == []

@@ -7,6 +7,7 @@ import traceback
 
 import torch
 
+from fairseq_adaptive.compat import damage
 from fairseq_adaptive.compat.arrays import SavedArray, numeric_arrays
 from fairseq_adaptive.compat.plain import restore_arrays
 from fairseq_adaptive.errors import UsageError
@@ -25,16 +26,25 @@ def load_safely():
     :mod:`.untrusted_flags` and :mod:`.literals`. NumPy's numbers and arrays of numbers, which were saved before
     :func:`.saving.save_plain`, are read by code of ours. What is still refused could run code when loaded, so say in one
     line which file and class, instead of torch's advice to load it all the same.
+
+    Before that, the checksums in the file are compared with its bytes (:func:`.damage.damage`).
     """
     from fairseq import checkpoint_utils
+    from fairseq.file_io import PathManager
 
     torch.serialization.add_safe_globals([argparse.Namespace])
     stock = checkpoint_utils.load_checkpoint_to_cpu
 
     def load_checkpoint_to_cpu(path, *args, **kwargs):
+        local = not PathManager.path_requires_pathmanager(path)
+        found = damage.damage(path) if local else None
+        if found is not None:
+            raise UsageError(f"checkpoint {path} cannot be read: {found}; {damage.advice(path)}")
         try:
             with numeric_arrays():
                 state = stock(path, *args, **kwargs)
+        except PermissionError as error:
+            raise UsageError(f"checkpoint {path} cannot be read: {error.strerror}") from None
         except Exception as error:
             refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if refused:
@@ -45,8 +55,9 @@ def load_safely():
                 ) from None
             if _raised_in(error.__traceback__) not in ("torch.serialization", "torch._weights_only_unpickler"):
                 raise
+            advice = damage.advice(path) if local else "take another checkpoint"
             raise UsageError(
-                f"checkpoint {path} cannot be read: it is cut short or no PyTorch file; take another checkpoint"
+                f"checkpoint {path} cannot be read: it is cut short or no PyTorch file; {advice}"
             ) from error
         restore_arrays(state, saved_as=SavedArray)
         return state

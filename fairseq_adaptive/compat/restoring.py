@@ -1,6 +1,7 @@
 """Patches of how fairseq goes on from a checkpoint: what does not fit is said in one line."""
 
 import os
+import re
 
 from fairseq_adaptive.errors import UsageError
 
@@ -59,7 +60,8 @@ def explain_other_training():
 def find_what_to_restore():
     """``--restore-file`` and ``--finetune-from-model`` that name no file are refused.
 
-    fairseq trains from nothing where the first one is not there.
+    fairseq trains from nothing where the first one is not there. It does so, too, where ``checkpoint_last.pt`` is a
+    folder or a link to nothing, and finds a folder in the place of another checkpoint when it has trained.
     """
     from fairseq import checkpoint_utils
 
@@ -67,6 +69,7 @@ def find_what_to_restore():
 
     def load_checkpoint(cfg, trainer, *args, **kwargs):
         suffix = trainer.checkpoint_suffix or ""
+        _check_places(cfg)
         if cfg.restore_file != "checkpoint_last.pt":
             _check_file("--restore-file", cfg.restore_file.replace(".pt", f"{suffix}.pt"))
         elif cfg.finetune_from_model is not None:
@@ -74,6 +77,17 @@ def find_what_to_restore():
             if not os.path.exists(last):
                 _check_file("--finetune-from-model", cfg.finetune_from_model)
         return stock(cfg, trainer, *args, **kwargs)
+
+    def _check_places(cfg):
+        for name in sorted(os.listdir(cfg.save_dir)) if os.path.isdir(cfg.save_dir) else ():
+            path = os.path.join(cfg.save_dir, name)
+            if not re.fullmatch(r"checkpoint.*\.pt(\.tmp)?", name) or os.path.isfile(path) or not os.path.lexists(path):
+                continue
+            if os.path.isdir(path):
+                raise UsageError(f"{path} is a folder, where a checkpoint is to be: move it away")
+            if os.path.islink(path):
+                raise UsageError(f"{path} is a link to {os.readlink(path)}, which is not there: mend or remove it")
+            raise UsageError(f"{path} is no file that can be read again: move it away")
 
     def _check_file(flag, path):
         from fairseq.file_io import PathManager

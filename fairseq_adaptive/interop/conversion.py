@@ -11,6 +11,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fairseq_adaptive.compat.damage import damage
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, whole_folder
 from fairseq_adaptive.interop.checkpoint import require_finite, save_checkpoint
@@ -66,6 +67,9 @@ def _read_safetensors(path):
 
 
 def _read_bin(path):
+    found = damage(path)
+    if found is not None:
+        raise UsageError(f"{path} is damaged: {found}")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch lets through whatever its unpickler stumbles over

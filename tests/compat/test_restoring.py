@@ -1,5 +1,8 @@
 """A checkpoint to go on from that is not there, or of another training, is refused in one line."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 from families import FAMILIES, Family, build_trainer, train, write_data
@@ -67,3 +70,29 @@ def test_what_is_not_there_is_refused(flag, data, checkpoint, tmp_path):
             checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer)
     trainer = build_trainer("shared_transformer", data, flag, str(checkpoint), "--save-dir", str(tmp_path / "new"))[0]
     checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer, disable_iterator_cache=True)
+
+
+@pytest.mark.parametrize("no_save", (False, True))
+@pytest.mark.parametrize(
+    "name", ("checkpoint_last.pt", "checkpoint_best.pt", "checkpoint7.pt", "checkpoint_last.pt.tmp")
+)
+@pytest.mark.parametrize(
+    "make,said",
+    (
+        (lambda path: path.mkdir(), "is a folder, where a checkpoint is to be: move it away"),
+        (lambda path: path.symlink_to("gone.pt"), "is a link to gone.pt, which is not there: mend or remove it"),
+        (os.mkfifo, "is no file that can be read again: move it away"),
+    ),
+    ids=("folder", "link", "pipe"),
+)
+def test_what_is_no_file_in_the_place_of_a_checkpoint_is_refused(make, said, name, no_save, tmp_path):
+    make(tmp_path / name)
+    trainer = SimpleNamespace(
+        cfg=SimpleNamespace(distributed_training=SimpleNamespace(distributed_rank=1)), checkpoint_suffix=""
+    )
+    cfg = SimpleNamespace(
+        save_dir=str(tmp_path), no_save=no_save, restore_file="checkpoint_last.pt", finetune_from_model=None
+    )
+    with pytest.raises(UsageError) as error:
+        checkpoint_utils.load_checkpoint(cfg, trainer)
+    assert str(error.value) == f"{tmp_path / name} {said}"
