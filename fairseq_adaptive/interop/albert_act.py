@@ -19,6 +19,7 @@ from fairseq_adaptive.files import require_new, whole_folder
 from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options, save_tensors
 from fairseq_adaptive.interop.conversion import Weights, check_heads, check_numbers, new_state, read_folder
+from fairseq_adaptive.interop.verifying import numbered_dictionary
 from fairseq_adaptive.models.albert_act import AlbertActEncoder, albert_act_base
 from fairseq_adaptive.ranges import DROPOUT, INHERITED, WIDTH, WORDS, Range
 
@@ -189,14 +190,6 @@ def _shapes(config):
     with torch.device("meta"):
         encoder = AlbertActEncoder(args, numbered_dictionary(config["vocab_size"]))
     return {f"encoder.{name}": tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-
-
-def numbered_dictionary(size: int) -> Dictionary:
-    """A dictionary whose words have no names."""
-    dictionary = Dictionary()
-    for number in range(len(dictionary), size):
-        dictionary.add_symbol(f"piece{number}")
-    return dictionary
 
 
 def convert_back(args) -> None:
