@@ -12,6 +12,7 @@ import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
 from fairseq_adaptive.data.squad import cut, load_tokenizer
 from fairseq_adaptive.data.text_pairs import check_vocabulary, join, shorten
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.checkpoint import load_checkpoint
 from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.ranges import BATCH
@@ -26,7 +27,9 @@ class Prediction(NamedTuple):
         probabilities: of all labels, the greatest first; of a regression empty
         tokens: what the model read, special tokens among them
         skimmed: for each token the layer before which it was skimmed, counted from 1; None if no layer left it out
-        sentence: the text as :mod:`~fairseq_adaptive.report.depth_map` shades it
+        sentence: the text as :mod:`~fairseq_adaptive.report.depth_map` shades it: where tokens halt by the number of
+            updates, else by the layer that skimmed them
+        updates: of each token, how many layers computed it
     """
 
     label: Union[str, float]
@@ -34,6 +37,7 @@ class Prediction(NamedTuple):
     tokens: List[str]
     skimmed: List[Optional[int]]
     sentence: Sentence
+    updates: List[int] = []
 
 
 class _Row(NamedTuple):
@@ -43,7 +47,8 @@ class _Row(NamedTuple):
 
 
 class TranskimmerClassifier:
-    """A model that ``--task sentence_prediction`` has trained. Skimmed tokens are not computed.
+    """A model that ``--task sentence_prediction`` has trained, a Transkimmer or another one: tokens that are skimmed or
+    have halted are not computed.
 
     Attributes:
         model: fairseq's, in evaluation mode
@@ -62,14 +67,9 @@ class TranskimmerClassifier:
                 task.label_dictionary[task.label_dictionary.nspecial + number] for number in range(task.cfg.num_classes)
             ]
         )
-        self._stack = next(
-            (
-                name
-                for name, module in model.named_modules()
-                if isinstance(module, LayerStack) and module.router is not None
-            ),
-            None,
-        )
+        stacks = {name: module for name, module in model.named_modules() if isinstance(module, LayerStack)}
+        self._stack = next((name for name, each in stacks.items() if each.adaptive), None)
+        self._skims = self._stack is None or stacks[self._stack].router is not None
 
     @classmethod
     def from_pretrained(
@@ -79,7 +79,8 @@ class TranskimmerClassifier:
         Args:
             checkpoint: of ``--task sentence_prediction``
             data: folder with ``input0/dict.txt`` and ``label/dict.txt`` (default: that of the training)
-            tokenizer: folder with ``vocab.txt``, or ``vocab.json`` and ``merges.txt`` (default: ``data``)
+            tokenizer: folder with ``vocab.txt``, or ``vocab.json`` and ``merges.txt``, or ``spiece.model``; or a
+                SentencePiece model, a file (default: ``data``)
             cased: ``vocab.txt`` distinguishes upper and lower case
             max_length: longer texts are cut off at this many tokens (default: what the model can read)
             device: (default: a GPU if there is one)
@@ -98,7 +99,7 @@ class TranskimmerClassifier:
                 raise UsageError(f"there is no {path}: name the folder of the binarised training data")
         task = tasks.setup_task(cfg.task)
         folder = tokenizer or cfg.task.data
-        cutter, _ = load_tokenizer(folder, cased)
+        cutter = _tokenizer(folder, cased)
         check_vocabulary(cutter, task.source_dictionary, folder)
         (model,), _ = checkpoint_utils.load_model_ensemble([os.fspath(checkpoint)], task=task)
         return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), task, cutter, max_length)
@@ -152,20 +153,35 @@ class TranskimmerClassifier:
         specials = special(dictionary.eos()), special(cfg.init_token), special(cfg.separator_token)
         parts = []
         for each in texts:
-            pieces, spans = cut(self._tokenizer, each)
-            parts.append([*zip(map(dictionary.index, pieces), pieces, _as_written(each, spans))])
+            if isinstance(self._tokenizer, AlbertTokenizer):
+                pieces = shown = self._tokenizer.tokenize(each)
+            else:
+                pieces, spans = cut(self._tokenizer, each)
+                shown = _as_written(each, spans)
+            parts.append([*zip(map(dictionary.index, pieces), pieces, shown)])
         parts = shorten(parts, self.max_length - len(join([[] for _ in parts], *specials)))
         return _Row(*map(list, zip(*join(parts, *specials))))
 
     def _prediction(self, row: _Row, logits, updates, layers) -> Prediction:
-        skimmed = [count + 1 if count < layers else None for count in updates[: len(row.tokens)]]
-        depths = [each or layers + 1 for each in skimmed]
-        sentence = Sentence(row.shown, depths, layers + 1, "skimmed before layer", "kept")
+        updates = updates[: len(row.tokens)]
+        if self._skims:
+            skimmed = [count + 1 if count < layers else None for count in updates]
+            depths = [each or layers + 1 for each in skimmed]
+            sentence = Sentence(row.shown, depths, layers + 1, "skimmed before layer", "kept")
+        else:
+            skimmed, sentence = [None] * len(updates), Sentence(row.shown, updates, layers)
         if not self.labels:
-            return Prediction(float(logits[0]), {}, row.pieces, skimmed, sentence)
+            return Prediction(float(logits[0]), {}, row.pieces, skimmed, sentence, updates)
         scores = logits.softmax(-1).tolist()
         ranked = sorted(zip(self.labels, scores), key=lambda each: -each[1])
-        return Prediction(ranked[0][0], dict(ranked), row.pieces, skimmed, sentence)
+        return Prediction(ranked[0][0], dict(ranked), row.pieces, skimmed, sentence, updates)
+
+
+def _tokenizer(where, cased):
+    where = os.fspath(where)
+    spm = where if os.path.isfile(where) else os.path.join(where, FILE)
+    words = any(os.path.isfile(os.path.join(where, name)) for name in ("vocab.txt", "vocab.json"))
+    return AlbertTokenizer(spm) if os.path.isfile(spm) and not words else load_tokenizer(where, cased)[0]
 
 
 def _as_written(text, spans):

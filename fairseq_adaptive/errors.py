@@ -16,11 +16,33 @@ class UsageError(ValueError):
         return "\n".join(printable(line) for line in super().__str__().split("\n"))
 
 
-def _find(error, kinds):
+# packages whose errors are explained; and those of which they may be made, as open() and torch.load are
+_OWN = {"fairseq", "fairseq_cli", "fairseq_adaptive"}
+_BELOW = {*sys.stdlib_module_names, "numpy", "torch", "omegaconf", "hydra"}
+
+
+def _is_own(trace, own) -> bool:
+    """Whether what was raised comes from fairseq or from here, and not from code of a user that they call."""
+    for frame, _ in reversed(list(traceback.walk_tb(trace))):
+        names = frame.f_globals
+        package = (names.get("__package__") or names.get("__name__") or "").partition(".")[0]
+        if package in own:
+            return True
+        if package not in _BELOW:
+            return False
+    return False
+
+
+def _find(error, own):
+    """The error that explains this one: itself, or that because of which own code raised it."""
     while error is not None:
-        if isinstance(error, kinds):
+        if isinstance(error, UsageError):
             return error
-        error = error.__cause__ or error.__context__
+        if not _is_own(error.__traceback__, own):
+            return None
+        if isinstance(error, FileNotFoundError):
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
@@ -40,29 +62,30 @@ _TOLD = (
 )
 
 
-def _told(error):
+def _told(error, own):
     """Whether fairseq itself says what is wrong with flags or data: in its commands, assertions check flags."""
     place = traceback.extract_tb(error.__traceback__)
     in_command = bool(place) and os.path.basename(os.path.dirname(place[-1].filename)) == "fairseq_cli"
-    return str(error).startswith(_TOLD) or (isinstance(error, AssertionError) and bool(str(error)) and in_command)
+    told = str(error).startswith(_TOLD) and _is_own(error.__traceback__, own)
+    return told or (isinstance(error, AssertionError) and bool(str(error)) and in_command)
 
 
 def report_usage_errors(within: Optional[str] = None):
-    """Let this program end with one line instead of a traceback when it ends with a :class:`UsageError`.
+    """Let a command end with one line instead of a traceback when it ends with a :class:`UsageError`.
 
-    In a command line a missing file ends it so, too, and what was raised because of either. Elsewhere these may be
-    faults of the program, and keep their tracebacks. The exit status stays 1. Set ``FAIRSEQ_ADAPTIVE_TRACEBACK=1`` for
-    the traceback.
+    So does what fairseq itself says of flags and data, a file that fairseq or this package does not find, and what
+    they raise because of either. Errors of a user's own code and of other programs keep their tracebacks. The exit
+    status stays 1. Set ``FAIRSEQ_ADAPTIVE_TRACEBACK=1`` for the traceback.
 
     Args:
-        within: package of the command line, through which the error must have come (default: the program is one)
+        within: package of the command, through which the error must have come (default: this program is one)
     """
-    previous = sys.excepthook
+    previous, own = sys.excepthook, _OWN if within else {*_OWN, "__main__"}
 
     def hook(kind, error, trace):
-        cause = error if isinstance(error, UsageError) else None
+        cause = None
         if within is None or _passes(trace, within):
-            cause = UsageError(error) if _told(error) else _find(error, (UsageError, FileNotFoundError))
+            cause = UsageError(error) if _told(error, own) else _find(error, own)
         if cause is None or os.environ.get("FAIRSEQ_ADAPTIVE_TRACEBACK") == "1":
             previous(kind, error, trace)
         elif isinstance(cause, UsageError):

@@ -7,8 +7,8 @@ from fairseq_adaptive.interop import (
     convert_to_ctranslate2,
     load_checkpoint,
     require_new,
-    save_checkpoint,
     unroll_checkpoint,
+    write_plain,
 )
 from fairseq_adaptive.ranges import Parser
 
@@ -32,7 +32,7 @@ def main():
     if args.to == "ctranslate2":
         convert_to_ctranslate2(state, args.data_dir, args.output, args.source_lang, args.target_lang)
     else:
-        save_checkpoint(state, args.output)
+        write_plain(state, args.output)
     print("wrote", args.output)
 
 

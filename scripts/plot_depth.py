@@ -12,6 +12,7 @@ import torch
 
 import fairseq_adaptive.plugin  # noqa: F401  registers tasks and models
 from fairseq_adaptive.command import run, wants_colour
+from fairseq_adaptive.data.subwords import SubwordNMT, Tokenized, as_in_text
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_lines, require_new, whole_file
 from fairseq_adaptive.hub import AlbertActModel
@@ -34,11 +35,21 @@ from fairseq_adaptive.report.pictures import require_picture
 def load(args):
     """The model, its dictionary and the tokenizer."""
     if os.path.isfile(args.model):
-        if args.spm is None:
-            raise UsageError("name the SentencePiece model with which the training text was split: --spm FILE")
-        tokenizer = AlbertTokenizer(args.spm)
+        if args.spm is not None:
+            tokenizer = AlbertTokenizer(args.spm)
+        elif args.codes is not None:
+            tokenizer = SubwordNMT(args.codes)
+        elif args.tokenized:
+            tokenizer = Tokenized()
+        else:
+            raise UsageError(
+                "say how the training text was split: --spm with its SentencePiece model, --codes with those of "
+                "subword-nmt, or --tokenized where the input is split in the same way"
+            )
         model, task = load_model(args.model, {"data": args.data} if args.data else {})
         return model, task.source_dictionary, tokenizer
+    if args.codes is not None or args.tokenized:
+        raise UsageError("--codes and --tokenized are for checkpoints: a published ALBERT-ACT has --spm")
     published = AlbertActModel.from_pretrained(args.model)
     if args.spm is None:
         return published.model, published.model.encoder.dictionary, published.needs_tokenizer()
@@ -46,15 +57,27 @@ def load(args):
     return published.model, albert_act.dictionary_of(tokenizer, published.config), tokenizer
 
 
+def as_written(sentence):
+    """A sentence of subword-nmt's tokens with words where words were; the special tokens at its ends stay."""
+    first = sentence.tokens[0] == "[CLS]"
+    inner = as_in_text(sentence.tokens[first:-1])
+    return sentence._replace(tokens=[*sentence.tokens[:first], *inner, sentence.tokens[-1]])
+
+
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("model", help="a checkpoint, or a folder or Hugging Face name of a published ALBERT-ACT")
     parser.add_argument("--data", metavar="FOLDER", help="of a checkpoint: where dict.txt is (default: as in training)")
-    parser.add_argument(
+    split = parser.add_mutually_exclusive_group()
+    split.add_argument(
         "--spm",
         metavar="FILE",
         help="SentencePiece model of the text (default: spiece.model in the folder of a published model)",
     )
+    split.add_argument(
+        "--codes", metavar="FILE", help="codes of subword-nmt; the input has spaces between words, as before apply-bpe"
+    )
+    split.add_argument("--tokenized", action="store_true", help="the input is split into the model's tokens already")
     parser.add_argument(
         "--input",
         default="-",
@@ -89,11 +112,13 @@ def main():
     unknown = sum(dictionary.index(token) == dictionary.unk() for token in tokens)
     if unknown > len(tokens) / 2:
         raise UsageError(
-            f"the model does not know {unknown:,} of the {len(tokens):,} tokens: {tokenizer.path} is not "
-            "the SentencePiece model with which its training text was split"
+            f"the model does not know {unknown:,} of the {len(tokens):,} tokens: {tokenizer.path} "
+            f"{getattr(tokenizer, 'advice', 'is not the SentencePiece model with which its training text was split')}"
         )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     sentences = list(read_depths(model, dictionary, texts, args.batch_size))
+    if isinstance(tokenizer, Tokenized):
+        sentences = [as_written(sentence) for sentence in sentences]
     limit = sentences[0].limit
     if args.html:
         with whole_file(args.html) as part, open(part, "w", encoding="utf-8") as file:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says the label of raw texts, and shows before which layer each token was skimmed.
+"""Says the label of raw texts, and shows before which layer each token was skimmed, or after how many it has halted.
 
 A line for each line, blank ones too: the label, its probability, and the text, in a terminal coloured by layer. Reads
 checkpoints that --task sentence_prediction has trained.
@@ -38,8 +38,8 @@ def main():
     parser.add_argument(
         "--tokenizer",
         metavar="FOLDER",
-        help="vocab.txt, or vocab.json and merges.txt (default: in "
-        "the data, where examples/classification/prepare.sh puts them)",
+        help="vocab.txt, or vocab.json and merges.txt, or spiece.model; or a SentencePiece model, a file (default: in the "
+        "data, where examples/classification/prepare.sh puts them)",
     )
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
     parser.add_argument("--input", default="-", metavar="FILE", help="a text a line (default: standard input)")

@@ -52,3 +52,101 @@ def test_other_assertions_keep_their_traceback(capsys):
     with pytest.raises(AssertionError) as raised:
         assert not "here", "an internal check"
     assert "Traceback" in end(raised.value, capsys)
+
+
+USERS = """
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules import layer_schedule
+
+def handles_a_missing_file(*args):
+    try:
+        open("no-such-file")
+    except FileNotFoundError:
+        return {}["key"]
+
+def raises_because_of_a_missing_file(*args):
+    try:
+        open("no-such-file")
+    except FileNotFoundError as error:
+        raise KeyError("key") from error
+
+def misses_a_file(*args):
+    open("no-such-file")
+
+def says_as_fairseq_does(*args):
+    raise Exception("Must specify --max-tokens or so")
+
+def handles_our_error(*args):
+    try:
+        layer_schedule("cycle", 3, 2)
+    except UsageError:
+        return {}["key"]
+
+def calls_ours(*args):
+    layer_schedule("cycle", 3, 2)
+
+def raises_ours(*args):
+    raise UsageError("a message of theirs")
+
+def asks_for_a_dictionary(*args):
+    from fairseq.data import Dictionary
+    Dictionary.load("no-such-file")
+"""
+
+
+@pytest.fixture
+def users():
+    """What a user's own code does, in a module of theirs."""
+    names = {"__name__": "users_plugin.model", "__package__": "users_plugin"}
+    exec(compile(USERS, "users_plugin/model.py", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    "name",
+    (
+        "handles_a_missing_file",
+        "raises_because_of_a_missing_file",
+        "misses_a_file",
+        "says_as_fairseq_does",
+        "handles_our_error",
+    ),
+)
+def test_errors_of_a_users_code_keep_their_traceback(name, users, monkeypatch, capsys):
+    monkeypatch.setattr("fairseq_cli.generate.main", users[name])
+    with pytest.raises(Exception) as raised:
+        call("fairseq-generate", "data", "--path", "a.pt")
+    written = end(raised.value, capsys)
+    last = written.rstrip().rpartition("\n")[2]
+    assert written.startswith("Traceback") and "users_plugin/model.py" in written
+    assert last.startswith(f"{type(raised.value).__name__}: ")
+
+
+@pytest.mark.parametrize(
+    "name,said",
+    (
+        ("calls_ours", "error: 3 unique layers cannot serve 2 depths"),
+        ("raises_ours", "error: a message of theirs"),
+        ("asks_for_a_dictionary", "error: there is no dictionary no-such-file"),
+    ),
+)
+def test_ours_are_explained_in_a_users_code_too(name, said, users, monkeypatch, capsys):
+    monkeypatch.setattr("fairseq_cli.generate.main", users[name])
+    with pytest.raises(Exception) as raised:
+        call("fairseq-generate", "data", "--path", "a.pt")
+    assert end(raised.value, capsys).startswith(said)
+
+
+@pytest.mark.parametrize("name", ("calls_ours", "raises_ours", "misses_a_file", "asks_for_a_dictionary"))
+def test_other_programs_keep_their_tracebacks(name, users, capsys):
+    """A program that imports the package is none of its commands."""
+    with pytest.raises(Exception) as raised:
+        users[name]()
+    assert end(raised.value, capsys).startswith("Traceback")
+
+
+def test_a_missing_file_of_fairseq_is_named(capsys):
+    with pytest.raises(Exception) as raised:
+        call("fairseq-train", "no-such-folder", "--task", "language_modeling", "--arch", "transformer_lm", "--cpu")
+    written = end(raised.value, capsys)
+    assert written.startswith("error: ") and written.count("\n") == 1

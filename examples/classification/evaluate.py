@@ -55,7 +55,11 @@ def main():
     parser.add_argument("texts", type=Path, help="folder that texts.py made, or any with dev.txt or test.txt")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT")
     parser.add_argument("--data", metavar="FOLDER", help="the bin folder of prepare.sh (default: as in training)")
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="with the vocabulary (default: that of the data)")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="with the vocabulary, or a SentencePiece model (default: that of the data)",
+    )
     parser.add_argument("--cased", action="store_true", help="vocab.txt distinguishes upper and lower case")
     parser.add_argument(
         "--max-length", type=POSITIONS, metavar="N", help="as in prepare.sh (default: all that it can read)"

@@ -58,4 +58,5 @@ fi
 for file in vocab.txt vocab.json merges.txt; do
   [ ! -f "$tokenizer/$file" ] || cp "$tokenizer/$file" "$part/bin/$file"
 done
+[ ! -f "$tokenizer" ] || cp "$tokenizer" "$part/bin/spiece.model"
 mv "$part" "$out"

@@ -13,6 +13,7 @@ from fairseq_adaptive.compat import (
     endings,
     ensembles,
     evaluation,
+    fitting,
     generation,
     hypotheses,
     labels,
@@ -73,6 +74,7 @@ PATCHES = (
     ensembles.name_wrong_checkpoints,
     paths.refuse_unwritable_save_dir,
     numbers.check_stock_numbers,
+    fitting.check_before_training,
 )
 applied = []  # names of the patches that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

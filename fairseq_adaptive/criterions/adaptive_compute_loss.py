@@ -15,12 +15,13 @@ from torch import Tensor
 
 from fairseq_adaptive.criterions.controller import TARGETS, Controller, warmed_up
 from fairseq_adaptive.criterions.decisions import Decision, decisions
-from fairseq_adaptive.criterions.distillation import Teacher, Watched
-from fairseq_adaptive.criterions.expected_output import ExpectedOutput
-from fairseq_adaptive.criterions.task_criterion import DistillationConfig, build_task_criterion
+from fairseq_adaptive.criterions.distillation import Teacher
+from fairseq_adaptive.criterions.expected_output import ExpectedOutput, check_expected
+from fairseq_adaptive.criterions.task_criterion import DistillationConfig, build_task_criterion, check_model
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.ranges import check_ranges, ranged
+from fairseq_adaptive.modules.watched import Watched
+from fairseq_adaptive.ranges import NUMBER, PRICE, RATE, UPDATES, check_ranges, ranged
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,12 @@ def _objects(flag: str, text: str) -> Dict:
         raise UsageError(f'{flag} {text!r} is no JSON object: write {{"name": value}}') from error
 
 
+def _check_numbers(numbers: Dict, name: str, within) -> None:
+    others = {"warmup_updates": UPDATES, "prior_rate": RATE}
+    for key, number in numbers.items():
+        others.get(key, within).check(number, f"{key} in {name}")
+
+
 @register_criterion("adaptive_compute_loss", dataclass=AdaptiveComputeLossConfig)
 class AdaptiveComputeLoss(FairseqCriterion):
     """Loss of the task + the sum over the model's policies of weight x price.
@@ -86,7 +93,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
         task_criterion: the criterion of the task
 
     Raises:
-        UsageError: for impossible flags, and at the first step for a model without policies
+        UsageError: for impossible flags; :meth:`check_model`, for a model without policies
     """
 
     kinds: Tuple[str, ...] = ("router", "halting", "reader", "search")
@@ -140,6 +147,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
                 raise UsageError(f"--target-args says how to steer {name}: add {TARGETS[name].flag}")
             if not isinstance(more, dict) or set(more) - {"weight", "gain", "rate", "warmup_updates"}:
                 raise UsageError(f"--target-args {name}: give weight, gain, rate and warmup_updates, not {more}")
+            _check_numbers(more, f"--target-args {name}", PRICE)
             if value is not None or name == "depth":  # depth is watched in any case
                 settings[name] = {"value": value, **more}
         if given:
@@ -154,7 +162,48 @@ class AdaptiveComputeLoss(FairseqCriterion):
             found.update(given if isinstance(given, dict) else {"weight": given})
         return found
 
-    def found(self, model, sample) -> List[Decision]:
+    def check_model(self, model) -> None:
+        """Called before training starts.
+
+        Args:
+            model: a fairseq model
+
+        Raises:
+            UsageError: when this criterion cannot train it, or flags name or steer what it has not
+        """
+        found, (weighed, _) = self.found(model), self._weighed(model)
+        for each in found:
+            self._check_price(each)
+        if weighed:
+            self._check_weighed(model)
+        check_model(self.task_criterion, Watched(model) if weighed or self._teacher is not None else model)
+
+    def _check_price(self, decision):
+        options = AdaptiveComputeLoss.options(self, decision)  # those that come from a text
+        known = inspect.signature(decision.policy.price).parameters
+        names = ["weight", "warmup_updates", *list(known)[1:]]
+        for option in options:
+            if option not in names:
+                raise UsageError(f"the price of {decision.label} has no option {option!r}: give {', '.join(names)}")
+        _check_numbers(options, f"the price of {decision.label}", NUMBER)
+
+    def _check_weighed(self, model):
+        if self.controllers["halting"].value is not None:
+            raise UsageError("--target-depth steers ACT's time penalty; with PonderNet, set --prior-rate to 1 over it")
+        if self._teacher is not None:
+            raise UsageError(
+                "--distill-from learns one output, and PonderNet trains those of all depths: use --halting act"
+            )
+        check_expected(model, getattr(self.task_criterion, "regression_target", False))
+
+    def _weighed(self, model):
+        """Whether training expects the loss over depths, and the stack from which the model's output is made."""
+        stacks = [module for module in model.modules() if isinstance(module, LayerStack)]
+        last = stacks[-1] if stacks else None
+        weighed = "halting" in self.kinds and last is not None and last.halting is not None
+        return weighed and last.halting.weighs_depths and not isinstance(model, ExpectedOutput), last
+
+    def found(self, model) -> List[Decision]:
         """The decisions that this criterion prices.
 
         Raises:
@@ -168,10 +217,6 @@ class AdaptiveComputeLoss(FairseqCriterion):
                 raise UsageError(f"--prices names {name!r}, which decides nothing here: use {', '.join(sorted(names))}")
         if not found and self.needs:
             raise UsageError(f"--criterion {self.needs} or train with --criterion {self.task_name}")
-        for each in found:
-            if each.policy.kind == "search":
-                measure = getattr(self.cfg, "compute_measure", "flops")
-                each.policy.measure_costs(measure, sample["net_input"]["src_tokens"])
         for kind, controller in self.controllers.items():
             steered, target = [each for each in found if each.policy.kind == kind], controller.target
             if controller.value is None:
@@ -185,18 +230,15 @@ class AdaptiveComputeLoss(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         """Return loss (a sum, to be divided by the sample size), sample size and logging output."""
-        found, training = self.found(model, sample), self.training and model.training
-        stacks = [module for module in model.modules() if isinstance(module, LayerStack)]
-        last = stacks[-1] if stacks else None  # from which the model's output is made
-        update = last.num_updates if stacks else 0
-        weighed = training and "halting" in self.kinds and last is not None and last.halting is not None
-        weighed = weighed and last.halting.weighs_depths and not isinstance(model, ExpectedOutput)
-        if weighed and self.controllers["halting"].value is not None:
-            raise UsageError("--target-depth steers ACT's time penalty; with PonderNet, set --prior-rate to 1 over it")
-        if weighed and self._teacher is not None:
-            raise UsageError(
-                "--distill-from learns one output, and PonderNet trains those of all depths: use --halting act"
-            )
+        found, training = self.found(model), self.training and model.training
+        for each in found:
+            if each.policy.kind == "search":
+                measure = getattr(self.cfg, "compute_measure", "flops")
+                each.policy.measure_costs(measure, sample["net_input"]["src_tokens"])
+        weighed, last = self._weighed(model)
+        weighed, update = weighed and training, 0 if last is None else last.num_updates
+        if weighed:
+            self._check_weighed(model)
         watched = model if self._teacher is None else Watched(model)
         with recording(model) as traces:
             criterion_model = ExpectedOutput(model, last, traces) if weighed else watched
@@ -234,15 +276,9 @@ class AdaptiveComputeLoss(FairseqCriterion):
             if lever is not None:
                 terms.append((controller.factor, lever))
                 continue
+            self._check_price(each)
             options = self.options(each)
             weight = options.pop("weight", each.policy.weight) * warmed_up(update, options.pop("warmup_updates", 0))
-            known = inspect.signature(each.policy.price).parameters
-            for option in options:
-                if option not in known:
-                    raise UsageError(
-                        f"the price of {each.label} has no option {option!r}: give weight, warmup_updates"
-                        f"{''.join(f', {name}' for name in list(known)[1:])}"
-                    )
             terms.append((weight, each.policy.price(each.trace, **options)))
         return terms, sum(weight * price for weight, price in terms)
 

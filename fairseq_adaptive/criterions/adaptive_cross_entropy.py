@@ -16,6 +16,21 @@ from fairseq_adaptive.modules.vocabulary.adaptive_softmax import clustered_cross
 from fairseq_adaptive.ranges import DROPOUT, check_ranges, ranged
 
 
+def softmax_of(model):
+    """The adaptive softmax of a fairseq model.
+
+    Raises:
+        UsageError: when it has none
+    """
+    softmax = getattr(getattr(model, "decoder", None), "adaptive_softmax", None)
+    if softmax is None:
+        raise UsageError(
+            "this model has no adaptive softmax: give it one with --adaptive-softmax-cutoff, or train it with "
+            "--criterion cross_entropy"
+        )
+    return softmax
+
+
 def adaptive_losses(
     model, net_output, target: Tensor, label_smoothing: float = 0.0, reduce: bool = False
 ) -> Tuple[Tensor, Tensor]:
@@ -37,13 +52,7 @@ def adaptive_losses(
     Raises:
         UsageError: when the model has no adaptive softmax, or a target is outside the vocabulary
     """
-    decoder = getattr(model, "decoder", None)
-    softmax = getattr(decoder, "adaptive_softmax", None)
-    if softmax is None:
-        raise UsageError(
-            "this model has no adaptive softmax: give it one with --adaptive-softmax-cutoff, or train it with "
-            "--criterion cross_entropy"
-        )
+    decoder, softmax = getattr(model, "decoder", None), softmax_of(model)
     scored = target.ne(decoder.dictionary.pad())
     hidden, target = net_output[0][scored], target[scored]  # [N, C], [N]
     if not isinstance(softmax, FairseqAdaptiveSoftmax):
@@ -71,7 +80,7 @@ class AdaptiveCrossEntropy(FairseqCriterion):
     """Cross-entropy of an adaptive softmax (Grave et al. 2017), with any ``--ddp-backend``.
 
     Raises:
-        UsageError: for numbers out of range, or at the first step when the model has no such softmax
+        UsageError: for numbers out of range; :meth:`check_model`, when the model has no such softmax
     """
 
     losses = staticmethod(adaptive_losses)
@@ -81,6 +90,10 @@ class AdaptiveCrossEntropy(FairseqCriterion):
         check_ranges(cfg, type(self))
         self.sentence_avg = cfg.sentence_avg
         self.label_smoothing = cfg.label_smoothing
+
+    def check_model(self, model) -> None:
+        """Called before training starts; raises as :func:`softmax_of`."""
+        softmax_of(model)
 
     def forward(self, model, sample, reduce=True):
         """Return what :meth:`compute` does for the model's output."""

@@ -51,6 +51,9 @@ def language_model_losses(model, net_output, target, label_smoothing=0.0, reduce
 class LanguageModelLoss(AdaptiveCrossEntropy):
     losses = staticmethod(language_model_losses)
 
+    def check_model(self, model) -> None:
+        """Both kinds of softmax are scored."""
+
 
 @register_criterion("architecture_entropy_loss", dataclass=ArchitectureEntropyLossConfig)
 class ArchitectureEntropyLoss(AdaptiveComputeLoss):

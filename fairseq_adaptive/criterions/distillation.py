@@ -8,27 +8,7 @@ from fairseq.tasks import TASK_REGISTRY
 from omegaconf import OmegaConf
 
 from fairseq_adaptive.errors import UsageError
-
-
-class Watched:
-    """Stands for a model in a criterion and remembers its last call.
-
-    Args:
-        model: a fairseq model
-    """
-
-    needs_scores = True  # a criterion must not ask the model for features instead
-
-    def __init__(self, model):
-        self._model, self.call, self.output = model, None, None
-
-    def __getattr__(self, name):
-        return getattr(self._model, name)
-
-    def __call__(self, *args, **kwargs):
-        self.call, output = (args, kwargs), self._model(*args, **kwargs)
-        self.output = output[0]
-        return output
+from fairseq_adaptive.modules.watched import Watched
 
 
 def _load(path, task):

@@ -22,6 +22,24 @@ def expected_log_probs(log_probs: Tensor, weights: Tensor) -> Tensor:
     return torch.cat((expected, torch.log(-torch.expm1(total))), -1)
 
 
+def check_expected(model, regression: bool = False) -> None:
+    """
+    Args:
+        model: of which the expected output is to be learned
+        regression: it is a number
+
+    Raises:
+        UsageError: for an adaptive softmax, or outputs that are no scores of classes
+    """
+    if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
+        raise UsageError(
+            "PonderNet's expected loss cannot be computed with an adaptive softmax: leave out "
+            "--adaptive-softmax-cutoff, or train with --halting act"
+        )
+    if regression:
+        raise UsageError("PonderNet's expected loss needs scores of classes: train regression with --halting act")
+
+
 def _expected(scores, weights):
     """Scores of all depths, (N ...) x V, to those of their expectation."""
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
@@ -43,11 +61,7 @@ class ExpectedOutput:
     needs_scores = True  # a criterion must not ask the model for features instead
 
     def __init__(self, model, stack, traces):
-        if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
-            raise UsageError(
-                "PonderNet's expected loss cannot be computed with an adaptive softmax: leave out "
-                "--adaptive-softmax-cutoff, or train with --halting act"
-            )
+        check_expected(model)
         self._model, self._stack = model, stack
         self._traces = next(traces[name] for name, module in model.named_modules() if module is stack)
 
@@ -66,7 +80,7 @@ class ExpectedOutput:
         elif kwargs.get("classification_head_name") is not None:
             weights = weights[:, :, 0]
         if output.size(-1) < 2:
-            raise UsageError("PonderNet's expected loss needs scores of classes: train regression with --halting act")
+            check_expected(self._model, regression=True)
         return (_expected(output, weights), *rest)
 
     def sentence_order(self, extra):

@@ -28,7 +28,7 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
     as fairseq does.
 
     Raises:
-        UsageError: for numbers out of range; at the first step, for a model without a projection
+        UsageError: for numbers out of range; :meth:`check_model`, for a model without a projection
     """
 
     def __init__(self, task, sentence_avg, label_smoothing, ignore_prefix_size=0, report_accuracy=False):
@@ -37,6 +37,11 @@ class FusedLabelSmoothedCrossEntropy(LabelSmoothedCrossEntropyCriterion):
         self.unfused = LabelSmoothedCrossEntropyCriterion(
             task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy
         )
+
+    def check_model(self, model) -> None:
+        """Called before training starts; raises as :func:`output_projection`."""
+        if not getattr(model, "needs_scores", False):
+            output_projection(model)
 
     def forward(self, model, sample, reduce=True):
         """Return the loss, the sample size and the logging output; with ``reduce=False`` the loss of each token."""

@@ -11,6 +11,7 @@ from fairseq.logging import metrics
 
 from fairseq_adaptive.errors import UsageError
 
+OURS = ("fairseq", "fairseq_adaptive")
 SUMS = ("loss", "mlm_loss", "sop_loss", "mlm_correct", "sop_correct", "sample_size", "nsentences")
 
 
@@ -33,14 +34,30 @@ class MaskedLMSOPLoss(FairseqCriterion):
         super().__init__(task)
         self.words = len(task.target_dictionary)
 
-    def forward(self, model, sample, reduce=True):
-        """Return loss (a sum, to be divided by the sample size), sample size and logging output, sums all."""
-        if "swapped" not in sample:
+        # a task of another package may give the order, too: its samples tell
+        self.knows_order = hasattr(task, "orders_parts") or type(task).__module__.partition(".")[0] not in OURS
+
+    def check_model(self, model) -> None:
+        """Called before training starts.
+
+        Raises:
+            UsageError: for a task that does not say which order two parts have, or a model without a head for it
+        """
+        self._check(model, self.knows_order)
+
+    @staticmethod
+    def _check(model, knows_order):
+        if not knows_order:
             raise UsageError("--criterion masked_lm_sop needs to know the order of parts: use --task masked_lm_sop")
         if not hasattr(model, "sentence_order"):
             raise UsageError(
                 "--criterion masked_lm_sop needs a model with a sentence order head, such as --arch albert_act_base"
             )
+
+    def forward(self, model, sample, reduce=True):
+        """Return loss (a sum, to be divided by the sample size), sample size and logging output, sums all; raises as
+        :meth:`check_model`."""
+        self._check(model, "swapped" in sample)
         swapped, masked = sample["swapped"], sample["target"].ne(self.padding_idx)  # B, B x T
         words, extra = model(**sample["net_input"], masked_tokens=masked)
         orders, targets = model.sentence_order(extra), sample["target"][masked]

@@ -14,8 +14,8 @@ class SpanPrediction(FairseqCriterion):
     """Mean of the cross-entropies of an answer's first and last place, 0 where a window has no answer (Devlin et al.,
     2019, section 4.3)."""
 
-    def forward(self, model, sample, reduce=True):
-        """Return loss (a sum over windows), how many there are, and logging output.
+    def check_model(self, model) -> None:
+        """Called before training starts.
 
         Raises:
             UsageError: for a model without a span head
@@ -25,6 +25,10 @@ class SpanPrediction(FairseqCriterion):
                 "--criterion span_prediction needs --task question_answering and a model that it can "
                 "give a span head, such as --arch transkimmer_base"
             )
+
+    def forward(self, model, sample, reduce=True):
+        """Return loss (a sum over windows), how many there are, and logging output; raises as :meth:`check_model`."""
+        self.check_model(model)
         tokens, target = sample["net_input"]["src_tokens"], sample["target"]  # B x 2
         scores = model(**sample["net_input"], spans=True)[0].float()  # B x 2 x T
         scores = scores.masked_fill(tokens.eq(self.padding_idx).unsqueeze(1), float("-inf"))

@@ -37,6 +37,17 @@ class DistillationConfig(TaskCriterionConfig):
     distill_temperature: float = ranged(1.0, TEMPERATURE, "temperature of both outputs in it")
 
 
+def check_model(criterion, model) -> None:
+    """Let a criterion refuse a model before training starts; those without a ``check_model`` take any.
+
+    Raises:
+        UsageError: when it cannot train that model
+    """
+    check = getattr(criterion, "check_model", None)
+    if check is not None:
+        check(model)
+
+
 def build_task_criterion(cfg, task) -> FairseqCriterion:
     """Return the criterion that ``--task-criterion`` and ``--task-criterion-args`` name.
 

@@ -19,6 +19,7 @@ from fairseq_adaptive.files import require_new, whole_folder
 from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options, save_tensors
 from fairseq_adaptive.interop.conversion import Weights, check_heads, check_numbers, new_state, read_folder
+from fairseq_adaptive.interop.verifying import numbered_dictionary, require_same
 from fairseq_adaptive.models.albert_act import AlbertActEncoder, albert_act_base
 from fairseq_adaptive.ranges import DROPOUT, INHERITED, WIDTH, WORDS, Range
 
@@ -76,6 +77,7 @@ NAMES = {
 }
 BY_WORD = ("encoder.embed_tokens.weight", "encoder.lm_head.bias")
 TIED = "encoder.lm_head.weight"  # with the embeddings
+UNUSED = ("embeddings.position_ids", "embeddings.token_type_ids")
 _HEADS = ("encoder.lm_head.", "encoder.sentence_order_head.")
 
 
@@ -179,6 +181,7 @@ def convert_weights(tensors: Dict[str, Tensor], config: Dict[str, Any]) -> Dict[
             continue
         tensor = source.take(theirs, *shapes[ours])
         weights[ours] = tensor[order] if ours in BY_WORD else tensor.clone()
+    source.require_used(UNUSED)
     weights[TIED] = weights[BY_WORD[0]]
     return weights
 
@@ -189,14 +192,6 @@ def _shapes(config):
     with torch.device("meta"):
         encoder = AlbertActEncoder(args, numbered_dictionary(config["vocab_size"]))
     return {f"encoder.{name}": tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-
-
-def numbered_dictionary(size: int) -> Dictionary:
-    """A dictionary whose words have no names."""
-    dictionary = Dictionary()
-    for number in range(len(dictionary), size):
-        dictionary.add_symbol(f"piece{number}")
-    return dictionary
 
 
 def convert_back(args) -> None:
@@ -240,3 +235,21 @@ def convert_back(args) -> None:
         save_tensors(tensors, os.path.join(made, "pytorch_model.bin"))
         if tokenizer is not None:
             tokenizer.save(made)
+        _require_same_states(made, state)
+
+
+@torch.no_grad()
+def _require_same_states(folder, state):
+    """Read a published folder as others do, and compare its states with those of the checkpoint."""
+    config, tensors = read_folder(folder)
+    ids = torch.arange(4, min(12, config["vocab_size"])).unsqueeze(0)
+    found = []
+    for given, weights in ((Namespace(**read_config(config)), convert_weights(tensors, config)), (None, state["model"])):
+        args = Namespace(**model_options(state)) if given is None else given
+        albert_act_base(args)
+        args.max_positions = config["max_position_embeddings"]
+        encoder = AlbertActEncoder(args, numbered_dictionary(config["vocab_size"]))
+        names = {name.removeprefix("encoder."): each for name, each in weights.items() if name.startswith("encoder.")}
+        encoder.load_state_dict(names, strict=True)
+        found.append(encoder.eval()(ids, features_only=True)[0])
+    require_same(*found, "what is read from the folder")

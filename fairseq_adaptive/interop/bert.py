@@ -59,6 +59,8 @@ _HEADS = {
     },
 }
 _CLASSIFIER = {"bert": ("pooler.dense", "classifier"), "roberta": ("classifier.dense", "classifier.out_proj")}
+# the pooler is of pretraining, as is what follows on it; positions are counted anew; the last is a copy
+UNUSED = ("pooler.", "cls.seq_relationship.", "embeddings.position_ids", "embeddings.token_type_ids")
 HEAD = "classification_heads.sentence_classification_head."
 
 
@@ -228,6 +230,7 @@ def convert_weights(tensors: Dict[str, Tensor], config: Dict[str, Any], order: L
             f"the weights hold {min(more)}, but by config.json there are only {config['num_hidden_layers']} layers"
         )
     _convert_heads(source, target, take, kind, dim, rows)
+    source.require_used(UNUSED)
     return target
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from fairseq_adaptive.compat.damage import damage
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, whole_folder
-from fairseq_adaptive.interop.checkpoint import require_finite, save_checkpoint
+from fairseq_adaptive.interop.checkpoint import load_model, require_finite, save_checkpoint
+from fairseq_adaptive.interop.verifying import require_readable
 from fairseq_adaptive.ranges import Range
 
 # each module has add_args(parser) for the flags of its own, and convert(args) -> (state of a checkpoint, Dictionary);
@@ -119,7 +120,7 @@ class Weights:
 
     def __init__(self, tensors: Dict[str, Tensor], prefix: str = ""):
         self.tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        self.left = set(self.tensors)
+        self.left, self._taken = set(self.tensors), []
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -144,7 +145,26 @@ class Weights:
         if tuple(tensor.shape) != shape:
             raise UsageError(f"{name} has the shape {tuple(tensor.shape)}, but by config.json it should be {shape}")
         self.left.discard(name)
+        self._taken.append(tensor)
         return tensor
+
+    def require_used(self, unused: Sequence[str]) -> None:
+        """
+        Args:
+            unused: how names begin of what the converted model does without
+
+        Raises:
+            UsageError: when anything else was not taken, unless it equals something that was, as tied weights do
+        """
+        for name in sorted(self.left):
+            tensor = self.tensors[name]
+            if not name.startswith(tuple(unused)) and not any(
+                tensor.shape == each.shape and torch.equal(tensor, each) for each in self._taken
+            ):
+                raise UsageError(
+                    f"the weights hold {name}, which the converted model has no place for: it would be another "
+                    "model; remove it, or convert a model without it"
+                )
 
 
 def new_state(flags: Sequence[str], weights: Dict[str, Tensor]) -> Dict[str, Any]:
@@ -164,11 +184,19 @@ def new_state(flags: Sequence[str], weights: Dict[str, Tensor]) -> Dict[str, Any
 
 
 def write_folder(state: Dict[str, Any], dictionary: Dictionary, output) -> None:
-    """Write ``checkpoint.pt`` and ``dict.txt`` to a new folder, both or none.
+    """Write ``checkpoint.pt`` and ``dict.txt`` to a new folder, both or none, once they have been read back as fairseq
+    reads them and the model has computed something.
 
     Raises:
-        UsageError: when ``output`` exists or its parent does not
+        UsageError: when ``output`` exists or its parent does not, or what was written is no model
     """
     with whole_folder(output) as made:
+        path = os.path.join(made, "checkpoint.pt")
         dictionary.save(os.path.join(made, "dict.txt"))
-        save_checkpoint(state, os.path.join(made, "checkpoint.pt"))
+        save_checkpoint(state, path)
+        model, task = load_model(path, {"data": made})
+        require_readable(path, state)
+        words = torch.arange(task.source_dictionary.nspecial, len(task.source_dictionary))[:8]
+        with torch.no_grad():
+            found = model.eval()(torch.cat((words, torch.tensor([task.source_dictionary.eos()]))).unsqueeze(0))[0]
+        require_finite({"the output": found}, "the converted model")

@@ -4,12 +4,15 @@ import argparse
 import os
 from typing import Any, Dict, Optional
 
+import torch
+from fairseq.data import Dictionary
 from fairseq.data.data_utils import infer_language_pair
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_folder
 from fairseq_adaptive.interop.checkpoint import model_options, save_tensors
+from fairseq_adaptive.interop.verifying import LENGTHS, built, require_same, scores, sequences
 
 # CTranslate2's converter checks some flags itself; of these it would lose weights, or die without saying why
 _UNKNOWN_TO_CTRANSLATE2 = (
@@ -26,7 +29,8 @@ _UNKNOWN_TO_CTRANSLATE2 = (
 def convert_to_ctranslate2(
     state: Dict[str, Any], data_dir, output, source_lang: Optional[str] = None, target_lang: Optional[str] = None
 ):
-    """Write a CTranslate2 model; layers that are equal are stored once.
+    """Write a CTranslate2 model; layers that are equal are stored once. It is loaded and its scores are compared with
+    those of the checkpoint before the folder has its name.
 
     Args:
         state: from :func:`~fairseq_adaptive.interop.unroll_checkpoint`
@@ -35,7 +39,8 @@ def convert_to_ctranslate2(
         source_lang, target_lang: names of the dictionaries, where neither the checkpoint nor the data tell
 
     Raises:
-        UsageError: when CTranslate2 is not installed or cannot express the model, or ``output`` exists
+        UsageError: when CTranslate2 is not installed or cannot express the model, what it made computes something else,
+            or ``output`` exists
     """
     require_new(output)
     try:
@@ -63,6 +68,30 @@ def convert_to_ctranslate2(
             raise UsageError(
                 f"the model does not fit the dictionaries in {data_dir}: {' '.join(str(error).split())}"
             ) from error
+        _require_same_scores(state, made, os.fspath(data_dir), options)
+
+
+def _require_same_scores(state, made, data_dir, options):
+    import ctranslate2
+
+    model = built(state)
+    names = ("", "") if options.source_lang is None else (f".{options.source_lang}", f".{options.target_lang}")
+    source, target = (Dictionary.load(os.path.join(data_dir, f"dict{name}.txt")) for name in names)
+    inputs = sequences(model)
+    expected = scores(model, inputs)
+    previous = [target.string(row[1:length]).split() for row, length in zip(inputs[-1], LENGTHS)]
+    if len(inputs) > 1:
+        texts = [source.string(row[-length:]).split() for row, length in zip(inputs[0], LENGTHS)]
+        found = ctranslate2.Translator(made, device="cpu", intra_threads=1).score_batch(texts, previous)
+        wanted = [[*row[1:length].tolist(), target.eos()] for row, length in zip(inputs[-1], LENGTHS)]
+    else:
+        texts = [[target.eos_word, *words] for words in previous]
+        found = ctranslate2.Generator(made, device="cpu", intra_threads=1).score_batch(texts)
+        wanted = [row[1:length].tolist() for row, length in zip(inputs[-1], LENGTHS)]
+    rows = expected.split(LENGTHS)
+    taken = torch.cat([row[: len(ids)].gather(1, torch.tensor(ids).unsqueeze(1)) for row, ids in zip(rows, wanted)])
+    given = torch.tensor([score for each in found for score in each.log_probs])
+    require_same(given, taken.squeeze(1), "the CTranslate2 model")
 
 
 def _namespace(state):

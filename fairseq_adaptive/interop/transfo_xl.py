@@ -33,6 +33,7 @@ from fairseq_adaptive.ranges import DISTANCE, DROPOUT, FFN_WIDTH, HEADS, LAYERS,
 
 PREFIX = "transformer."
 IMPOSSIBLE = -1e4
+UNUSED = ("pos_emb.",)  # sines, computed anew
 RANGES = {
     "vocab_size": WORDS,
     "d_model": WIDTH,
@@ -269,6 +270,7 @@ def convert_weights(source: Weights, shape: Dict[str, Any], order: List[int]) ->
     more = sorted(name for name in source.left if name.startswith(f"layers.{shape['n_layer']}."))
     if more:
         raise UsageError(f"the weights hold {more[0]}, but by config.json there are only {shape['n_layer']} layers")
+    source.require_used(UNUSED)
     return target
 
 

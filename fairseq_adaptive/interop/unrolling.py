@@ -7,8 +7,10 @@ from typing import Any, Dict
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop.checkpoint import model_options
-from fairseq_adaptive.models.policy_flags import FLAGS
+from fairseq_adaptive.files import whole_file
+from fairseq_adaptive.interop.checkpoint import model_options, save_checkpoint
+from fairseq_adaptive.interop.verifying import require_readable, require_same_model
+from fairseq_adaptive.models.policy_flags import FLAGS, KINDS, Policies
 from fairseq_adaptive.models.shared_stack import sharing_architecture
 from fairseq_adaptive.modules import layer_schedule
 
@@ -23,14 +25,15 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
 
     A layer that serves several depths gets one name a depth, all for the same tensors: saved, they take the space of
     one. The configuration of the model becomes a dict, which fairseq loads without any plug-in. A checkpoint that is
-    plain already keeps its weights. The state of the optimizer is left out, its parameters are others.
+    plain already keeps its weights. The state of the optimizer is left out, its parameters are others. Both models are
+    built, and their scores compared.
 
     Args:
         state: from :func:`~fairseq_adaptive.interop.load_checkpoint`, left as it is
 
     Raises:
-        UsageError: when the model is of another architecture, has the residual scales of ``--init admin``, or a router,
-            halting rule or reader with weights
+        UsageError: when the model is of another architecture, has the residual scales of ``--init admin``, a router,
+            halting rule or reader, or weights that a plain Transformer has no place for
     """
     options = model_options(state)
     arch = options["_name"]
@@ -51,13 +54,7 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
             "the model was trained with --init admin: fairseq's plain Transformer has no residual scales to take over, "
             "so it cannot be exported; train without --init admin"
         )
-    found = (re.search(r"\.(?:layers\.)?(router|halting|reader)\.", name) for name in weights)
-    policies = sorted({match[1] for match in found if match})
-    if policies:
-        raise UsageError(
-            f"the model has a policy ({', '.join(policies)}): fairseq's plain Transformer computes every token at "
-            "every depth, so it cannot be exported; train without it"
-        )
+    _refuse_policies(options, sides, weights)
     for side in sides:
         unique = options.pop(f"{side}_unique_layers")
         weights = _unroll(weights, side, layer_schedule(options["layer_sharing"], unique, options[f"{side}_layers"]))
@@ -68,7 +65,35 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
     cfg = {**state["cfg"], "model": options}
     cfg["common"] = {**(cfg.get("common") or {}), "user_dir": None}
     left_out = ("last_optimizer_state", "args", "cfg", "model")
-    return {"args": None, "cfg": cfg, "model": weights, **{k: v for k, v in state.items() if k not in left_out}}
+    kept = {name: value for name, value in state.items() if name not in left_out}
+    unrolled = {"args": None, "cfg": cfg, "model": weights, **kept}
+    require_same_model(unrolled, state, "the plain Transformer")
+    return unrolled
+
+
+def write_plain(unrolled: Dict[str, Any], output) -> None:
+    """Write what :func:`unroll_checkpoint` returned, and read it back.
+
+    Raises:
+        UsageError: when ``output`` exists, or cannot be written or read
+    """
+    with whole_file(output) as part:
+        save_checkpoint(unrolled, part)
+        require_readable(part, unrolled)
+
+
+def _refuse_policies(options, sides, weights):
+    # some rules have no weights, others' may have been left out of flags
+    found = (re.search(r"\.(?:layers\.)?(router|halting|reader)\.", name) for name in weights)
+    kinds = {match[1]: match[1] for match in found if match}
+    for side in sides:
+        policies = Policies(argparse.Namespace(**options), side, alone=len(sides) == 1)
+        kinds.update((kind, f"{kind} {getattr(policies, kind)}") for kind in KINDS if getattr(policies, kind) != "none")
+    if kinds:
+        raise UsageError(
+            f"the model has a policy ({', '.join(sorted(kinds.values()))}): fairseq's plain Transformer computes every "
+            "token at every depth, so it cannot be exported; train without it"
+        )
 
 
 def _all_options(options, sides):

@@ -48,6 +48,8 @@ class MaskedLMSOPTask(MaskedLMTask):
         UsageError: for flags that contradict each other, and data without documents of two tokens
     """
 
+    orders_parts = True  # samples say which order their two parts have
+
     def __init__(self, cfg, dictionary=None):
         super().__init__(cfg, dictionary)
         check_ranges(cfg, type(self))

@@ -15,12 +15,12 @@ from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
-from fairseq_adaptive.criterions.distillation import Watched
 from fairseq_adaptive.data import squad_answers
 from fairseq_adaptive.data.span_dataset import SpanDataset
 from fairseq_adaptive.data.squad import cut, load_tokenizer, read_squad, windows_of
 from fairseq_adaptive.data.squad_answers import Candidate, candidates, n_best
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.watched import Watched
 from fairseq_adaptive.ranges import NUMBER, POSITIONS, Range, check_ranges, ranged
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from fairseq.tasks.fairseq_task import StatefulContainer
 from omegaconf import OmegaConf
 from torch import nn
 
-from fairseq_adaptive.criterions.distillation import Watched
+from fairseq_adaptive.modules.watched import Watched
 from fairseq_adaptive.criterions.fused_label_smoothed_cross_entropy import FusedLabelSmoothedCrossEntropy
 from fairseq_adaptive.criterions.ponder_loss import PonderLoss, PonderLossConfig
 from fairseq_adaptive.errors import UsageError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop import convert_to_ctranslate2, unroll_checkpoint
+from fairseq_adaptive.interop import convert_to_ctranslate2, to_ctranslate2, unroll_checkpoint
 
 OPTIONS = [
     {"strategy": "sequence", "unique": 2},
@@ -95,6 +95,23 @@ def test_depth_takes_no_space(flags_of, ctranslate2, checkpoint, data_dir, tmp_p
 def test_refuses_what_ctranslate2_cannot_express(flags_of, ctranslate2, checkpoint, data_dir, tmp_path, flags, message):
     state = unroll_checkpoint(checkpoint("shared_transformer", **flags_of(**flags))[1])
     with pytest.raises(UsageError, match=message):
+        convert_to_ctranslate2(state, data_dir, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["data-bin"]
+
+
+def test_refuses_a_model_that_computes_something_else(
+    flags_of, ctranslate2, checkpoint, data_dir, tmp_path, monkeypatch
+):
+    """What the converter loses without a word is seen, and nothing is left of it."""
+    state = unroll_checkpoint(checkpoint("shared_transformer", **flags_of())[1])
+    save = to_ctranslate2.save_tensors
+
+    def save_without_a_bias(content, path):
+        name = "decoder.layers.0.fc1.bias"
+        save({**content, "model": {**content["model"], name: content["model"][name] + 1}}, path)
+
+    monkeypatch.setattr(to_ctranslate2, "save_tensors", save_without_a_bias)
+    with pytest.raises(UsageError, match="the CTranslate2 model computes something else, its scores differ by"):
         convert_to_ctranslate2(state, data_dir, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["data-bin"]
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop import load_checkpoint, save_checkpoint, unroll_checkpoint
+from fairseq_adaptive.interop import load_checkpoint, save_checkpoint, unroll_checkpoint, unrolling, write_plain
+from fairseq_adaptive.models.policy_flags import KINDS
 from fairseq_adaptive.modules import layer_schedule
+from fairseq_adaptive.modules.policies.registry import policies
 
 STRATEGIES = ("sequence", "cycle", "cycle_rev")
 LM = {
@@ -115,10 +117,55 @@ def test_refuses_what_a_plain_transformer_cannot_express(flags_of, checkpoint):
         unroll_checkpoint(state)
 
 
-@pytest.mark.parametrize(
-    "flags", ({"halting": "act"}, {"decoder_router": "mixture_of_depths"}, {"encoder_reader": "tape"})
-)
-def test_refuses_policies(flags_of, checkpoint, flags):
-    _, state = checkpoint("shared_transformer", **flags_of(2, "cycle", **flags))
-    with pytest.raises(UsageError, match="computes every token at every"):
+POLICIES = [(kind, name) for kind in KINDS for name in policies(kind) if name != "none"]
+
+
+@pytest.mark.parametrize("kind,name", POLICIES, ids=lambda value: value)
+@pytest.mark.parametrize("side", ("encoder", "decoder"))
+def test_refuses_policies_by_name(flags_of, checkpoint, kind, name, side):
+    """Those without weights, such as saturation, too: the plain model would be another one."""
+    if (name, side) in (("tape", "decoder"), ("margin", "encoder")):
+        pytest.skip("that side cannot have it")
+    _, state = checkpoint("shared_transformer", **flags_of(1, "cycle", **{f"{side}_{kind}": name}))
+    with pytest.raises(UsageError, match=rf"has a policy \({kind} {name}\): .*computes every token at every"):
         unroll_checkpoint(state)
+
+
+def test_weights_of_a_policy_are_refused_whatever_flags_say(flags_of, checkpoint):
+    _, state = checkpoint("shared_transformer", **flags_of(2, "cycle", halting="act"))
+    state["cfg"]["model"].halting = "none"
+    with pytest.raises(UsageError, match=r"has a policy \(halting\)"):
+        unroll_checkpoint(state)
+
+
+def test_refuses_weights_that_a_plain_model_has_no_place_for(flags_of, checkpoint):
+    _, state = checkpoint("shared_transformer", **flags_of())
+    state["model"]["decoder.layers.0.fc1.adapter.weight"] = torch.ones(3)
+    with pytest.raises(UsageError, match=r"cannot be exported: .*fc1\.adapter\.weight"):
+        unroll_checkpoint(state)
+    del state["model"]["decoder.layers.0.fc1.adapter.weight"], state["model"]["decoder.layers.0.fc1.weight"]
+    with pytest.raises(UsageError, match=r"cannot be exported: .*decoder\.layers\.0\.fc1\.weight"):
+        unroll_checkpoint(state)
+
+
+def test_refuses_what_computes_something_else(flags_of, checkpoint, monkeypatch):
+    _, state = checkpoint("shared_transformer", **flags_of(2, "cycle"))
+    monkeypatch.setattr(unrolling, "layer_schedule", lambda *args: layer_schedule("sequence", *args[1:]))
+    with pytest.raises(UsageError, match="the plain Transformer computes something else, its scores differ by"):
+        unroll_checkpoint(state)
+
+
+def test_what_was_written_is_read_back(flags_of, checkpoint, tmp_path, monkeypatch):
+    plain = unroll_checkpoint(checkpoint("shared_transformer", **flags_of())[1])
+    write_plain(plain, tmp_path / "plain.pt")
+    assert load_checkpoint(tmp_path / "plain.pt")["model"].keys() == plain["model"].keys()
+    save = unrolling.save_checkpoint
+
+    def save_another(state, path):
+        name = "decoder.layers.0.fc1.bias"
+        save({**state, "model": {**state["model"], name: state["model"][name] + 1}}, path)
+
+    monkeypatch.setattr(unrolling, "save_checkpoint", save_another)
+    with pytest.raises(UsageError, match="holds other weights than were written"):
+        write_plain(plain, tmp_path / "other.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.pt"]

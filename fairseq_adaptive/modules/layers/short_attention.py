@@ -61,7 +61,13 @@ class ShortAttention(MultiheadAttention):
         scores = torch.bmm(queries, self._rows(self.k_proj(key)).transpose(1, 2))  # BH x T x S
         mask = _additive(key_padding_mask, attn_mask, scores.dtype)
         if mask is not None:
-            scores.view(sentences, self.num_heads, *scores.shape[1:]).add_(mask)
+            by_sentence = scores.view(sentences, self.num_heads, *scores.shape[1:])
+            # what is written through a view is lost in torch.onnx.export(dynamo=False)
+            scores = (
+                (by_sentence + mask).view_as(scores)
+                if torch.jit.is_tracing()
+                else by_sentence.add_(mask).view_as(scores)
+            )
         weights = self.dropout_module(scores.softmax(-1, dtype=scores.dtype))
         out = torch.bmm(weights, self._rows(self.v_proj(value)))
         return self.out_proj(out.transpose(0, 1).reshape(length, sentences, -1)), None

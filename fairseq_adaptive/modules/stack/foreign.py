@@ -165,8 +165,8 @@ class ForeignStack(LayerStack):
                 f"{self.kv} keeps keys and values, which layers of other libraries do not show: choose active "
                 "or recompute"
             )
-        if reader is not None and not 0 <= reader.depth < len(schedule):
-            raise UsageError(f"a reader at depth {reader.depth} never reads: use 0 to {len(schedule) - 1}")
+        if reader is not None:
+            self.check_reader(reader)
         self.reader, self._calls = reader, [call or _call_of(layer) for layer in layers]
         for layer, each in zip(layers, self._calls):
             _try(layer, each, dim)

@@ -116,6 +116,22 @@ class LayerStack(nn.Module):
         for number in range(self.unique_layers):
             check_layer(self.layer(number), self.attention, needs)
 
+    def check_reader(self, reader) -> None:
+        """
+        Args:
+            reader: that :meth:`forward` is to get
+
+        Raises:
+            UsageError: when it never reads, or policies keep keys of tokens that are not there yet
+        """
+        if not 0 <= reader.depth < len(self):
+            raise UsageError(f"a reader at depth {reader.depth} never reads: use 0 to {len(self) - 1}")
+        if reader.depth and self.kv != "recompute":
+            raise UsageError(
+                f"--halting-kv {self.kv} cannot be combined with a reader that reads after the first "
+                "layer, whose tokens have no keys of it: choose recompute or active"
+            )
+
     def __len__(self) -> int:
         return len(self.schedule)
 
@@ -267,11 +283,7 @@ class LayerStack(nn.Module):
         reading = read = None
         if reader is not None:
             reading = Reading(reader, bank, bank_padding_mask)
-            if reader.depth and self.kv != "recompute":
-                raise UsageError(
-                    f"--halting-kv {self.kv} cannot be combined with a reader that reads after the first "
-                    "layer, whose tokens have no keys of it: choose recompute or active"
-                )
+            self.check_reader(reader)
             if not reader.depth:
                 x, encoder_padding_mask, protected, read = _joined(reading, x, encoder_padding_mask, protected)
                 reading, tape_len = None, read.live.size(1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fairseq_adaptive.ops.registry import Op
+from fairseq_adaptive.ops.relative_attention import naive
 
 OP = Op("relative_attention", {"triton": f"{__name__}.triton:attend", "torch": f"{__name__}.eager:attend"})
 
@@ -26,6 +27,8 @@ def relative_attention(
     """
     operands = queries, *(each.to(queries.dtype) for each in (keys, values, distances)), content_bias, position_bias
     attend, device = OP.implementation(queries, queries.dtype), queries.device.type
+    if torch.jit.is_tracing():  # torch.onnx.export(dynamo=False) loses what is written into parts of a tensor
+        attend = naive.relative_attention
     if not torch.is_autocast_enabled(device):
         return attend(*operands, window, dropout)
     with torch.autocast(device, enabled=False):
