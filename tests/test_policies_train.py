@@ -46,6 +46,10 @@ CASES = {
         "f",
         "--halting-kv",
         "active",
+        "--criterion",
+        "adaptive_compute_loss",
+        "--task-criterion",
+        "adaptive_cross_entropy",
     ),
     "par_supernet": ("--halting", "act", "--temperature-updates", "10"),
     "transkimmer": ("--halting", "act", "--skim-bias", "0"),
@@ -64,3 +68,5 @@ def test_trains_by_flags(name, folder):
     trainer, batches = build_trainer(name.strip(), folder, *CASES[name])
     logged = train(trainer, batches, 12)
     assert logged[-1]["loss"] < logged[0]["loss"]
+    if "adaptive_compute_loss" in CASES[name]:
+        assert 0 < logged[-1]["mixture_of_recursions_flops"] < 1 <= logged[-1]["act_depth"] <= 4

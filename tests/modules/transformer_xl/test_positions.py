@@ -48,7 +48,8 @@ def test_once_a_layer_in_a_call(build, projected, unique, layers, halting):
     with torch.no_grad():
         projected.clear()
         model(text)
-        assert projected == [11] * layers
+        assert set(projected) == {11} and len(projected) <= layers  # where all have halted nothing is projected
+        assert len(projected) == layers or halting == "act"
 
 
 def test_a_projection_that_serves_several_depths_has_the_gradient_of_all(build):
