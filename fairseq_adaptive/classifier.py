@@ -133,7 +133,7 @@ class TranskimmerClassifier:
             updates, layers = None, 1
             if self._stack is not None:
                 (trace,) = traces[self._stack]
-                updates, layers = trace.updates.tolist(), trace.limit
+                updates, layers = trace.updates.tolist(), trace.most
             if not logits.isfinite().all():
                 raise UsageError("the model gives scores that are NaN or infinite: it overflows on this text")
             for place, number in enumerate(numbers):

@@ -31,6 +31,26 @@ CASES = {
         "keep",
     ),
     "par_transformer_xl": ("--halting", "ut_act", "--decoder-unique-layers", "3"),
+    "par_transformer_xl ": (
+        "--router",
+        "mixture_of_recursions",
+        "--layout",
+        "af*4",
+        "--layer-sharing",
+        "middle_cycle",
+        "--decoder-unique-layers",
+        "4",
+        "--halting",
+        "act",
+        "--halting-after",
+        "f",
+        "--halting-kv",
+        "active",
+        "--criterion",
+        "adaptive_compute_loss",
+        "--task-criterion",
+        "adaptive_cross_entropy",
+    ),
     "par_supernet": ("--halting", "act", "--temperature-updates", "10"),
     "transkimmer": ("--halting", "act", "--skim-bias", "0"),
     "albert_act": ("--router", "mixture_of_depths", "--router-kv", "active", "--halting-kv", "keep"),
@@ -45,6 +65,8 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_trains_by_flags(name, folder):
-    trainer, batches = build_trainer(name, folder, *CASES[name])
+    trainer, batches = build_trainer(name.strip(), folder, *CASES[name])
     logged = train(trainer, batches, 12)
     assert logged[-1]["loss"] < logged[0]["loss"]
+    if "adaptive_compute_loss" in CASES[name]:
+        assert 0 < logged[-1]["mixture_of_recursions_flops"] < 1 <= logged[-1]["act_depth"] <= 4

@@ -51,7 +51,7 @@ TARGETS = {
         "ponder",
         ("depths", "tokens"),
         lambda each: (each.trace.updates.sum(), each.trace.tokens.sum()),
-        lambda each: len(each.stack),
+        lambda each: len(each.stack.halting_depths),
         DEPTH,
         "depths",
         True,

@@ -18,7 +18,8 @@ class Decision(NamedTuple):
         stack: the stack
         label: the policy's name, with that of the side in front where several stacks have such a policy
         trace: of a run
-        macs: multiply-adds of that run, and of all tokens without policies; of a router over Transformer layers
+        macs: multiply-adds of that run, and of all tokens without policies; of a router over layers that
+            can be counted
     """
 
     policy: Policy
@@ -31,7 +32,7 @@ class Decision(NamedTuple):
     def ran(self, trace: Trace, training: bool) -> "Decision":
         """The decision in a run."""
         macs = None
-        if self.policy.kind == "router" and hasattr(self.stack[0], "fc1"):
+        if self.policy.kind == "router" and (hasattr(self.stack[0], "macs") or hasattr(self.stack[0], "fc1")):
             macs = stack_macs(self.stack, trace, self.policy.decided(trace) if training else None)
         return self._replace(trace=trace, macs=macs)
 

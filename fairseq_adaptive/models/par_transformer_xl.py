@@ -70,6 +70,13 @@ class PARTransformerXLConfig(TransformerXLConfig):
     decoder_unique_layers: Optional[int] = ranged(
         None, BLOCKS, "how many blocks have parameters of their own (default: all of the layout)"
     )
+    halting_after: ChoiceEnum(("any", "a", "f")) = field(
+        default="any",
+        metadata={
+            "help": "after which blocks --halting is asked, and after the last: with f, for instance, it counts the layers "
+            "of af*8 and not their blocks (default: any)"
+        },
+    )
     decoder_layerdrop: float = ranged(0.0, DROPOUT, "probability with which a block is left out in a training step")
 
 

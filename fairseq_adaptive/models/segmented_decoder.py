@@ -11,13 +11,11 @@ from fairseq_adaptive.modules.layers.dropout import quicken_dropout
 from fairseq_adaptive.modules.policies import Place
 from fairseq_adaptive.modules.stack.schedule import check_kinds, layer_schedule
 from fairseq_adaptive.modules.transformer_xl.blocks import AttentionBlock, FeedForwardBlock
+from fairseq_adaptive.modules.transformer_xl.depth_memory import DepthMemory
 from fairseq_adaptive.modules.transformer_xl.layout import BLOCK_KINDS
-from fairseq_adaptive.modules.transformer_xl.relative_attention import (
-    KeyValueCache,
-    RelativeAttention,
-    RelativePositions,
-)
-from fairseq_adaptive.modules.transformer_xl.segments import DepthMemory, SegmentStack
+from fairseq_adaptive.modules.transformer_xl.positions import RelativePositions
+from fairseq_adaptive.modules.transformer_xl.relative_attention import RelativeAttention
+from fairseq_adaptive.modules.transformer_xl.segments import SegmentStack
 from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
 
 
@@ -117,15 +115,20 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         unique = getattr(cfg, "decoder_unique_layers", None) or depths
         schedule = layer_schedule(str(getattr(cfg, "layer_sharing", None) or "cycle"), unique, depths)
         layerdrop, policies = getattr(cfg, "decoder_layerdrop", 0.0), Policies(cfg, "decoder")
-        if policies.halting != "none" and layerdrop:
-            raise UsageError("--halting decides how many layers run: leave out --decoder-layerdrop")
+        for flag in ("halting", "router"):
+            if getattr(policies, flag) != "none" and layerdrop:
+                raise UsageError(f"--{flag} decides how many layers run: leave out --decoder-layerdrop")
         check_used(cfg, policies)
+        after = str(getattr(cfg, "halting_after", None) or "any")
+        if after != "any" and policies.halting == "none":
+            raise UsageError("--halting-after says after which blocks a halting rule is asked: add --halting")
         scores = None if parse_cutoffs(cfg.adaptive_softmax_cutoff) else self.word_scores
         place = Place(cfg.decoder_embed_dim, depths, scores, cfg.decoder_attention_heads, schedule)
         return SegmentStack(
             [self.build_block(kind, cfg, *biases) for kind in check_kinds(schedule, kinds, BLOCK_KINDS)],
             schedule,
             layerdrop=layerdrop,
+            halting_depths=None if after == "any" else [depth for depth, kind in enumerate(kinds) if kind == after],
             **policies.stack_arguments(place),
         )
 
@@ -210,18 +213,18 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         if incremental_state is not None:
             if "segmented_decoder" in incremental_state:
                 return incremental_state["segmented_decoder"]["states"]
-            return [KeyValueCache(self.window) for _ in range(len(self.blocks))]
+            return self.blocks.caches(self.window, self.positions)
         if memory is None or not self.memory_length:
             return [None] * len(self.blocks)
         if memory.states is None and not self.training and not torch.is_grad_enabled():
-            return [KeyValueCache(self.memory_length) for _ in range(len(self.blocks))]
+            return self.blocks.caches(self.memory_length, self.positions)
         states = memory.states or []
         return states + [None] * (len(self.blocks) - len(states))
 
     def run_blocks(self, x, states, tokens=None, extra=None):
         """Run all blocks; returns the features, what to remember, and extras."""
         tokens = x.new_ones(x.shape[:2], dtype=torch.bool) if tokens is None else tokens
-        memory = DepthMemory(states, self.memory_length, self.positions, self.window, extra)
+        memory = DepthMemory(states, self.memory_length, self.positions, self.window, self.blocks.schedule, extra)
         return self.blocks(x, tokens, memory), memory.remembered, {}
 
     def get_normalized_probs(self, net_output, log_probs, sample=None):

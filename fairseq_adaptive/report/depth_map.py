@@ -82,7 +82,7 @@ def read_depths(
         (trace,) = traces[name]
         for part, updates in zip(parts[first : first + batch_size], trace.updates.tolist()):
             shown = [*(["[CLS]"] if cls else []), *part, "[SEP]" if cls else "</s>"]
-            yield Sentence(shown, updates[: len(shown)], trace.limit)
+            yield Sentence(shown, updates[: len(shown)], trace.most)
 
 
 def to_text(sentence: Sentence, colour: bool) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.transformer_xl import segments as segments_module
 from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
 from fairseq_adaptive.modules.transformer_xl.relative_attention import KeyValueCache
 from fairseq_adaptive.modules.stack.trace import recording
@@ -255,3 +256,22 @@ def test_a_supernet_halts(build, rule, sample):
         for part, x, y in zip(parts, a, b):
             torch.testing.assert_close(x[part.ne(1)], y[part.ne(1)], rtol=0, atol=1e-10)
         assert all(torch.equal(x.updates, y.updates) for x, y in zip(at, bt)) and at[0].steps[0].kind == "mixture"
+
+
+@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet"))
+def test_one_token_runs_blocks_until_all_are_done_and_packs_nothing(build, rule, monkeypatch):
+    model = make(build, rule, 0)
+    text, ran, state = torch.randint(4, 44, (1, 12)), [], {}
+    whole = run(model, [text], False)
+    model.decoder.blocks.packed = None
+    for name in ("run_dense", "run_packed"):
+        monkeypatch.setattr(segments_module, name, None)
+    for number in range(4):
+        model.decoder.blocks.layer(number).register_forward_pre_hook(lambda *_: ran.append(1))
+    with torch.no_grad():
+        for end in range(1, 13):
+            ran.clear()
+            step = model.decoder(text[:, :end], incremental_state=state, features_only=True)[0]
+            torch.testing.assert_close(step[:, 0], whole[0][0][:, end - 1], rtol=0, atol=1e-10)
+            assert len(ran) == whole[2][0].updates[0, end - 1]
+    assert whole[2][0].updates.min() < 8

@@ -104,8 +104,6 @@ def made(family, **flags):
 
 def cases():
     for family, router, rule in itertools.product(FAMILIES, ROUTERS, RULES):
-        if family.startswith("par_") and router != "none":
-            continue
         if family in ("adatape_parity", "adatape_vit") and rule == "pondernet":  # no token to read the output from
             continue
         yield family, router, rule
@@ -203,9 +201,13 @@ def test_every_encoder_reads(family):
     [
         ("shared_transformer_lm", {"reader": "tape"}, "--reader is for encoders"),
         ("par_transformer_xl", {"reader": "tape"}, "--reader is for encoders"),
-        ("par_transformer_xl", {"router": "skimming"}, "takes no router"),
+        ("par_transformer_xl", {"reader": "tape"}, "--reader is for encoders"),
         ("par_supernet", {"halting": "act", "halting_kv": "keep"}, "serves several depths"),
-        ("par_transformer_xl", {"halting": "act", "halting_kv": "active"}, "states of all tokens"),
+        (
+            "par_transformer_xl",
+            {"halting": "act", "halting_kv": "keep", "decoder_unique_layers": 2},
+            "the memory of a Transformer-XL",
+        ),
         ("adatape", {"reader": "test_other"}, "reads the tape of --tape-tokens"),
         ("albert_act", {"router": "every"}, "unknown router 'every': choose one of none, "),
         (

@@ -46,7 +46,8 @@ class PrepackedWeights:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
 
-_KEPT: ContextVar[Optional[Dict[nn.Module, PrepackedWeights]]] = ContextVar("weights laid out", default=None)
+# a layer's packed weights by the layer; what others make of weights by keys of their own
+_KEPT: ContextVar[Optional[Dict]] = ContextVar("made of constant weights", default=None)
 
 
 @contextlib.contextmanager
@@ -65,6 +66,11 @@ def constant_weights():
         yield
     finally:
         _KEPT.reset(token)
+
+
+def made_of_constants() -> Optional[Dict]:
+    """What has been made of weights while none can change, by what it was made of; None where they can."""
+    return _KEPT.get()
 
 
 def prepacked_weights(linear: nn.Linear) -> PrepackedWeights:

@@ -75,7 +75,7 @@ class PonderNet(LearnedHalting):
         """
         if trace.distribution is None:
             return super().price(trace)
-        prior = truncated_geometric(self.prior_rate if prior_rate is None else prior_rate, trace.limit)
+        prior = truncated_geometric(self.prior_rate if prior_rate is None else prior_rate, len(trace.distribution))
         prior = prior.to(trace.distribution.device)
         divergence = prior_divergence(trace.distribution, prior) * trace.tokens
         return divergence.sum() / trace.tokens.sum().clamp_min(1)

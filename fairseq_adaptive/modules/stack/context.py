@@ -114,7 +114,7 @@ class Context:
         out = stack.call(depth, x, **self.arguments(stack, depth, x, shown))
         return out[:2] if isinstance(out, tuple) else (out, None)
 
-    def skip(self, stack, depth: int, x: Tensor):
+    def skip(self, stack, depth: int, x: Tensor, shown: Shown = ALL):
         """Say that a depth does not run, at any token; memories must have no gap."""
 
     def finish(self, x: Tensor) -> Tensor:

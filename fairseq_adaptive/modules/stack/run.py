@@ -11,7 +11,7 @@ from typing import List, Optional
 import torch
 from torch import Tensor
 
-from fairseq_adaptive.modules.policies.base import Choice
+from fairseq_adaptive.modules.policies.base import Choice, where_token
 from fairseq_adaptive.modules.stack.context import ALL, Context, Shown, every_state
 from fairseq_adaptive.modules.stack.packed_context import PackedContext
 from fairseq_adaptive.modules.stack.trace import Step, Trace
@@ -43,11 +43,12 @@ def run_dense(
     if not stack.adaptive and stack.recorder is None and context.reading is None:
         return _run_plain(stack, context, states)
     rule, router, depths, end = stack.halting, stack.router, len(stack), context
-    trace = None if stack.recorder is None else Trace(context.tokens, depths)
+    trace = None if stack.recorder is None else Trace(context.tokens, depths, most=len(stack.halting_depths))
     x, running, weights, kept, missed = context.start, context.running, None, None, None
     done = None if rule is None and router is None else torch.zeros_like(running)
     protected = None if protected is None or router is None else context.take(protected)
     carry, routed = {} if rule is None else rule.start(x), {} if router is None else router.start(x)
+    began = x  # the states when the rule was asked last
     weighs = rule is not None and rule.weighs_depths
     every: Optional[List[Tensor]] = [] if stack.every_depth and weighs else None
     # a layer that some worker leaves out of a training step would have no gradient there; a router has one each depth
@@ -56,8 +57,10 @@ def run_dense(
     going = stack.depths()
     for depth in range(depths):
         if end.reads_at(depth):
+            at_once = began is x
             end, new, merge = end.extend(stack, x)
             x = end.start
+            began = x if at_once else merge(began, new)
             if done is not None:
                 live = end.take(end.read.live) if new.dim() > 2 else torch.ones_like(new[..., 0], dtype=torch.bool)
                 nothing = torch.zeros_like(live)
@@ -74,7 +77,7 @@ def run_dense(
         if depth not in going:
             end.skip(stack, depth, x)
             continue
-        before, alive, was_done, asked, choice, shown, halting = x, running, done, running, None, ALL, None
+        before, alive, was_done, asked, choice, halting = x, running, done, running, None, None
         if router is not None:
             choice = router.choose(depth, x, routed, asked, end.sentence, protected, end.causal)
             routed = routed if choice.carry is None else choice.carry
@@ -85,39 +88,40 @@ def run_dense(
             left = running & ~alive
             missed = left if missed is None else missed | left
             running = alive if router.monotone else running
-        if stack.hides or stack.kv != "recompute":
-            visible = kept if router is not None and stack.router_kv == "active" else None
-            if rule is not None and stack.halting_kv == "active":
-                visible = (~done).to(before) if visible is None else visible.masked_fill(done, 0.0)
-            shown = Shown(visible, done)
+        shown = _shown(stack, kept, done, before)
         x, new = end.call(stack, depth, before, shown)
         if router is not None:
             x = router.combine(before, x, choice)
         if rule is not None:
-            mixed = x
-            x, carry, going_on, halting = rule.step(before, mixed, carry, alive, depth == depths - 1)
+            mixed, going_on = x, alive
+            if depth in stack.halting_depths:
+                x, carry, going_on, halting = rule.step(began, mixed, carry, alive, depth == depths - 1)
+            if halting is None or (router is not None and began is not before):  # as they were before this depth
+                x = where_token(alive, x, before)
             if kept is not None and kept.requires_grad:  # the rule stops the gradient of having left a token out
                 x = torch.where((alive | was_done).unsqueeze(-1), x, mixed)
             done = done | (alive & ~going_on)
             running = going_on if router is None or router.monotone else going_on | left
+            began = began if halting is None else x
         if new is not None and done is not None:
             new = torch.where(end.put(alive).unsqueeze(-1), new, torch.zeros_like(new) if weights is None else weights)
         weights = weights if new is None else new
         if trace is not None:
             trace.steps.append(_dense_step(stack, end, depth, alive, asked, kept, was_done, done, choice, halting))
-        if every is not None:
+        if every is not None and halting is not None:
             every.append(x)
         if states is not None:
             states.append(end.finish(x))
         if rule is not None and depth + 1 >= least and not end.reads_after(depth) and not running.any():
+            kept = kept if router is None or router.monotone else torch.ones_like(kept)  # who has halted is not asked
             for rest in range(depth + 1, depths):
-                end.skip(stack, rest, x)
+                end.skip(stack, rest, x, _shown(stack, kept, done, x))
             break
     stack.finish_profiling()
     context.read, context.weights = end.read, weights
     if trace is not None:
         if weighs:
-            trace.distribution = torch.stack([step.probability for step in trace.steps])
+            trace.distribution = torch.stack([step.probability for step in trace.steps if step.counts])
             if missed is not None:  # the rest is the last state's
                 rest = (1 - trace.distribution.sum(0)) * end.put(missed)
                 trace.distribution = torch.cat((trace.distribution[:-1], trace.distribution[-1:] + rest))
@@ -147,11 +151,22 @@ def _run_plain(stack, context, states):
     return context.finish(x)
 
 
+def _shown(stack, kept, done, x):
+    """What is seen at a depth of the tokens that are not computed there."""
+    if not stack.hides and stack.kv == "recompute":
+        return ALL
+    visible = kept if stack.router is not None and stack.router_kv == "active" else None
+    if stack.halting is not None and stack.halting_kv == "active":
+        visible = (~done).to(x) if visible is None else visible.masked_fill(done, 0.0)
+    return Shown(visible, done)
+
+
 def _dense_step(stack, context, depth, alive, asked, kept, was_done, done, choice, halting):
     def put(each):
         return None if each is None else context.put(each)
 
     step = Step(stack.schedule[depth], put(alive), getattr(stack[depth], "step_kind", "layer"))
+    step.counts = depth in stack.halting_depths
     if choice is not None:
         step.kept, step.asked = put(kept.masked_fill(was_done, 0.0)) * context.tokens, put(asked) & context.tokens
         step.probability = step.keeping = put(choice.probability)
@@ -164,10 +179,11 @@ def _dense_step(stack, context, depth, alive, asked, kept, was_done, done, choic
 def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None) -> Tensor:
     """Run only what is computed; for inference. Arguments and result are those of :func:`run_dense`."""
     rule, router, depths = stack.halting, stack.router, len(stack)
-    trace = None if stack.recorder is None else Trace(context.tokens, depths)
+    trace = None if stack.recorder is None else Trace(context.tokens, depths, most=len(stack.halting_depths))
     result, places = context.states.clone(), context.tokens.flatten().nonzero().squeeze(1)
     state = result.index_select(0, places)
     carry, routed = {} if rule is None else rule.start(state), {} if router is None else router.start(state)
+    began = None if rule is None or len(stack.halting_depths) == depths else state  # when the rule was asked last
     protected = None if protected is None or router is None else protected.flatten().index_select(0, places)
     missed = None if rule is None or router is None or router.monotone else torch.zeros_like(places, dtype=torch.bool)
     remainders = carry["remainders"].new_zeros(len(result)) if "remainders" in carry else None
@@ -177,7 +193,7 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
 
     def leave(stay, kv, finished):
         """Take the tokens that do not stay out of the run; the others go on seeing them, or not."""
-        nonlocal places, state, carry, routed, protected, missed
+        nonlocal places, state, carry, routed, protected, missed, began
         gone, stay = (~stay).nonzero().squeeze(1), stay.nonzero().squeeze(1)
         if not gone.numel():
             return
@@ -193,12 +209,13 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
             context.done(where)
         places, state = places.index_select(0, stay), state.index_select(0, stay)
         carry, routed = _at(carry, stay), _at(routed, stay)
+        began = None if began is None else began.index_select(0, stay)
         protected = None if protected is None else protected.index_select(0, stay)
         missed = None if missed is None else missed.index_select(0, stay)
 
     def read():
         """Take in the tokens that a reader adds."""
-        nonlocal places, state, carry, routed, protected, missed, result, remainders
+        nonlocal places, state, carry, routed, protected, missed, began, result, remainders
         new, moved = context.extend()
         result = context.widen(result, context.read.appended)
         blank = torch.zeros_like(context.read.live)
@@ -213,6 +230,7 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
         places, state = places.index_select(0, order), merge(state, added)
         carry = carry and _merged(carry, rule.start(added), merge)
         routed = routed and _merged(routed, router.start(added), merge)
+        began = None if began is None else merge(began, added)
         protected = None if protected is None else merge(protected, nothing)
         missed = None if missed is None else merge(missed, nothing)
         if trace is not None:
@@ -223,7 +241,9 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
             read()
         if not places.numel() and not context.reads_after(depth):
             break
-        step = None if trace is None else Step(stack.schedule[depth], None, getattr(stack[depth], "step_kind", "layer"))
+        asks, step = depth in stack.halting_depths, None
+        if trace is not None:
+            step = Step(stack.schedule[depth], None, getattr(stack[depth], "step_kind", "layer"), counts=asks)
         some, choice, hidden = None, None, None  # some: who is computed, among the places; None: all
         if router is not None:
             asked = torch.ones_like(places, dtype=torch.bool)
@@ -263,9 +283,11 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
             ones = torch.ones_like(at, dtype=torch.bool)
             if trace is not None:
                 step.alive = put(ones, at)
-            if rule is not None:
-                part = carry if some is None else _at(carry, some)
-                after, part, going_on, halting = rule.step(before, after, part, ones, depth == depths - 1)
+            if rule is not None and asks:
+                part, since = carry if some is None else _at(carry, some), before
+                if began is not None:
+                    since = began if some is None else began.index_select(0, some)
+                after, part, going_on, halting = rule.step(since, after, part, ones, depth == depths - 1)
                 if trace is not None:
                     step.halted, step.probability = put(~going_on, at), put(halting, at)
                 carry = part if some is None else {n: each.index_copy(0, some, part[n]) for n, each in carry.items()}
@@ -273,6 +295,7 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
             context.changed(at, after)
         elif trace is not None:
             step.alive = torch.zeros_like(context.tokens)
+        began = state if began is not None and asks else began
         if going_on is not None:
             if some is not None:
                 going_on = torch.ones_like(places, dtype=torch.bool).index_copy_(0, some, going_on)

@@ -51,6 +51,8 @@ class LayerStack(nn.Module):
         router: which tokens are computed at each depth
         router_kv, halting_kv: what others read of a token that is left out, and of one that is done, see
             :mod:`~fairseq_adaptive.modules.policies.pairing`; None: the router's default, and ``recompute``
+        halting_depths: after which depths the rule is asked, the last in any case; all depths since it was asked before
+            are one layer to it (default: after each)
 
     Attributes:
         packed: whether tokens that are not computed are left out of the computation, rather than masked; None: in
@@ -78,6 +80,7 @@ class LayerStack(nn.Module):
         router: Optional[Router] = None,
         router_kv: Optional[str] = None,
         halting_kv: Optional[str] = None,
+        halting_depths: Optional[Iterable[int]] = None,
     ):
         super().__init__()
         self.unique_layers = 0
@@ -102,6 +105,8 @@ class LayerStack(nn.Module):
         self.residual = residual
         self.pass_depth = pass_depth
         self.halting = halting
+        depths = range(len(self.schedule)) if halting_depths is None else (*halting_depths, len(self.schedule) - 1)
+        self.halting_depths = frozenset(depths)
         self.router = router
         self.packed: Optional[bool] = None
         self.without_padding = False

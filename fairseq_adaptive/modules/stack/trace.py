@@ -25,6 +25,7 @@ class Step:
         keeping: what a router's choice was drawn from, where a halting rule is there, too
         asked: true where a router was asked
         score: a router's logits, which its price is made of; None where it has none
+        counts: a halting rule is asked after this depth, so that it ends an update
     """
 
     layer: int
@@ -37,6 +38,7 @@ class Step:
     keeping: Optional[Tensor] = None
     asked: Optional[Tensor] = None
     score: Optional[Tensor] = None
+    counts: bool = True
 
 
 @dataclass
@@ -48,9 +50,10 @@ class Trace:
         limit: N, how many depths the stack has
         steps: the depths that ran, in order
         remainders: B x T, ACT's remainder (Graves, 2016), 0 at padding and where a token reached the limit
-        distribution: N x B x T, PonderNet's probability that a token halts at each depth, with gradient; in training
+        distribution: U x B x T, PonderNet's probability that a token halts at each depth, with gradient; in training
         reading: what a reader added, or None
         mixture: N x K, of a supernet how probable each kind of each block is, with gradient; or None
+        most: U, how many updates a token may take: after how many depths a rule is asked (default: N)
     """
 
     tokens: Tensor
@@ -60,6 +63,10 @@ class Trace:
     distribution: Optional[Tensor] = None
     reading: Optional[Any] = None
     mixture: Optional[Tensor] = None
+    most: Optional[int] = None
+
+    def __post_init__(self):
+        self.most = self.limit if self.most is None else self.most
 
     def extend(self, reading):
         """Tokens have joined, at the end: they were not there at the depths before."""
@@ -89,12 +96,13 @@ class Trace:
 
     @property
     def updates(self) -> Tensor:
-        """B x T, at how many depths each token was computed; 0 at padding."""
+        """B x T, at how many depths after which a rule is asked each token was computed; 0 at padding."""
         if self.distribution is not None:  # every depth was computed, to be weighted
-            depths = torch.arange(1, self.limit + 1, device=self.tokens.device)
+            depths = torch.arange(1, self.most + 1, device=self.tokens.device)
             # no matrix product: autocast would round it
             return (self.distribution.detach() * depths[:, None, None]).sum(0) * self.tokens
-        return sum((step.alive.long() for step in self.steps), torch.zeros_like(self.tokens, dtype=torch.long))
+        nothing = torch.zeros_like(self.tokens, dtype=torch.long)
+        return sum((step.alive.long() for step in self.steps if step.counts), nothing)
 
     def at_limit(self) -> Tensor:
         """How many tokens were still running after the last depth, or were expected to run there; a scalar."""
@@ -112,13 +120,14 @@ class Trace:
     def reluctance(self) -> Tensor:
         """Minus the sum of the logits of p over all updates of all tokens, a scalar. Unlike that of the ponder cost its
         gradient reaches the halting unit also where tokens halt at once (remainder 1) or never (remainder 0)."""
-        return -sum((step.probability.logit(eps=1e-6) * step.alive).sum() for step in self.steps)
+        steps = (step for step in self.steps if step.counts)
+        return -sum((step.probability.logit(eps=1e-6) * step.alive).sum() for step in steps)
 
     def histogram(self) -> Tensor:
-        """N, how many tokens took 1 ... N updates; in PonderNet's training as expected."""
+        """U, how many tokens took 1 ... U updates; in PonderNet's training as expected."""
         if self.distribution is not None:
             return (self.distribution.detach() * self.tokens).sum((1, 2))
-        return torch.bincount(self.updates[self.tokens], minlength=self.limit + 1)[1:].float()
+        return torch.bincount(self.updates[self.tokens], minlength=self.most + 1)[1:].float()
 
 
 class _Traces(list):

@@ -27,7 +27,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, embed_dim: int, dropout: float = 0.0, normalize_before: bool = False):
         super().__init__()
         self.dropout_module = FairseqDropout(dropout, module_name=self.__class__.__name__)
-        self.normalize_before = normalize_before
+        self.embed_dim, self.normalize_before = embed_dim, normalize_before
         self.layer_norm = LayerNorm(embed_dim)
 
     def before(self, x):
@@ -82,6 +82,11 @@ class AttentionBlock(ResidualBlock):
         """Those of what attention reads, ``[..., C]``, ``[..., H D]`` each."""
         return self.attention.keys_and_values(read).chunk(2, -1)
 
+    def macs(self, counts, seen):
+        """Multiply-adds of ``counts`` (...) tokens that attend to ``seen`` (...); of the memory there are none here."""
+        inner = self.attention.num_heads * self.attention.head_dim
+        return 2 * self.embed_dim * inner * (counts + seen) + 3 * inner * counts * seen
+
     def attend(self, x, positions, memory, window):
         """The branch, of what :meth:`before` made of the input; the memory is what the block's inputs were."""
         cache = memory if isinstance(memory, KeyValueCache) else None
@@ -100,6 +105,10 @@ class FeedForwardBlock(ResidualBlock):
         self.activation_dropout_module = FairseqDropout(activation_dropout, module_name=self.__class__.__name__)
         self.fc1 = PrepackedLinear(embed_dim, ffn_dim)
         self.fc2 = PrepackedLinear(ffn_dim, embed_dim)
+
+    def macs(self, counts, seen):
+        """Multiply-adds of ``counts`` (...) tokens."""
+        return 2 * self.embed_dim * self.fc1.out_features * counts
 
     def forward(self, x: torch.Tensor, self_attention=None, depth: int = 0, residual=None) -> torch.Tensor:
         """``[..., C]`` to ``[..., C]``; what a stack says besides is for attention."""

@@ -12,7 +12,8 @@ class SegmentMemory:
     Attributes:
         states: None before the first segment; then what the model has put there, one entry a block: in training the
             detached inputs of an attention block, ``[B, M, C]``, in evaluation its keys and values; None for a block
-            that needs no memory
+            that needs no memory. Where a router or a rule hides tokens there is one more entry a block: which of the
+            positions are seen, ``[B, M]``, or None
     """
 
     def __init__(self):

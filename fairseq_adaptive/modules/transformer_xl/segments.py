@@ -1,72 +1,29 @@
 """What the runs of a stack need for Transformer-XL: a memory of its own at each depth, and relative positions.
 
-A token that has halted is remembered with its last state, at deeper depths, too: those of this segment and of the next
-read that. Where all have halted, and where LayerDrop leaves a depth out, memories are filled all the same.
+What a depth remembers of a token that was not computed there is what the others of its segment read of it, for those of
+the next segments, too:
+
+- under ``recompute`` its state, that of a token that has halted at deeper depths, too. Where all have halted, and where
+  LayerDrop leaves a depth out, memories are filled all the same
+- under ``active`` nothing: the memory says for each depth who is hidden. Padding is hidden, too
+- under ``first`` depths that share a layer share the memory of the first of them, and have none of their own
 """
 
+import functools
 from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.stack.context import Context
+from fairseq_adaptive.modules.policies.base import where_token
+from fairseq_adaptive.modules.stack.context import ALL, Context
 from fairseq_adaptive.modules.stack.packed_context import PackedContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
 from fairseq_adaptive.modules.stack.stack import LayerStack
-from fairseq_adaptive.modules.transformer_xl.relative_attention import KeyValueCache, RelativePositions
-
-
-class DepthMemory:
-    """What each depth knows of the positions before a call, and what it will know after it.
-
-    Args:
-        states: one entry a depth: None, inputs ``[B, M, C]``, or a :class:`KeyValueCache`, which is its own memory
-        length: how many positions are remembered
-        positions: the encodings of distances
-        window: how many keys each position sees (None: all)
-        extra: for each depth what its layer takes besides; of a supernet
-    """
-
-    def __init__(
-        self,
-        states: List,
-        length: int,
-        positions: RelativePositions,
-        window: Optional[int],
-        extra: Optional[List[Dict]] = None,
-    ):
-        self.states, self.length, self.positions, self.window = states, length, positions, window
-        self.extra = extra or [{}] * len(states)
-        self.remembered: List = [None] * len(states)
-
-    def remember(self, x: Tensor, depth: int):
-        """Take ``[B, T, C]``, which all tokens have at the input of a depth; a cache gets keys and values instead."""
-        state = self.states[depth]
-        if isinstance(state, KeyValueCache):
-            self.remembered[depth] = state
-        elif self.length:
-            x = x.detach()
-            self.remembered[depth] = (x if state is None else torch.cat([state, x], dim=1))[:, -self.length :]
-
-    def extend(self, block, depth: int, keys: Tensor, values: Tensor):
-        """Keys and values of this segment, ``[H, B, T, D]``, to those of memory and segment, ``[H, B, K, D]``."""
-        state = self.states[depth]
-        if isinstance(state, KeyValueCache):
-            return state.append(keys, values)
-        if state is None:
-            return keys, values
-        past = block.attention.by_head(block.attention.keys_and_values(block.before(state)))
-        return torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)
-
-    def skip(self, block, depth: int, x: Tensor):
-        """As :meth:`remember`, where the depth does not run."""
-        if block is None:
-            return
-        self.remember(x, depth)
-        if isinstance(self.states[depth], KeyValueCache):
-            keys_and_values = block.attention.keys_and_values(block.before(x))
-            self.states[depth].append(*block.attention.by_head(keys_and_values))
+from fairseq_adaptive.modules.transformer_xl.cache import KeyValueCache
+from fairseq_adaptive.modules.transformer_xl.depth_memory import DepthMemory
+from fairseq_adaptive.modules.transformer_xl.positions import ProjectedPositions, RelativePositions
 
 
 class SegmentContext(Context):
@@ -78,25 +35,58 @@ class SegmentContext(Context):
         self.tokens = self.running = tokens
         self.start, self.memory, self.tape_len, self.reading = x, memory, 0, None
 
+    @property
+    def sentence(self):
+        return torch.arange(len(self.tokens), device=self.tokens.device)[:, None].expand_as(self.tokens)
+
     def take(self, each):
         return each
 
     put = take
 
+    def call(self, stack, depth, x, shown=ALL):
+        out, weights = super().call(stack, depth, x, shown)
+        if stack.router is not None:  # padding is never computed
+            out = where_token(self.tokens, out, x)
+        return out, weights
+
     def arguments(self, stack, depth, x, shown):
-        memory = self.memory
-        if stack[depth].attends is None:  # no memory
+        memory, block = self.memory, stack[depth].attends
+        if block is None:  # no memory
             return memory.extra[depth]
+        visible = self._visible(shown)
+        if visible is not None or stack.kv == "first":
+            attention = functools.partial(self._attend, stack, depth, x, visible)
+            return {"self_attention": attention, **memory.extra[depth]}
         memory.remember(x, depth)
         return {
-            "positions": memory.positions,
+            "positions": memory.positions(block, depth),
             "memory": memory.states[depth],
             "window": memory.window,
             **memory.extra[depth],
         }
 
-    def skip(self, stack, depth, x):
-        self.memory.skip(stack[depth].attends, depth, x)
+    def _visible(self, shown):
+        return None if shown.visible is None else shown.visible.masked_fill(~self.tokens, 0)
+
+    def _attend(self, stack, depth, x, visible, read):
+        """Attention, where keys are hidden or those of another depth; ``[B, T, C]``, what it reads, to ``[B, T, C]``."""
+        memory, block = self.memory, stack[depth].attends
+        attention, found = block.attention, memory.first(depth)
+        if found is None:
+            memory.remember(x, depth, visible)
+            queries, *own = attention.by_head(attention.qkv_proj(read))
+            found = memory.extend(block, depth, *own, visible)
+            if stack.kv == "first":
+                memory.keep_first(depth, found)
+        else:
+            queries = attention.by_head(attention.queries(read))[0]
+        *keys, seen = found
+        where = memory.positions(block, depth), memory.cache(depth), memory.window, seen
+        return attention.over(queries, *keys, read, *where)
+
+    def skip(self, stack, depth, x, shown=ALL):
+        self.memory.skip(stack[depth].attends, depth, x, self._visible(shown))
 
 
 class PackedSegment(PackedContext):
@@ -104,76 +94,116 @@ class PackedSegment(PackedContext):
 
     padding_is_fresh = False  # the memory has it
 
-    def __init__(self, x: Tensor, tokens: Tensor, memory: DepthMemory):
-        super().__init__(x.transpose(0, 1), ~tokens, causal=True)
-        self.visible = torch.ones_like(tokens)
-        self.memory, self._ran = memory, 0
+    def __init__(self, x: Tensor, tokens: Tensor, memory: DepthMemory, kv: str = "recompute", hides: bool = False):
+        super().__init__(x.transpose(0, 1), ~tokens, causal=True, kv=kv)
+        self.visible = tokens.clone() if hides else torch.ones_like(tokens)
+        self.memory, self._hides, self._ran = memory, hides, 0
 
     def arguments(self, stack, depth, places):
         return {**super().arguments(stack, depth, places), **self.memory.extra[depth]}
 
     def _inputs(self, depth):
         """``[B, T, C]``; copied where they are remembered, since the run changes them in place."""
-        cached = isinstance(self.memory.states[depth], KeyValueCache) or not self.memory.length
+        cached = self.memory.cache(depth) is not None or not self.memory.length
         return (self.states if cached else self.states.clone()).unflatten(0, self.tokens.shape)
 
     def _all_keys(self, stack, depth, places, x):
-        """Keys and values of memory and segment, ``[H, B, K, D]``."""
-        block = stack[depth].attends
-        self.memory.remember(self._inputs(depth), depth)
+        """Keys and values of memory and segment, ``[H, B, K, D]``, and who is seen, ``[B, K]`` or None."""
+        memory, block = self.memory, stack[depth].attends
+        self._ran, found = depth + 1, memory.first(depth)
+        if found is not None:
+            return found
+        visible = self.visible if self._hides else None
+        memory.remember(self._inputs(depth), depth, visible)
         shape = (*self.tokens.shape, block.attention.num_heads, block.attention.head_dim)
         own = (each.view(shape).permute(2, 0, 1, 3) for each in self.keys_and_values(stack, depth, places, x))
-        return self.memory.extend(block, depth, *own)
+        found = memory.extend(block, depth, *own, visible)
+        return memory.keep_first(depth, found) if self.kv == "first" else found
 
     def attend(self, x, stack, depth, places):
         """``[P, C]`` to ``[P, C]``."""
-        self._ran = depth + 1
-        block, (batch, length), state = stack[depth].attends, self.tokens.shape, self.memory.states[depth]
-        attention, window = block.attention, self.memory.window
-        if places.numel() == batch * length:  # as in a dense run
-            self.memory.remember(self._inputs(depth), depth)
+        memory, block, (batch, length) = self.memory, stack[depth].attends, self.tokens.shape
+        attention, window, positions = block.attention, memory.window, memory.positions(block, depth)
+        if places.numel() == batch * length and not self._hides and self.kv != "first":  # as in a dense run
+            self._ran = depth + 1
+            memory.remember(self._inputs(depth), depth)
             x = x.unflatten(0, self.tokens.shape)
-            return block.attend(x, self.memory.positions, state, window).flatten(0, 1)
-        keys, values = self._all_keys(stack, depth, places, x)
-        queries = attention.queries(x)
+            return block.attend(x, positions, memory.states[depth], window).flatten(0, 1)
+        keys, values, seen = self._all_keys(stack, depth, places, x)
         unseen = 0 if window is None else max(0, keys.size(2) - length - window + 1)
-        keys, values = keys[:, :, unseen:], values[:, :, unseen:]
-        cache = state if isinstance(state, KeyValueCache) else None
+        keys, values, seen = keys[:, :, unseen:], values[:, :, unseen:], None if seen is None else seen[:, unseen:]
         place = places % length + (keys.size(2) - length)
-        where = self.memory.positions, self.groups(places), place, cache, window, length == 1
-        return attention.packed(queries, keys, values, *where)
+        where = positions, self.groups(places), place, memory.cache(depth), window, length == 1, seen
+        return attention.packed(attention.queries(x), keys, values, *where)
+
+    def skip(self, stack, depth):
+        """A depth that no token reached remembers the states that they have."""
+        if stack[depth].attends is not None:
+            self._all_keys(stack, depth, self.tokens.new_zeros(0, dtype=torch.long), None)
 
     def finish(self, stack, result):
-        """Depths that no token reached remember the last states."""
-        nobody = self.tokens.new_zeros(0, dtype=torch.long)
         for depth in range(self._ran, len(stack)):
-            if stack[depth].attends is not None:
-                self._all_keys(stack, depth, nobody, None)
+            self.skip(stack, depth)
         return result.unflatten(0, self.tokens.shape)
+
+
+def run_single(stack, x: Tensor, tokens: Tensor, memory: DepthMemory) -> Tensor:
+    """As :func:`run_dense`, of one token of each sequence under a halting rule, in evaluation and without a trace.
+
+    All sequences are computed until all are done: at one token the code around blocks costs more than what it would save.
+    """
+    rule, running, last = stack.halting, tokens, len(stack) - 1
+    state, began, carry, everyone = x, x, rule.start(x), bool(tokens.all())
+    for depth in range(len(stack)):
+        before, block, more = state, stack[depth].attends, memory.extra[depth]
+        if block is not None:
+            memory.remember(before, depth)
+            where = memory.positions(block, depth), memory.states[depth], memory.window
+            state = stack.call(depth, before, positions=where[0], memory=where[1], window=where[2], **more)
+        else:
+            state = stack.call(depth, before, **more)
+        if depth in stack.halting_depths:
+            state, carry, running, _ = rule.step(began, state, carry, running, depth == last)
+            began, goes_on = state, bool(running.any())
+            if not goes_on:
+                break
+            everyone = goes_on if running.numel() == 1 else bool(running.all())
+        elif not everyone:
+            state = where_token(running, state, before)
+    for rest in range(depth + 1, len(stack)):
+        memory.skip(stack[rest].attends, rest, state)
+    return rule.output(state, carry)
 
 
 class SegmentStack(LayerStack):
     """Blocks of a Transformer-XL at the depths of a schedule, each depth with a memory of its own.
 
     Raises:
-        UsageError: for a router, and for tokens that are done and not read as their last state: a memory has no place
-            to say what is hidden, and inputs cannot be those of keys of another depth
+        UsageError: for ``keep``: a memory of inputs cannot have the keys of another depth
     """
 
     attention = "attention"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.router is not None:
+        if self.halting_kv == "keep":
             raise UsageError(
-                "a Transformer-XL takes no router: its memory cannot say at which depth a token is "
-                "hidden; leave out --router"
+                "--halting-kv keep: the memory of a Transformer-XL has a depth's own states and no keys of another "
+                "depth; choose recompute or active"
             )
-        if self.halting_kv != "recompute":
-            raise UsageError(
-                f"--halting-kv {self.halting_kv}: the memory of a Transformer-XL has the states of all "
-                "tokens; choose recompute"
-            )
+
+    def caches(self, length: Optional[int], positions: RelativePositions) -> List[KeyValueCache]:
+        """Empty caches of all depths, in which the depths of a layer keep their projected positions once.
+
+        Args:
+            length: how many positions each keeps; None: all
+            positions: the encodings of distances
+        """
+        found: Dict[int, ProjectedPositions] = {}
+        for number in range(self.unique_layers):
+            block = self.layer(number).attends
+            found[number] = None if block is None else ProjectedPositions.of(block.attention, positions)
+        return [KeyValueCache(length, found[number]) for number in self.schedule]
 
     def forward(self, x: Tensor, tokens: Tensor, memory: DepthMemory) -> Tensor:
         """
@@ -184,7 +214,18 @@ class SegmentStack(LayerStack):
 
         Returns:
             ``[B, T, C]``
+
+        Raises:
+            UsageError: where tokens are hidden from attention that is not known, and so cannot be told who is
         """
-        if self.halting is None or not self._packed_now() or self.changed is not None:
+        if not self.adaptive:
             return run_dense(self, SegmentContext(x, tokens, memory))
-        return run_packed(self, PackedSegment(x, tokens, memory))
+        single = x.size(1) == 1 and self.router is None and self.kv == "recompute" and not self.hides
+        if single and self.recorder is None and self.packed is not False and self._packed_now():
+            return run_single(self, x, tokens, memory)
+        why = self.changed
+        if why is not None and self.hides:
+            raise UsageError(f"active hides tokens from attention, but here {why}: choose recompute")
+        if why is not None or not self._packed_now():
+            return run_dense(self, SegmentContext(x, tokens, memory))
+        return run_packed(self, PackedSegment(x, tokens, memory, self.kv, self.hides))

@@ -53,6 +53,14 @@ class StochasticBlock(nn.Module):
     def attends(self):
         return self.attention
 
+    @property
+    def embed_dim(self):
+        return self.attention.embed_dim
+
+    def macs(self, counts, seen):
+        """Multiply-adds of the mixture of ``counts`` (...) tokens."""
+        return sum(block.macs(counts, seen) for block in (self.attention, self.feed_forward))
+
     def forward(
         self,
         x: torch.Tensor,

@@ -34,10 +34,13 @@ def halting_update(
         threshold: in (0, 1]
         output: ... x C of the type of ``halting``, or None
     """
+    operands = before, after, output, weight, bias, halting, remainders
+    if not before.is_cuda and not torch.is_grad_enabled() and not torch.is_autocast_enabled(before.device.type):
+        infer = getattr(OP.implementation(before, before.dtype), "infer", None)
+        if infer is not None:
+            return Update(*infer(*operands, running, threshold))
     with torch.autocast(before.device.type, enabled=False):
-        return Update(
-            *_HaltingUpdate.apply(running, threshold, before, after, output, weight, bias, halting, remainders)
-        )
+        return Update(*_HaltingUpdate.apply(running, threshold, *operands))
 
 
 class _HaltingUpdate(torch.autograd.Function):

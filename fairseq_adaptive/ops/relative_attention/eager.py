@@ -25,7 +25,7 @@ def attend(queries, keys, values, distances, content_bias, position_bias, window
     return _Run(*inputs, window, dropout, seed).forward()
 
 
-def _scaled(bias, queries):
+def scaled(bias, queries):
     """``[H, D]`` to ``[H, 1, 1, D]``."""
     return (bias * queries.size(3) ** -0.5).to(queries.dtype)[:, None, None]
 
@@ -103,7 +103,7 @@ class _Run:
 
     def __init__(self, queries, keys, values, distances, content_bias, position_bias, window, dropout, seed):
         self.queries, self.keys, self.values, self.distances = queries, keys, values, distances.contiguous()
-        self.content_bias, self.position_bias = (_scaled(bias, queries) for bias in (content_bias, position_bias))
+        self.content_bias, self.position_bias = (scaled(bias, queries) for bias in (content_bias, position_bias))
         self.window, self.kept, self.generator = window, kept_of(dropout), None
         if 0 < self.kept < 1:
             self.generator = torch.Generator(queries.device).manual_seed(seed)

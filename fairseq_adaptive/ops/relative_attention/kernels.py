@@ -105,6 +105,44 @@ def forward(
 
 
 @triton.jit
+def forward_from(
+    queries, keys, values, by_position, content_bias, places, seen, out,
+    groups, queried, length, dim, window, scale, hides: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """As :func:`forward`, of queries at any places, whose scores with all distances are there: ``[H, G, Q, K + 1]``."""
+    pair, first = tl.program_id(1).to(tl.int64), tl.program_id(0) * block
+    head, group = pair // groups, pair % groups
+    row, columns = first + tl.arange(0, block), tl.arange(0, width)
+    inside = row < queried
+    keys, values = keys + pair * length * dim, values + pair * length * dim
+    by_position += pair * queried * (length + 1)
+    states = _load(queries + pair * queried * dim, row, queried, dim, columns)
+    by_content = _with_bias(states, content_bias + head * dim, dim, columns, scale)
+    place = tl.load(places + group * queried + row, mask=inside, other=0).to(tl.int32)
+    nearest = tl.min(tl.where(inside, place, length))
+
+    highest, total = tl.full((block,), LOWEST, tl.float32), tl.zeros((block,), tl.float32)
+    summed = tl.zeros((block, width), tl.float32)
+    for start in range(tl.maximum(0, nearest - window + 1), tl.max(place) + 1, block):
+        key = start + tl.arange(0, block)
+        apart = place[:, None] - key[None, :]
+        visible = (apart >= 0) & (apart < window) & inside[:, None]
+        if hides:
+            shown = tl.load(seen + group * length + key, mask=key < length, other=0)
+            visible = visible & ((shown[None, :] != 0) | (apart == 0))
+        shifted = tl.load(by_position + row[:, None] * (length + 1) + length - apart, mask=visible, other=0.0)
+        scores = _dot(by_content, tl.trans(_load(keys, key, length, dim, columns))) + shifted.to(tl.float32)
+        scores = tl.where(visible, scores, -float("inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        weights, shrink = tl.exp(scores - higher[:, None]), tl.exp(highest - higher)
+        total = total * shrink + tl.sum(weights, 1)
+        block_values = _load(values, key, length, dim, columns)
+        summed = summed * shrink[:, None] + _dot(weights.to(block_values.dtype), block_values)
+        highest = higher
+    _store(out + pair * queried * dim, summed / total[:, None], row, queried, dim, columns)
+
+
+@triton.jit
 def _of_scores(weights, out_grad, values, delta, survivors):
     """The gradient of scores: of the softmax of what ``out_grad`` makes of values."""
     return weights * (_dot(out_grad, tl.trans(values)) * survivors - delta[:, None])

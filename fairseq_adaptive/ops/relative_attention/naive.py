@@ -60,3 +60,38 @@ def relative_attention(
     """
     weights = attention_weights(queries, keys, distances, content_bias, position_bias, window)
     return torch.nn.functional.dropout(weights.to(values.dtype), dropout) @ values
+
+
+def query_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    distances: Tensor,
+    content_bias: Tensor,
+    position_bias: Tensor,
+    place: Tensor,
+    window: Optional[int] = None,
+    seen: Optional[Tensor] = None,
+) -> Tensor:
+    """:func:`relative_attention` of some positions, which may leave keys out: ``[H, G, Q, D]``.
+
+    Args:
+        queries: ``[H, G, Q, D]``
+        keys, values: ``[H, G, K, D]``
+        place: ``[G, Q]``, where each query is among the K positions
+        seen: ``[G, K]``, false at keys that only a query at their own place sees; None: all are seen
+        distances, content_bias, position_bias, window: of :func:`relative_attention`
+    """
+    length, key = keys.size(2), torch.arange(keys.size(2), device=place.device)
+    apart = place.unsqueeze(-1) - key  # G x Q x K
+    by_content = torch.einsum("hgqd,hgkd->hgqk", queries + content_bias[:, None, None], keys)
+    by_distance = torch.einsum("hgqd,hnd->hgqn", queries + position_bias[:, None, None], distances)
+    number = (length - apart).clamp(max=length)
+    by_position = by_distance.gather(-1, number.expand(*by_content.shape))
+    hidden = apart < 0
+    if window is not None:
+        hidden |= apart >= window
+    if seen is not None:
+        hidden |= ~seen.bool().unsqueeze(1) & (apart != 0)
+    scores = ((by_content + by_position) * queries.size(3) ** -0.5).masked_fill(hidden, float("-inf"))
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype) @ values

@@ -106,3 +106,36 @@ def attend(queries, keys, values, distances, content_bias, position_bias, window
     return FlashRelativeAttention.apply(
         queries, keys, values, distances, content_bias, position_bias, window, kept, seed
     )
+
+
+@torch.library.custom_op("fairseq_adaptive::relative_attention_queries", mutates_args=())
+def _run_from(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, by_position: torch.Tensor,
+    content_bias: torch.Tensor, place: torch.Tensor, window: int | None, seen: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    """Return the output; inputs are contiguous."""
+    heads, groups, queried, dim = queries.shape
+    out, length = torch.empty_like(queries), keys.size(2)
+    if queries.numel():
+        grid = triton.cdiv(queried, BLOCK), heads * groups
+        sizes = groups, queried, length, dim, length if window is None else window, dim**-0.5
+        shown = place if seen is None else seen
+        inputs = queries, keys, values, by_position, content_bias, place, shown, out
+        width = max(16, triton.next_power_of_2(dim))
+        kernels.forward_from[grid](*inputs, *sizes, seen is not None, BLOCK, width, **_stages(queries))
+    return out
+
+
+@register_flop_formula(torch.ops.fairseq_adaptive.relative_attention_queries)
+def _from_flops(queries, keys, *args, **kwargs):
+    heads, groups, queried, dim = queries
+    return 2 * heads * groups * queried * dim * 2 * keys[2]  # those with distances are counted as they are
+
+
+def attend_from(queries, keys, values, distances, content_bias, position_bias, place, window=None, seen=None):
+    """As ``naive.py`` defines ``query_attention``, without a gradient: all scores with distances are in memory."""
+    heads, groups, queried, dim = queries.shape
+    by_position = torch.add((position_bias * dim**-0.5).to(queries.dtype)[:, None, None], queries, alpha=dim**-0.5)
+    by_position = torch.bmm(by_position.flatten(1, 2), distances.transpose(1, 2))
+    tensors = [each.contiguous() for each in (queries, keys, values, by_position, content_bias, place)]
+    return _run_from(*tensors, window, None if seen is None else seen.to(torch.uint8).contiguous())
