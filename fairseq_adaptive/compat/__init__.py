@@ -20,6 +20,7 @@ from fairseq_adaptive.compat import (
     omissions,
     paths,
     precision,
+    presets,
     quantization,
     restoring,
     saving,
@@ -66,6 +67,7 @@ PATCHES = (
     ensembles.name_wrong_checkpoints,
     paths.refuse_unwritable_save_dir,
     numbers.check_stock_numbers,
+    presets.keep_presets,
 )
 applied = []  # names of the patches that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

@@ -3,13 +3,11 @@
 Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023).
 """
 
-import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Optional
 
 from fairseq.dataclass import ChoiceEnum
-from omegaconf import OmegaConf
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, PolicyConfig
@@ -65,12 +63,6 @@ class TapeConfig(PolicyConfig):
         },
     )
     skim_bias: float = ranged(5.0, BIAS, "how sure these predictors are at first that a token is kept")
-
-
-def with_defaults(cfg, config) -> Namespace:
-    """Return the flags of a model, with the defaults of ``config`` where a checkpoint is older than a flag."""
-    defaults = {each.name: each.default for each in dataclasses.fields(config)}
-    return Namespace(**{**defaults, **(cfg if OmegaConf.is_config(cfg) else vars(cfg))})
 
 
 def check_flags(cfg, owner):

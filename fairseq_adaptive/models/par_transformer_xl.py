@@ -10,6 +10,7 @@ from typing import Optional
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqLanguageModel, register_model, register_model_architecture
 
+from fairseq_adaptive.models.defaults import fill_defaults, with_defaults
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.models.shared_stack import ExplainsLoading
@@ -86,6 +87,7 @@ class PARTransformerXLModel(SegmentedLanguageModel):
 
     @classmethod
     def build_model(cls, cfg, task):
+        cfg = with_defaults(cfg, PARTransformerXLConfig)
         check_ranges(cfg, cls)
         return cls(SegmentedDecoder(cfg, task.target_dictionary, parse_layout(cfg.layout)))
 
@@ -94,10 +96,7 @@ def _preset(name, **values):
     """Register an architecture: what the user does not set has these values."""
 
     def architecture(args):
-        for key, value in values.items():
-            given = getattr(args, key, None)
-            if given is None or given is False:  # not 0, which a user may have asked for
-                setattr(args, key, value)
+        fill_defaults(args, **values)
 
     architecture.__doc__ = ", ".join(f"{key} {value}" for key, value in values.items())
     register_model_architecture("par_transformer_xl", name)(architecture)

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fairseq_adaptive.decoding.decoder_step import DecoderStep
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.defaults import fill_defaults
+from fairseq_adaptive.models.fitting import fit_weights
 from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.modules import (
     STRATEGIES,
@@ -58,15 +60,9 @@ def add_sharing_args(parser, sides):
 
 def sharing_architecture(args, sides):
     """Fill in the defaults of layer sharing; the numbers of depths must be set."""
-    args.layer_sharing = getattr(args, "layer_sharing", None) or "cycle_rev"
-    args.init = getattr(args, "init", None) or "default"
-    args.halting = getattr(args, "halting", None) or "none"
-    args.halting_threshold = getattr(args, "halting_threshold", None)
+    fill_defaults(args, layer_sharing="cycle_rev", init="default", halting="none", halting_threshold=None)
     for side in sides:
-        unique = getattr(args, f"{side}_unique_layers", None)
-        if unique is None:
-            unique = -(-getattr(args, f"{side}_layers") // 2)
-        setattr(args, f"{side}_unique_layers", unique)
+        fill_defaults(args, **{f"{side}_unique_layers": -(-getattr(args, f"{side}_layers") // 2)})
 
 
 def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
@@ -348,7 +344,20 @@ class SharedTransformerDecoder(TransformerDecoderBase):
 
 
 class ExplainsLoading:
-    """Mixin for models: weights that do not fit are refused in one sentence."""
+    """Mixin for models: weights that do not fit are refused in one sentence.
+
+    Attributes:
+        may_lack: parts that checkpoints of other models lack or have for themselves; see
+            :func:`~fairseq_adaptive.models.fitting.fit_weights`
+    """
+
+    may_lack = ()
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        super().upgrade_state_dict_named(state_dict, name)
+        if not name:
+            fit_weights(self, state_dict, self.may_lack)
+        return state_dict
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         try:
