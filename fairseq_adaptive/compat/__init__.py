@@ -24,6 +24,7 @@ from fairseq_adaptive.compat import (
     quantization,
     restoring,
     saving,
+    setups,
     untrusted_flags,
     workers,
 )
@@ -68,6 +69,7 @@ PATCHES = (
     paths.refuse_unwritable_save_dir,
     numbers.check_stock_numbers,
     presets.keep_presets,
+    setups.check_setups,
 )
 applied = []  # names of the patches that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

@@ -11,6 +11,7 @@ from fairseq.dataclass import ChoiceEnum
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, PolicyConfig
+from fairseq_adaptive.models.roberta_family import check_heads
 from fairseq_adaptive.modules.policies.tape import COSTS, QUERIES, QUERY_UPDATES, GatedMLP, Tape, TapeReader
 from fairseq_adaptive.ranges import BIAS, DROPOUT, OPTIONAL_WIDTH, POSITIVE, PRICE, WIDTH, Range, check_ranges, ranged
 
@@ -75,10 +76,7 @@ def check_flags(cfg, owner):
         UsageError: for numbers out of range, and heads that do not divide the width
     """
     check_ranges(cfg, owner)
-    if cfg.encoder_embed_dim % cfg.encoder_attention_heads:
-        raise UsageError(
-            f"--encoder-embed-dim {cfg.encoder_embed_dim} cannot be divided among {cfg.encoder_attention_heads} heads"
-        )
+    check_heads(cfg)
 
 
 def build_tape(cfg, embed_dim, heads, depths) -> Optional[Tape]:

@@ -116,4 +116,5 @@ class PARSupernetModel(SegmentedLanguageModel):
     def build_model(cls, cfg, task):
         cfg = with_defaults(cfg, PARSupernetConfig)
         check_ranges(cfg, cls)
+        cls.warn_of_forgetting(cfg, task)
         return cls(SupernetDecoder(cfg, task.target_dictionary))

@@ -4,6 +4,7 @@
 (Mandava et al., *Pay Attention when Required*, 2020).
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -17,6 +18,8 @@ from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules.stack.schedule import STRATEGIES
 from fairseq_adaptive.modules.transformer_xl.layout import BLOCKS, parse_layout
 from fairseq_adaptive.ranges import DISTANCE, DROPOUT, FACTOR, FFN_WIDTH, HEADS, PRICE, WIDTH, check_ranges, ranged
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -77,6 +80,16 @@ class PARTransformerXLConfig(TransformerXLConfig):
 class SegmentedLanguageModel(ExplainsLoading, FairseqLanguageModel):
     """A language model that reads a text segment by segment and remembers what was before."""
 
+    @staticmethod
+    def warn_of_forgetting(cfg, task):
+        """Say it where a task gives no memory to the model."""
+        if cfg.memory_length and not getattr(task, "takes_memory", False):
+            logger.warning(
+                "--memory-length %d is not used: this task begins every segment without a memory of the one before. "
+                "Train and evaluate with --task segmented_language_modeling, or give --memory-length 0",
+                cfg.memory_length,
+            )
+
     def max_positions(self):
         return self.decoder.max_positions()
 
@@ -89,6 +102,7 @@ class PARTransformerXLModel(SegmentedLanguageModel):
     def build_model(cls, cfg, task):
         cfg = with_defaults(cfg, PARTransformerXLConfig)
         check_ranges(cfg, cls)
+        cls.warn_of_forgetting(cfg, task)
         return cls(SegmentedDecoder(cfg, task.target_dictionary, parse_layout(cfg.layout)))
 
 

@@ -29,6 +29,7 @@ from fairseq_adaptive.modules.layers.dropout import quicken_dropout
 from fairseq_adaptive.modules.layers.known import change, known, same, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies import Place
+from fairseq_adaptive.modules.vocabulary.adaptive_input import cluster_ends, parse_cutoffs
 from fairseq_adaptive.ranges import LAYERS
 
 INITIALISATIONS = ("default", "admin")
@@ -112,6 +113,24 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
         if cfg.init == "admin" and half.normalize_before:
             raise UsageError(f"--init admin is for post-LN models: leave out --{side}-normalize-before")
     return cfg
+
+
+def check_cutoffs(flag: str, given, dictionary):
+    """
+    Args:
+        flag: its name, for the message
+        given: of fairseq's adaptive input or softmax, a text or numbers; the last may be the size of the vocabulary
+
+    Raises:
+        UsageError: for cutoffs that are none, with which fairseq makes clusters without words, or dies
+    """
+    cutoffs = parse_cutoffs(given, flag) if given is None or isinstance(given, str) else list(given)
+    if cutoffs and cutoffs[-1] == len(dictionary):
+        cutoffs = cutoffs[:-1]
+    try:
+        cluster_ends(len(dictionary), cutoffs)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from error
 
 
 def _build_stack(cfg, side, layers, sublayers, scores=None):
@@ -227,6 +246,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     """
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
+        check_cutoffs("--adaptive-softmax-cutoff", cfg.adaptive_softmax_cutoff, dictionary)
         super().__init__(_with_unique_layers(cfg, "decoder"), dictionary, embed_tokens, no_encoder_attn)
         self.cfg = cfg
         self.decoder_layerdrop = cfg.decoder.layerdrop

@@ -16,6 +16,7 @@ from fairseq_adaptive.models.shared_stack import (
     MIXTURE_OF_RECURSIONS,
     ExplainsLoading,
     SharedTransformerDecoder,
+    check_cutoffs,
     sharing_architecture,
     sharing_config,
 )
@@ -56,6 +57,9 @@ class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
         # fairseq's own model, built without layers, brings the embeddings and the checks of its many options
         shell = copy.deepcopy(args)
         shell.decoder_layers = 0
+        if args.adaptive_input:
+            check_cutoffs("--adaptive-input-cutoff", args.adaptive_input_cutoff, task.source_dictionary)
+        check_cutoffs("--adaptive-softmax-cutoff", args.adaptive_softmax_cutoff, task.target_dictionary)
         model = super().build_model(shell, task)
         embed_tokens = model.decoder.embed_tokens
         cfg.max_target_positions = shell.max_target_positions
