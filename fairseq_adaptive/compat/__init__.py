@@ -23,9 +23,11 @@ from fairseq_adaptive.compat import (
     omissions,
     paths,
     precision,
+    presets,
     quantization,
     restoring,
     saving,
+    setups,
     untrusted_flags,
     waits,
     workers,
@@ -75,6 +77,8 @@ PATCHES = (
     paths.refuse_unwritable_save_dir,
     numbers.check_stock_numbers,
     fitting.check_before_training,
+    presets.keep_presets,
+    setups.check_setups,
 )
 applied = []  # names of the patches that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

@@ -1,9 +1,28 @@
 """Patches of how fairseq goes on from a checkpoint: what does not fit is said in one line."""
 
+import contextlib
+import contextvars
 import os
 import re
 
 from fairseq_adaptive.errors import UsageError
+
+_anew = contextvars.ContextVar("anew", default=False)
+
+
+def begins_anew() -> bool:
+    """Whether weights are being loaded with which a training begins, and not one that goes on."""
+    return _anew.get()
+
+
+@contextlib.contextmanager
+def beginning_anew(anew: bool = True):
+    """Say so for what is loaded within."""
+    token = _anew.set(anew)
+    try:
+        yield
+    finally:
+        _anew.reset(token)
 
 
 def _short(error):
@@ -39,15 +58,18 @@ def _explain(filename, error, reason):
 def explain_other_training():
     """A checkpoint of another model, criterion or optimizer is refused with the first things that differ.
 
+    Where the optimizer is not resumed, models of ours know that a training begins (:func:`begins_anew`).
+
     fairseq hides the reason behind "please ensure that the architectures match" and a traceback of both.
     """
     from fairseq.trainer import Trainer
 
     stock = Trainer.load_checkpoint
 
-    def load_checkpoint(self, filename, *args, **kwargs):
+    def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
         try:
-            return stock(self, filename, *args, **kwargs)
+            with beginning_anew(reset_optimizer):
+                return stock(self, filename, reset_optimizer, *args, **kwargs)
         except Exception as error:
             explained = error if isinstance(error, UsageError) else _explain(filename, error, error.__context__)
             if explained is None or explained is error:

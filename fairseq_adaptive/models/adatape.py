@@ -10,17 +10,19 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel, base_architecture
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 
+from fairseq_adaptive.compat.restoring import begins_anew
 from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
 from fairseq_adaptive.models.adatape_stack import run_tape, tape_report
+from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
+from fairseq_adaptive.models.roberta_family import RobertaFamily, check_length
 from fairseq_adaptive.models.shared_stack import (
-    ExplainsLoading,
     SharedTransformerEncoder,
     add_sharing_args,
     sharing_architecture,
     sharing_config,
 )
 from fairseq_adaptive.modules.policies.tape import LearnedBank
-from fairseq_adaptive.ranges import BANK, check_ranges, declare_ranges
+from fairseq_adaptive.ranges import BANK, declare_ranges
 
 TAPE_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TapeConfig) if field.name != "_name"}
 
@@ -75,6 +77,8 @@ class TapeTransformerEncoder(SharedTransformerEncoder):
     def upgrade_state_dict_named(self, state_dict, name):
         """Weights of a model without a tape load: the tape starts as it is."""
         super().upgrade_state_dict_named(state_dict, name)
+        if begins_anew():  # fit_weights does more, and says so
+            return state_dict
         tape = {f"{name}.{key}": value for key, value in self.state_dict().items() if "tape" in key or "bank" in key}
         if not any(key in state_dict for key in tape) and f"{name}.embed_tokens.weight" in state_dict:
             state_dict.update(tape)
@@ -93,25 +97,20 @@ class AdaTapeEncoder(RobertaEncoder):
         Returns:
             features B x T x C, without the tape, which did its work inside; and what ``tape_report`` tells
         """
+        check_length(src_tokens, self.args.max_positions)
         out = self.sentence_encoder(src_tokens, token_embeddings=kwargs.get("token_embeddings"))
         features = out["encoder_out"][0][: src_tokens.size(1)].transpose(0, 1)
         return features, {"inner_states": None, **out["tape"]}
 
 
 @register_model("adatape")
-class AdaTapeModel(ExplainsLoading, RobertaModel):
+class AdaTapeModel(RobertaFamily):
     """fairseq's RoBERTa with a tape from a learned bank, and with shared layers where asked.
 
     Plain RoBERTa checkpoints load: the tape starts from its initialisation.
     """
 
-    def __init__(self, args, encoder):
-        super().__init__(args, encoder)
-        encoder.sentence_encoder.layers.reset_rules()
-
-    @classmethod
-    def hub_models(cls):
-        return {}
+    encoder_class = AdaTapeEncoder
 
     @staticmethod
     def add_args(parser):
@@ -121,40 +120,32 @@ class AdaTapeModel(ExplainsLoading, RobertaModel):
         add_sharing_args(parser, ("encoder",))
         declare_ranges(parser, TapeConfig)
 
-    @classmethod
-    def build_model(cls, args, task):
+    @staticmethod
+    def architecture(args):
         adatape(args)
-        check_ranges(args, cls)
-        if not hasattr(args, "max_positions"):
-            args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
-        return cls(args, AdaTapeEncoder(args, task.source_dictionary))
 
 
 @register_model_architecture("adatape", "adatape")
 @register_model_architecture("adatape", "adatape_base")
 def adatape(args):
     """The size of ``roberta_base``, a bank of 10,000."""
-    for name, value in {**TAPE_DEFAULTS, "tape_bank_size": 10000, "layer_sharing": "cycle"}.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
-    base_architecture(args)
-    if getattr(args, "encoder_unique_layers", None) is None:
-        args.encoder_unique_layers = args.encoder_layers
+    fill_defaults(args, **TAPE_DEFAULTS, tape_bank_size=10000, layer_sharing="cycle")
+    fill_architecture(args, base_architecture)
+    fill_defaults(args, encoder_unique_layers=args.encoder_layers)
     sharing_architecture(args, ("encoder",))
 
 
 @register_model_architecture("adatape", "adatape_tiny")
 def adatape_tiny(args):
     """Width 128, two layers, a bank of 1,000: for tests and small data."""
-    for name, value in {
-        "encoder_embed_dim": 128,
-        "encoder_ffn_embed_dim": 256,
-        "encoder_attention_heads": 4,
-        "encoder_layers": 2,
-        "tape_bank_size": 1000,
-        "tape_mlp_dim": 128,
-        "tape_ffn_embed_dim": 128,
-    }.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
+    fill_defaults(
+        args,
+        encoder_embed_dim=128,
+        encoder_ffn_embed_dim=256,
+        encoder_attention_heads=4,
+        encoder_layers=2,
+        tape_bank_size=1000,
+        tape_mlp_dim=128,
+        tape_ffn_embed_dim=128,
+    )
     adatape(args)

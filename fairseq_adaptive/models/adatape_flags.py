@@ -3,16 +3,15 @@
 Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023).
 """
 
-import dataclasses
 from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Optional
 
 from fairseq.dataclass import ChoiceEnum
-from omegaconf import OmegaConf
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, PolicyConfig
+from fairseq_adaptive.models.roberta_family import check_heads
 from fairseq_adaptive.modules.policies.tape import COSTS, QUERIES, QUERY_UPDATES, GatedMLP, Tape, TapeReader
 from fairseq_adaptive.ranges import BIAS, DROPOUT, OPTIONAL_WIDTH, POSITIVE, PRICE, WIDTH, Range, check_ranges, ranged
 
@@ -67,12 +66,6 @@ class TapeConfig(PolicyConfig):
     skim_bias: float = ranged(5.0, BIAS, "how sure these predictors are at first that a token is kept")
 
 
-def with_defaults(cfg, config) -> Namespace:
-    """Return the flags of a model, with the defaults of ``config`` where a checkpoint is older than a flag."""
-    defaults = {each.name: each.default for each in dataclasses.fields(config)}
-    return Namespace(**{**defaults, **(cfg if OmegaConf.is_config(cfg) else vars(cfg))})
-
-
 def check_flags(cfg, owner):
     """
     Args:
@@ -83,10 +76,7 @@ def check_flags(cfg, owner):
         UsageError: for numbers out of range, and heads that do not divide the width
     """
     check_ranges(cfg, owner)
-    if cfg.encoder_embed_dim % cfg.encoder_attention_heads:
-        raise UsageError(
-            f"--encoder-embed-dim {cfg.encoder_embed_dim} cannot be divided among {cfg.encoder_attention_heads} heads"
-        )
+    check_heads(cfg)
 
 
 def build_tape(cfg, embed_dim, heads, depths) -> Optional[Tape]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.adatape_flags import TAPE_HELP, with_defaults
+from fairseq_adaptive.models.adatape_flags import TAPE_HELP
 from fairseq_adaptive.models.adatape_stack import TapeClassifier, TapeClassifierConfig
+from fairseq_adaptive.models.defaults import with_defaults
 from fairseq_adaptive.modules.policies.tape import InputBank
 from fairseq_adaptive.ranges import LAYERS, OPTIONAL_WIDTH, ranged
 

@@ -12,8 +12,9 @@ from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.adatape_flags import TAPE_LAYER, with_defaults
+from fairseq_adaptive.models.adatape_flags import TAPE_LAYER
 from fairseq_adaptive.models.adatape_stack import TapeClassifier, TapeClassifierConfig
+from fairseq_adaptive.models.defaults import fill_defaults, with_defaults
 from fairseq_adaptive.modules.policies.tape import InputBank, LearnedBank
 from fairseq_adaptive.ranges import BANK, WIDTH, ranged
 
@@ -129,7 +130,7 @@ def _register(size, patch):
 
     @register_model_architecture("adatape_vit", f"adatape_vit_{size}{patch}")
     def architecture(args):
-        _defaults(
+        fill_defaults(
             args,
             encoder_embed_dim=width,
             encoder_ffn_embed_dim=ffn,
@@ -141,11 +142,6 @@ def _register(size, patch):
         )
 
 
-def _defaults(args, **values):
-    for name, value in values.items():
-        setattr(args, name, getattr(args, name, value))
-
-
 for _size in SIZES:
     for _patch in (32, 16):
         _register(_size, _patch)
@@ -154,7 +150,7 @@ for _size in SIZES:
 @register_model_architecture("adatape_vit", "adatape_vit_mini")
 def adatape_vit_mini(args):
     """For images of 28 x 28: patches of 7, a bank of patches of 4, width 64."""
-    _defaults(
+    fill_defaults(
         args,
         encoder_embed_dim=64,
         encoder_ffn_embed_dim=128,

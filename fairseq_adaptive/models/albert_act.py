@@ -3,24 +3,21 @@
 Simoulin and Crabbe, *How Many Layers and Why? An Analysis of the Model Depth in Transformers* (ACL-SRW 2021).
 """
 
-from argparse import Namespace
-
 import torch
 from fairseq.models import FairseqEncoder, register_model, register_model_architecture
-from fairseq.models.roberta import RobertaModel
 from fairseq.models.transformer import TransformerConfig
 from fairseq.utils import get_activation_fn, get_available_activation_fns
-from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.defaults import fill_defaults
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
-from fairseq_adaptive.models.shared_stack import ExplainsLoading
+from fairseq_adaptive.models.roberta_family import RobertaFamily, check_heads, check_length
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies import Place
-from fairseq_adaptive.ranges import DROPOUT, FFN_WIDTH, HEADS, LAYERS, POSITIONS, WIDTH, check_ranges, declare_ranges
+from fairseq_adaptive.ranges import DROPOUT, FFN_WIDTH, HEADS, LAYERS, POSITIONS, WIDTH, declare_ranges
 
 LAYER_NORM_EPS = 1e-12  # of ALBERT
 
@@ -86,11 +83,7 @@ class AlbertActEncoder(FairseqEncoder):
         super().__init__(dictionary)
         if args.encoder_layers < 1:
             raise UsageError(f"--encoder-layers {args.encoder_layers} is impossible: a model has at least 1 layer")
-        if args.encoder_embed_dim % args.encoder_attention_heads:
-            raise UsageError(
-                f"--encoder-embed-dim {args.encoder_embed_dim} cannot be divided among {args.encoder_attention_heads} "
-                "heads: choose another --encoder-attention-heads"
-            )
+        check_heads(args)
         self.max_source_positions, self.padding_idx = args.max_positions, dictionary.pad()
         width = args.encoder_input_dim
         self.embed_tokens = nn.Embedding(len(dictionary), width, self.padding_idx)
@@ -156,9 +149,8 @@ class AlbertActEncoder(FairseqEncoder):
 
     def extract_features(self, src_tokens, segments=None, padding_mask=None):
         """B x T to B x T x C, see :meth:`forward`."""
+        check_length(src_tokens, self.max_source_positions)
         length = src_tokens.size(1)
-        if length > self.max_source_positions:
-            raise UsageError(f"a sequence of {length} tokens exceeds --max-positions {self.max_source_positions}")
         if padding_mask is None:
             padding_mask = src_tokens.eq(self.padding_idx)
         segments = torch.zeros_like(src_tokens) if segments is None else segments
@@ -181,16 +173,10 @@ class AlbertActEncoder(FairseqEncoder):
 
 
 @register_model("albert_act")
-class AlbertActModel(ExplainsLoading, RobertaModel):
+class AlbertActModel(RobertaFamily):
     """ALBERT-ACT with RoBERTa's interface: stock ``masked_lm`` and ``sentence_prediction`` train it."""
 
-    def __init__(self, args, encoder):
-        super().__init__(args, encoder)
-        encoder.layers.reset_rules()
-
-    @classmethod
-    def hub_models(cls):
-        return {}
+    encoder_class = AlbertActEncoder
 
     @staticmethod
     def add_args(parser):
@@ -207,32 +193,20 @@ class AlbertActModel(ExplainsLoading, RobertaModel):
         add_policy_args(parser)
         declare_ranges(parser)
 
-    @classmethod
-    def build_model(cls, args, task):
-        args = Namespace(**(OmegaConf.to_container(args) if OmegaConf.is_config(args) else vars(args)))
+    @staticmethod
+    def architecture(args):
         albert_act_base(args)
-        check_ranges(args, cls)
-        if getattr(args, "max_positions", None) is None:
-            args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
-        return cls(args, AlbertActEncoder(args, task.source_dictionary))
 
     def sentence_order(self, extra):
         """Scores of "in order" and "swapped", B x 2, from what the forward pass returned beside its output."""
         return self.encoder.sentence_order_head(extra["pooled"])
 
 
-def _defaults(args, **values):
-    for name, value in values.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
-
-
 @register_model_architecture("albert_act", "albert_act")
 @register_model_architecture("albert_act", "albert_act_base")
 def albert_act_base(args):
     """Up to 24 applications; the published sizes, and what RoBERTa's classification heads ask for."""
-    args.halting_threshold = getattr(args, "halting_threshold", None)
-    _defaults(
+    fill_defaults(
         args,
         encoder_layers=24,
         encoder_input_dim=128,
@@ -256,12 +230,12 @@ def albert_act_base(args):
 @register_model_architecture("albert_act", "albert_act_small")
 def albert_act_small(args):
     """Up to 12 applications."""
-    _defaults(args, encoder_layers=12)
+    fill_defaults(args, encoder_layers=12)
     albert_act_base(args)
 
 
 @register_model_architecture("albert_act", "albert_act_tiny")
 def albert_act_tiny(args):
     """Up to 6 applications."""
-    _defaults(args, encoder_layers=6)
+    fill_defaults(args, encoder_layers=6)
     albert_act_base(args)

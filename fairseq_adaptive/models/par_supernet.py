@@ -12,6 +12,7 @@ from omegaconf import II
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.defaults import with_defaults
 from fairseq_adaptive.models.par_transformer_xl import SegmentedLanguageModel, TransformerXLConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.modules.policies import Search
@@ -113,5 +114,7 @@ class PARSupernetModel(SegmentedLanguageModel):
 
     @classmethod
     def build_model(cls, cfg, task):
+        cfg = with_defaults(cfg, PARSupernetConfig)
         check_ranges(cfg, cls)
+        cls.warn_of_forgetting(cfg, task)
         return cls(SupernetDecoder(cfg, task.target_dictionary))

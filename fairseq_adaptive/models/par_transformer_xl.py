@@ -4,18 +4,22 @@
 (Mandava et al., *Pay Attention when Required*, 2020).
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Optional
 
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqLanguageModel, register_model, register_model_architecture
 
+from fairseq_adaptive.models.defaults import fill_defaults, with_defaults
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules.stack.schedule import STRATEGIES
 from fairseq_adaptive.modules.transformer_xl.layout import BLOCKS, parse_layout
 from fairseq_adaptive.ranges import DISTANCE, DROPOUT, FACTOR, FFN_WIDTH, HEADS, PRICE, WIDTH, check_ranges, ranged
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -83,6 +87,16 @@ class PARTransformerXLConfig(TransformerXLConfig):
 class SegmentedLanguageModel(ExplainsLoading, FairseqLanguageModel):
     """A language model that reads a text segment by segment and remembers what was before."""
 
+    @staticmethod
+    def warn_of_forgetting(cfg, task):
+        """Say it where a task gives no memory to the model."""
+        if cfg.memory_length and not getattr(task, "takes_memory", False):
+            logger.warning(
+                "--memory-length %d is not used: this task begins every segment without a memory of the one before. "
+                "Train and evaluate with --task segmented_language_modeling, or give --memory-length 0",
+                cfg.memory_length,
+            )
+
     def max_positions(self):
         return self.decoder.max_positions()
 
@@ -93,7 +107,9 @@ class PARTransformerXLModel(SegmentedLanguageModel):
 
     @classmethod
     def build_model(cls, cfg, task):
+        cfg = with_defaults(cfg, PARTransformerXLConfig)
         check_ranges(cfg, cls)
+        cls.warn_of_forgetting(cfg, task)
         return cls(SegmentedDecoder(cfg, task.target_dictionary, parse_layout(cfg.layout)))
 
 
@@ -101,10 +117,7 @@ def _preset(name, **values):
     """Register an architecture: what the user does not set has these values."""
 
     def architecture(args):
-        for key, value in values.items():
-            given = getattr(args, key, None)
-            if given is None or given is False:  # not 0, which a user may have asked for
-                setattr(args, key, value)
+        fill_defaults(args, **values)
 
     architecture.__doc__ = ", ".join(f"{key} {value}" for key, value in values.items())
     register_model_architecture("par_transformer_xl", name)(architecture)

@@ -16,6 +16,7 @@ from fairseq_adaptive.modules.transformer_xl.layout import BLOCK_KINDS
 from fairseq_adaptive.modules.transformer_xl.positions import RelativePositions
 from fairseq_adaptive.modules.transformer_xl.relative_attention import RelativeAttention
 from fairseq_adaptive.modules.transformer_xl.segments import SegmentStack
+from fairseq_adaptive.modules.vocabulary.adaptive_input import parse_cutoffs
 from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveInput, AdaptiveSoftmax
 
 
@@ -45,20 +46,6 @@ def check_config(cfg, dictionary) -> None:
                     f"{dictionary[index]!r} ({before} times), but --adaptive-softmax-cutoff takes the first words for "
                     "the frequent ones: let fairseq-preprocess make the dictionary, or sort dict.txt and binarise again"
                 )
-
-
-def parse_cutoffs(text):
-    """``"1000,5000"`` to ``[1000, 5000]``; None or an empty text to ``[]``.
-
-    Raises:
-        UsageError: where it is no list of whole numbers
-    """
-    try:
-        return [int(cutoff) for cutoff in str(text or "").split(",") if cutoff.strip()]
-    except ValueError as error:
-        raise UsageError(
-            f"--adaptive-softmax-cutoff {text!r} is no comma separated list of whole numbers such as 1000,5000"
-        ) from error
 
 
 class SegmentedDecoder(FairseqIncrementalDecoder):

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fairseq_adaptive.decoding.decoder_step import DecoderStep
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.defaults import fill_defaults
+from fairseq_adaptive.models.fitting import fit_weights
 from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.modules import (
     STRATEGIES,
@@ -27,6 +29,7 @@ from fairseq_adaptive.modules.layers.dropout import quicken_dropout
 from fairseq_adaptive.modules.layers.known import change, known, same, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies import Place
+from fairseq_adaptive.modules.vocabulary.adaptive_input import cluster_ends, parse_cutoffs
 from fairseq_adaptive.ranges import LAYERS
 
 INITIALISATIONS = ("default", "admin")
@@ -58,15 +61,9 @@ def add_sharing_args(parser, sides):
 
 def sharing_architecture(args, sides):
     """Fill in the defaults of layer sharing; the numbers of depths must be set."""
-    args.layer_sharing = getattr(args, "layer_sharing", None) or "cycle_rev"
-    args.init = getattr(args, "init", None) or "default"
-    args.halting = getattr(args, "halting", None) or "none"
-    args.halting_threshold = getattr(args, "halting_threshold", None)
+    fill_defaults(args, layer_sharing="cycle_rev", init="default", halting="none", halting_threshold=None)
     for side in sides:
-        unique = getattr(args, f"{side}_unique_layers", None)
-        if unique is None:
-            unique = -(-getattr(args, f"{side}_layers") // 2)
-        setattr(args, f"{side}_unique_layers", unique)
+        fill_defaults(args, **{f"{side}_unique_layers": -(-getattr(args, f"{side}_layers") // 2)})
 
 
 def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
@@ -116,6 +113,24 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
         if cfg.init == "admin" and half.normalize_before:
             raise UsageError(f"--init admin is for post-LN models: leave out --{side}-normalize-before")
     return cfg
+
+
+def check_cutoffs(flag: str, given, dictionary):
+    """
+    Args:
+        flag: its name, for the message
+        given: of fairseq's adaptive input or softmax, a text or numbers; the last may be the size of the vocabulary
+
+    Raises:
+        UsageError: for cutoffs that are none, with which fairseq makes clusters without words, or dies
+    """
+    cutoffs = parse_cutoffs(given, flag) if given is None or isinstance(given, str) else list(given)
+    if cutoffs and cutoffs[-1] == len(dictionary):
+        cutoffs = cutoffs[:-1]
+    try:
+        cluster_ends(len(dictionary), cutoffs)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from error
 
 
 def _build_stack(cfg, side, layers, sublayers, scores=None):
@@ -231,6 +246,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     """
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
+        check_cutoffs("--adaptive-softmax-cutoff", cfg.adaptive_softmax_cutoff, dictionary)
         super().__init__(_with_unique_layers(cfg, "decoder"), dictionary, embed_tokens, no_encoder_attn)
         self.cfg = cfg
         self.decoder_layerdrop = cfg.decoder.layerdrop
@@ -348,7 +364,20 @@ class SharedTransformerDecoder(TransformerDecoderBase):
 
 
 class ExplainsLoading:
-    """Mixin for models: weights that do not fit are refused in one sentence."""
+    """Mixin for models: weights that do not fit are refused in one sentence.
+
+    Attributes:
+        may_lack: parts that checkpoints of other models lack or have for themselves; see
+            :func:`~fairseq_adaptive.models.fitting.fit_weights`
+    """
+
+    may_lack = ()
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        super().upgrade_state_dict_named(state_dict, name)
+        if not name:
+            fit_weights(self, state_dict, self.may_lack)
+        return state_dict
 
     def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
         try:

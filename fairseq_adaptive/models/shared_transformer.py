@@ -9,6 +9,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator
+from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.policy_flags import add_policy_args
 from fairseq_adaptive.models.shared_stack import (
     MIXTURE_OF_RECURSIONS,
@@ -55,12 +56,6 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
         return SharedTransformerDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
 
-def _defaults(args, **values):
-    for name, value in values.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
-
-
 def _both(**values):
     return {f"{side}_{name}": value for side in SIDES for name, value in values.items()}
 
@@ -69,43 +64,43 @@ def _both(**values):
 @register_model_architecture("shared_transformer", "shared_transformer_wmt_en_de")
 def shared_transformer(args):
     """Base width (512), 6 unique layers at 12 depths."""
-    _defaults(args, **_both(layers=12))
-    base_architecture(args)
+    fill_defaults(args, **_both(layers=12))
+    fill_architecture(args, base_architecture)
     sharing_architecture(args, SIDES)
 
 
 @register_model_architecture("shared_transformer", "shared_transformer_wmt_en_de_18")
 def shared_transformer_wmt_en_de_18(args):
     """Base width, 6 unique layers at 18 depths."""
-    _defaults(args, **_both(layers=18, unique_layers=6))
+    fill_defaults(args, **_both(layers=18, unique_layers=6))
     shared_transformer(args)
 
 
 @register_model_architecture("shared_transformer", "shared_transformer_wmt_en_de_big")
 def shared_transformer_wmt_en_de_big(args):
     """Width 1024, 6 unique layers at 12 depths."""
-    _defaults(args, dropout=0.3, **_both(embed_dim=1024, ffn_embed_dim=4096, attention_heads=16))
+    fill_defaults(args, dropout=0.3, **_both(embed_dim=1024, ffn_embed_dim=4096, attention_heads=16))
     shared_transformer(args)
 
 
 @register_model_architecture("shared_transformer", "universal_transformer_wmt_en_de")
 def universal_transformer_wmt_en_de(args):
     """Width 1024, one layer at 6 depths: a Universal Transformer (Dehghani et al., 2019) without halting."""
-    _defaults(args, **_both(embed_dim=1024, ffn_embed_dim=4096, attention_heads=16, layers=6, unique_layers=1))
+    fill_defaults(args, **_both(embed_dim=1024, ffn_embed_dim=4096, attention_heads=16, layers=6, unique_layers=1))
     shared_transformer(args)
 
 
 @register_model_architecture("shared_transformer", "shared_transformer_iwslt_de_en")
 def shared_transformer_iwslt_de_en(args):
     """The width of fairseq's ``transformer_iwslt_de_en``, 6 unique layers at 12 depths."""
-    _defaults(args, **_both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4))
+    fill_defaults(args, **_both(embed_dim=512, ffn_embed_dim=1024, attention_heads=4))
     shared_transformer(args)
 
 
 @register_model_architecture("shared_transformer", "shared_transformer_tiny")
 def shared_transformer_tiny(args):
     """Width 128, 3 unique layers at 6 depths: for Multi30k and for tests."""
-    _defaults(args, **_both(embed_dim=128, ffn_embed_dim=256, attention_heads=4, layers=6, unique_layers=3))
+    fill_defaults(args, **_both(embed_dim=128, ffn_embed_dim=256, attention_heads=4, layers=6, unique_layers=3))
     shared_transformer(args)
 
 
@@ -116,12 +111,12 @@ def mixture_of_recursions_iwslt_de_en(args):
     sizes = _both(
         embed_dim=512, ffn_embed_dim=1024, attention_heads=4, layers=8, unique_layers=4, normalize_before=True
     )
-    _defaults(args, **sizes, **MIXTURE_OF_RECURSIONS)
+    fill_defaults(args, **sizes, **MIXTURE_OF_RECURSIONS)
     shared_transformer(args)
 
 
 @register_model_architecture("shared_transformer", "mixture_of_recursions_tiny")
 def mixture_of_recursions_tiny(args):
     """As ``mixture_of_recursions_iwslt_de_en``, of width 128: for Multi30k and for tests."""
-    _defaults(args, **_both(embed_dim=128, ffn_embed_dim=256))
+    fill_defaults(args, **_both(embed_dim=128, ffn_embed_dim=256))
     mixture_of_recursions_iwslt_de_en(args)

@@ -9,12 +9,14 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig, base_lm_architecture
 
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator
+from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.shared_stack import (
     INITIALISATIONS,
     MIXTURE_OF_RECURSIONS,
     ExplainsLoading,
     SharedTransformerDecoder,
+    check_cutoffs,
     sharing_architecture,
     sharing_config,
 )
@@ -55,6 +57,9 @@ class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
         # fairseq's own model, built without layers, brings the embeddings and the checks of its many options
         shell = copy.deepcopy(args)
         shell.decoder_layers = 0
+        if args.adaptive_input:
+            check_cutoffs("--adaptive-input-cutoff", args.adaptive_input_cutoff, task.source_dictionary)
+        check_cutoffs("--adaptive-softmax-cutoff", args.adaptive_softmax_cutoff, task.target_dictionary)
         model = super().build_model(shell, task)
         embed_tokens = model.decoder.embed_tokens
         cfg.max_target_positions = shell.max_target_positions
@@ -64,16 +69,13 @@ class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
 @register_model_architecture("shared_transformer_lm", "shared_transformer_lm_base")
 def shared_transformer_lm_base(args):
     """6 unique layers at 12 depths, pre-LN as fairseq's language models are."""
-    args.decoder_layers = getattr(args, "decoder_layers", 12)
-    base_lm_architecture(args)
+    fill_defaults(args, decoder_layers=12)
+    fill_architecture(args, base_lm_architecture)
     sharing_architecture(args, ("decoder",))
 
 
 def _presets(args, **values):
-    for name, value in values.items():
-        given = getattr(args, name, None)
-        if given in (None, "none") or given is False:  # not 0, which a user may have asked for
-            setattr(args, name, value)
+    fill_defaults(args, **values)
     shared_transformer_lm_base(args)
 
 

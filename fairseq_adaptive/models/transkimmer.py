@@ -3,28 +3,20 @@
 Guan et al., *Transkimmer: Transformer Learns to Layer-wise Skim* (ACL 2022).
 """
 
-import logging
-from argparse import Namespace
-
 import torch
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import base_architecture
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
-from omegaconf import OmegaConf
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
-from fairseq_adaptive.models.shared_stack import ExplainsLoading, SharedTransformerEncoder, sharing_config
+from fairseq_adaptive.models.roberta_family import RobertaFamily, check_heads, check_length
+from fairseq_adaptive.models.shared_stack import SharedTransformerEncoder, sharing_config
 from fairseq_adaptive.modules import STRATEGIES
-from fairseq_adaptive.ranges import BIAS, LAYERS, POSITIVE_SHARE, SHARE, Range, check_ranges, declare_ranges
-
-logger = logging.getLogger(__name__)
-
-# what an encoder that was trained elsewhere may lack: it is then initialised afresh
-NEW_PARTS = ("encoder.sentence_encoder.layers.router.", "encoder.lm_head.", "span_head.")
-POSITIONS = "encoder.sentence_encoder.embed_positions.weight"
+from fairseq_adaptive.ranges import BIAS, LAYERS, POSITIVE_SHARE, SHARE, Range, declare_ranges
 
 
 class SkimmingTransformer(SharedTransformerEncoder):
@@ -94,11 +86,7 @@ class TranskimmerEncoder(RobertaEncoder):
             raise UsageError("--encoder-layerdrop cannot be combined with skimming: leave it out, or add --no-skimming")
         if args.no_skimming and getattr(args, "router", None) == "skimming":
             raise UsageError("--no-skimming and --router skimming contradict each other: leave one of them out")
-        if args.encoder_embed_dim % args.encoder_attention_heads:
-            raise UsageError(
-                f"--encoder-embed-dim {args.encoder_embed_dim} cannot be divided among {args.encoder_attention_heads} "
-                "heads: choose another --encoder-attention-heads"
-            )
+        check_heads(args)
         encoder = SkimmingTransformer(args, dictionary, embed_tokens)
         encoder.apply(init_bert_params)
         return encoder
@@ -120,28 +108,24 @@ class TranskimmerEncoder(RobertaEncoder):
         Raises:
             UsageError: for sequences longer than ``--max-positions``
         """
-        length = src_tokens.size(1)
-        if length > self.args.max_positions:
-            raise UsageError(f"a sequence of {length} tokens is longer than --max-positions {self.args.max_positions}")
+        check_length(src_tokens, self.args.max_positions)
         x = self.sentence_encoder(src_tokens, segments)
         return x if features_only else self.output_layer(x, masked_tokens=masked_tokens), {"inner_states": None}
 
 
 @register_model("transkimmer")
-class TranskimmerModel(ExplainsLoading, RobertaModel):
+class TranskimmerModel(RobertaFamily):
     """RoBERTa or BERT with skimming; stock ``sentence_prediction`` and ``masked_lm`` train it.
 
     Train with ``--criterion skim_loss``: without a price nothing is skimmed. Checkpoints of fairseq's RoBERTa load.
     """
 
+    encoder_class = TranskimmerEncoder
+    may_lack = ("router", "lm_head", "span_head")  # of an encoder that was trained elsewhere
+
     def __init__(self, args, encoder):
         super().__init__(args, encoder)
-        encoder.sentence_encoder.layers.reset_rules()
         self.span_head = None
-
-    @classmethod
-    def hub_models(cls):
-        return {}
 
     @staticmethod
     def add_args(parser):
@@ -186,14 +170,9 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
         parser.add_argument("--no-skimming", action="store_true", help="no predictors: the dense model to compare with")
         declare_ranges(parser)
 
-    @classmethod
-    def build_model(cls, args, task):
-        args = Namespace(**(OmegaConf.to_container(args) if OmegaConf.is_config(args) else vars(args)))
+    @staticmethod
+    def architecture(args):
         transkimmer_base(args)
-        check_ranges(args, cls)
-        if getattr(args, "max_positions", None) is None:
-            args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
-        return cls(args, TranskimmerEncoder(args, task.source_dictionary))
 
     def register_span_head(self):
         """Add scores of "an answer begins here" and "ends here" for every token."""
@@ -207,44 +186,13 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
         x, extra = self.encoder(src_tokens, features_only=True, **kwargs)
         return self.span_head(x).transpose(1, 2), extra
 
-    def upgrade_state_dict_named(self, state_dict, name):
-        super().upgrade_state_dict_named(state_dict, name)
-        own = self.state_dict()
-        new = [key for key in own if key not in state_dict and key.startswith(NEW_PARTS)]
-        if new:
-            logger.info("initialised afresh, since the checkpoint lacks them: %s", _parts(new))
-        state_dict.update({key: own[key] for key in new})
-        left = [key for key in state_dict if key not in own and key.startswith(NEW_PARTS)]
-        if left:
-            logger.info("left out, since this model lacks them: %s", _parts(left))
-        for key in left:
-            del state_dict[key]
-        if POSITIONS in state_dict:  # a model for shorter texts
-            state_dict[POSITIONS] = state_dict[POSITIONS][: own[POSITIONS].size(0)]
-            missing = own[POSITIONS].size(0) - state_dict[POSITIONS].size(0)
-            if missing > 0:
-                raise UsageError(
-                    f"--max-positions {self.args.max_positions} is more than the checkpoint has positions "
-                    f"for: {self.args.max_positions - missing}"
-                )
-
-
-def _parts(names):
-    return ", ".join(sorted({part.rstrip(".") for part in NEW_PARTS for name in names if name.startswith(part)}))
-
-
-def _defaults(args, **values):
-    for name, value in values.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
-
 
 @register_model_architecture("transkimmer", "transkimmer")
 @register_model_architecture("transkimmer", "transkimmer_base")
 def transkimmer_base(args):
     """RoBERTa-base."""
-    base_architecture(args)
-    _defaults(
+    fill_architecture(args, base_architecture)
+    fill_defaults(
         args,
         layer_sharing="cycle",
         encoder_unique_layers=args.encoder_layers,
@@ -263,19 +211,21 @@ def transkimmer_base(args):
 @register_model_architecture("transkimmer", "transkimmer_large")
 def transkimmer_large(args):
     """RoBERTa-large."""
-    _defaults(args, encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16)
+    fill_defaults(
+        args, encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16
+    )
     transkimmer_base(args)
 
 
 @register_model_architecture("transkimmer", "transkimmer_bert_base")
 def transkimmer_bert_base(args):
     """BERT-base: token types, another LayerNorm epsilon."""
-    _defaults(args, token_types=2, layer_norm_eps=1e-12)
+    fill_defaults(args, token_types=2, layer_norm_eps=1e-12)
     transkimmer_base(args)
 
 
 @register_model_architecture("transkimmer", "transkimmer_minilm_l6")
 def transkimmer_minilm_l6(args):
     """MiniLM-L6-H384 (Wang et al., 2020), BERT's layout."""
-    _defaults(args, encoder_layers=6, encoder_embed_dim=384, encoder_ffn_embed_dim=1536, encoder_attention_heads=12)
+    fill_defaults(args, encoder_layers=6, encoder_embed_dim=384, encoder_ffn_embed_dim=1536, encoder_attention_heads=12)
     transkimmer_bert_base(args)

@@ -28,12 +28,18 @@ def load_search(path) -> Tuple[torch.Tensor, argparse.Namespace]:
     """The probabilities ``[N, 3]`` (columns as in ``KINDS``) and the options of the model in a checkpoint.
 
     Raises:
-        UsageError: when it is not a supernet's
+        UsageError: when it is not a supernet's, or that of one whose architecture was not trained
     """
     state = load_checkpoint(path)
     logits = state["model"].get("decoder.architecture")
     if logits is None:
         raise UsageError(f"{path} is no checkpoint of --arch par_supernet: it has no architecture parameters")
+    open_ = (logits == logits[:, :1]).all(dim=1).nonzero().flatten().tolist()
+    if open_:
+        raise UsageError(
+            f"{path} has not chosen among the kinds of {len(open_)} of {len(logits)} blocks: go on with the search until "
+            "--architecture-warmup-updates are over"
+        )
     return torch.softmax(logits.float(), dim=-1), argparse.Namespace(**model_options(state))
 
 

@@ -113,5 +113,5 @@ def test_refuses_impossible_flags(build, flags, message):
 
 
 def test_refuses_long_sequences(build, tokens):
-    with pytest.raises(UsageError, match="8 tokens exceeds --max-positions 4"):
+    with pytest.raises(UsageError, match="8 tokens is longer than --max-positions 4"):
         albert(build, max_positions=4)(tokens)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.report import architecture
 from fairseq_adaptive.report.architecture import (
     animate_course,
     compare_compute,
@@ -124,3 +125,20 @@ def test_pictures_are_written(tmp_path):
         assert len(colours) > 50
     with Image.open(tmp_path / "search.gif") as animation:
         assert animation.n_frames == 2
+
+
+@pytest.mark.parametrize("chosen", (0, 2, 3))
+def test_untouched_search_has_no_layout(chosen, monkeypatch):
+    """Equal probabilities would be read as attention in every block."""
+    logits = torch.zeros(3, 3)
+    logits[:chosen, 1] = 0.1
+    state = {"model": {"decoder.architecture": logits}, "cfg": {"model": {"blocks": 3}}}
+    monkeypatch.setattr(architecture, "load_checkpoint", lambda path: state)
+    monkeypatch.setattr(architecture, "model_options", lambda state: state["cfg"]["model"])
+    if chosen == 3:
+        assert architecture.found_blocks(architecture.load_search("search.pt")[0]) == "fff"
+        return
+    with pytest.raises(
+        UsageError, match=f"search.pt has not chosen among the kinds of {3 - chosen} of 3 blocks: go on"
+    ):
+        architecture.load_search("search.pt")

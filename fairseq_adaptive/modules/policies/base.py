@@ -61,9 +61,15 @@ class Policy:
         kind: ``router``, ``halting``, ``reader`` or ``search``
         policy_name: under which it is registered, and logged
         weight: of the price in a loss where none is given
+        unsteered: why a controller cannot weigh it, and what to do instead; empty: it has a :meth:`lever`
     """
 
-    kind, policy_name, weight = "", "", 1.0
+    kind, policy_name, weight, unsteered = "", "", 1.0, ""
+
+    @property
+    def priced(self) -> bool:
+        """Whether it has a price."""
+        return type(self).price is not Policy.price
 
     def price(self, trace) -> Tensor:
         """What a run costs, a scalar with a gradient: the mean over its tokens; a loss weighs and adds it.

@@ -25,6 +25,8 @@ class ConfidenceExit(Halting):
         UsageError: for a threshold outside (0, 1]
     """
 
+    unsteered = "which is not trained: set --halting-threshold"
+
     def __init__(self, threshold: float = 0.99, scores=None):
         super().__init__()
         self.threshold = check_threshold(threshold)

@@ -59,6 +59,7 @@ class MixtureOfDepths(Router, nn.ModuleList):
     """
 
     monotone, weighs, weight = False, True, 0.01
+    unsteered = "whose capacity says how much is computed: give --router-args '{\"capacity\": ...}'"
 
     def __init__(
         self,

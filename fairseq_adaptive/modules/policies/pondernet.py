@@ -30,6 +30,7 @@ class PonderNet(LearnedHalting):
     """
 
     weight = 0.01
+    unsteered = "whose prior says how deep to go: set --prior-rate to 1 over it"
 
     def __init__(self, dim: int, threshold: float = 0.5, bias: float = -1.0, prior_rate: float = 0.2):
         super().__init__(dim, bias)

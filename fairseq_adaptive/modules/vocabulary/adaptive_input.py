@@ -14,6 +14,18 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.ops.matmul import linear
 
 
+def parse_cutoffs(text: Optional[str], flag: str = "--adaptive-softmax-cutoff") -> List[int]:
+    """``"1000,5000"`` to ``[1000, 5000]``; None or an empty text to ``[]``.
+
+    Raises:
+        UsageError: where it is no list of whole numbers
+    """
+    try:
+        return [int(cutoff) for cutoff in str(text or "").strip("[]()").split(",") if cutoff.strip()]
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r} is no comma separated list of whole numbers such as 1000,5000") from error
+
+
 def cluster_ends(vocab_size: int, cutoffs: Sequence[int]) -> Tuple[int, ...]:
     """Return where each cluster ends: the cutoffs, then the size of the vocabulary.
 

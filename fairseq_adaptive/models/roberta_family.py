@@ -1,0 +1,77 @@
+"""What the encoders with RoBERTa's interface have in common: albert_act, transkimmer and adatape."""
+
+from argparse import SUPPRESS, ArgumentParser, Namespace
+
+from fairseq.models.roberta import RobertaModel
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.defaults import fill_defaults, flags
+from fairseq_adaptive.models.shared_stack import ExplainsLoading
+from fairseq_adaptive.modules import LayerStack
+from fairseq_adaptive.ranges import check_ranges
+
+
+class RobertaFamily(ExplainsLoading, RobertaModel):
+    """A model with RoBERTa's interface and policies; stock ``masked_lm`` and ``sentence_prediction`` train it.
+
+    Attributes:
+        encoder_class: made from flags and a dictionary
+        architecture: fills in the flags that are not given
+    """
+
+    encoder_class = architecture = None
+
+    def __init__(self, args, encoder):
+        super().__init__(args, encoder)
+        for stack in (each for each in encoder.modules() if isinstance(each, LayerStack)):
+            stack.reset_rules()  # RoBERTa's initialisation has overwritten theirs
+
+    @classmethod
+    def hub_models(cls):
+        return {}
+
+    @classmethod
+    def build_model(cls, args, task):
+        args = Namespace(**flags(args))
+        cls.architecture(args)
+        parser = ArgumentParser(argument_default=SUPPRESS, add_help=False)
+        cls.add_args(parser)  # RoBERTa's flags whose defaults no architecture says
+        fill_defaults(args, **{each.dest: each.default for each in parser._actions if each.default != SUPPRESS})
+        check_ranges(args, cls)
+        if getattr(args, "max_positions", None) is None:
+            args.max_positions = _longest(args, task)
+        return cls(args, cls.encoder_class(args, task.source_dictionary))
+
+
+def _longest(args, task):
+    """What ``--max-positions`` is where it is not given: the length that the task cuts its texts to."""
+    for found in (args, getattr(task, "cfg", None), getattr(task, "args", None)):
+        if getattr(found, "tokens_per_sample", None):
+            return found.tokens_per_sample
+    return task.max_positions()
+
+
+def check_heads(args):
+    """
+    Raises:
+        UsageError: when heads do not divide the width
+    """
+    if args.encoder_embed_dim % args.encoder_attention_heads:
+        raise UsageError(
+            f"--encoder-embed-dim {args.encoder_embed_dim} cannot be divided among {args.encoder_attention_heads} "
+            "heads: choose another --encoder-attention-heads"
+        )
+
+
+def check_length(src_tokens, longest):
+    """
+    Args:
+        src_tokens: ``[B, T]``
+        longest: ``--max-positions``
+
+    Raises:
+        UsageError: for sequences that are longer
+    """
+    length = src_tokens.size(1)
+    if length > longest:
+        raise UsageError(f"a sequence of {length} tokens is longer than --max-positions {longest}")
