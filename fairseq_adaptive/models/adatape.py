@@ -43,6 +43,7 @@ class TapeTransformerEncoder(SharedTransformerEncoder):
         self.tape = build_tape(args, args.encoder_embed_dim, args.encoder_attention_heads, args.encoder_layers)
         self.bank = None
         if self.tape is not None:
+            self.layers.check_reader(self.tape)
             self.tape.reader.check_bank(args.tape_bank_size)
             self.bank = LearnedBank(args.tape_bank_size, args.encoder_embed_dim)
 

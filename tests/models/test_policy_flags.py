@@ -207,6 +207,7 @@ def test_every_encoder_reads(family):
         ("par_supernet", {"halting": "act", "halting_kv": "keep"}, "serves several depths"),
         ("par_transformer_xl", {"halting": "act", "halting_kv": "active"}, "states of all tokens"),
         ("adatape", {"reader": "test_other"}, "reads the tape of --tape-tokens"),
+        ("albert_act", {"reader": "tape", "reader_args": '{"depth": 9, "bank_size": 99}'}, "at depth 9 never reads"),
         ("albert_act", {"router": "every"}, "unknown router 'every': choose one of none, "),
         (
             "albert_act",
