@@ -92,6 +92,40 @@ FAMILIES = {
         "--criterion tape_ponder_loss --batch-size 32",
     ),
 }
+# further ones that golden losses are kept of: the policies of other papers, and several at once
+_LM = (
+    f"--task language_modeling {_DECODER} --decoder-input-dim 32 --decoder-output-dim 32 --tokens-per-sample 24 "
+    "--batch-size 10 --criterion adaptive_compute_loss"
+)
+COMPOSITIONS = {
+    "mixture_of_depths_lm": Family(
+        "text", f"{_LM} --arch mixture_of_depths_lm_tiny --decoder-layers 4 --decoder-unique-layers 4"
+    ),
+    "mixture_of_recursions_lm": Family(
+        "text", f"{_LM} --arch mixture_of_recursions_lm_tiny --decoder-layers 4 --decoder-unique-layers 3"
+    ),
+    "token_choice_lm": Family(
+        "text",
+        f"{_LM} --arch mixture_of_recursions_lm_tiny --decoder-layers 4 --decoder-unique-layers 3 "
+        "--router token_choice --router-kv recompute --halting act --halting-kv keep",
+    ),
+    "mixture_of_recursions": Family(
+        "pairs",
+        f"{_TRANSLATION} --arch mixture_of_recursions_tiny {_both(layers=4, unique_layers=3)} "
+        "--criterion adaptive_compute_loss --task-criterion label_smoothed_cross_entropy",
+    ),
+    "skimming_decoder": Family(
+        "pairs",
+        f"{_TRANSLATION} --arch shared_transformer {_both(unique_layers=2)} --router skimming --halting ut_act "
+        '--router-args {"bias":1.0} --encoder-reader tape --encoder-reader-args {"tokens":4,"bank_size":20,"depth":1} '
+        "--criterion adaptive_compute_loss --task-criterion label_smoothed_cross_entropy",
+    ),
+    "halting_transformer_xl": Family(
+        "text",
+        f"{_SEGMENTS} --arch par_transformer_xl --layout af*3 --decoder-unique-layers 2 --halting act "
+        "--criterion adaptive_compute_loss --task-criterion adaptive_cross_entropy",
+    ),
+}
 # a family's own flags come last
 _COMMON = (
     "--optimizer adam --lr 0.003 --clip-norm 1 --seed 1 --num-workers 0 --required-batch-size-multiple 1 "
@@ -145,8 +179,8 @@ def write_data(folder):
 
 
 def build_trainer(name, folder, *flags):
-    """Return the trainer of a family, and its batches in the order in which they would be trained on."""
-    family = FAMILIES[name]
+    """Return the trainer of a family or composition, and its batches in the order in which they would be trained on."""
+    family = {**FAMILIES, **COMPOSITIONS}[name]
     data = [str(folder / family.data)] if family.data else []
     command = [*data, *_COMMON.split(), *family.flags.split(), *flags]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), command))

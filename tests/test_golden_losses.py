@@ -1,4 +1,4 @@
-"""The losses of the first 100 updates of every family, in full digits.
+"""The losses of the first 100 updates of every family and of some compositions of policies, in full digits.
 
 They are computed in float64 (but for what is float32 by definition, as halting probabilities), where another processor or
 number of threads moves them by 2e-7 at most, and a change of what is computed moves them by far more. A change that is
@@ -19,7 +19,7 @@ import torch
 if __name__ == "__main__":
     import conftest  # noqa: F401  what pytest imports before a test
 
-from families import FAMILIES, build_trainer, write_data  # noqa: E402
+from families import COMPOSITIONS, FAMILIES, build_trainer, write_data  # noqa: E402
 from fairseq import utils  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -57,7 +57,7 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("families"))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *COMPOSITIONS])
 def test_losses_are_those_recorded(name, data):
     golden, found = json.loads(GOLDEN.read_text())[name], losses(name, data)
     assert found[-1] < found[0], "this family did not learn"
@@ -68,7 +68,7 @@ def main(names):
     recorded = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder))
-        recorded.update({name: losses(name, data) for name in names or FAMILIES})
+        recorded.update({name: losses(name, data) for name in names or [*FAMILIES, *COMPOSITIONS]})
     lines = [f'  "{name}": {json.dumps(values)}' for name, values in sorted(recorded.items())]
     GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

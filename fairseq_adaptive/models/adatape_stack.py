@@ -113,8 +113,7 @@ class TapeClassifier(ExplainsLoading, BaseFairseqModel):
             pass_depth=True,
             **policies.stack_arguments(place),
         )
-        if self.tape is not None:
-            self.layers.check_reader(self.tape)
+        self.layers.check_reader(self.tape)
         self.layer_norm = nn.LayerNorm(cfg.encoder_embed_dim)
         self.output_projection = nn.Linear(cfg.encoder_embed_dim, num_classes)
         nn.init.zeros_(self.output_projection.weight)

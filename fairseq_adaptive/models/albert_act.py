@@ -102,8 +102,7 @@ class AlbertActEncoder(FairseqEncoder):
         )
         self.layers = LayerStack([layer], schedule, pass_depth=True, **policies.stack_arguments(place))
         self.reader = policies.build("reader", place)
-        if self.reader is not None:
-            self.layers.check_reader(self.reader)
+        self.layers.check_reader(self.reader)
         self.pooler = nn.Linear(args.encoder_embed_dim, args.encoder_embed_dim)
         self.lm_head = MaskedLMHead(args.encoder_embed_dim, self.embed_tokens.weight, args.activation_fn)
         self.sentence_order_head = nn.Linear(args.encoder_embed_dim, 2)

@@ -187,8 +187,7 @@ class SharedTransformerEncoder(TransformerEncoderBase):
         self.layers = _build_stack(cfg, "encoder", self.layers, sublayers=2)
         half = cfg.encoder
         self.reader = half.policies.build("reader", Place(half.embed_dim, half.layers, heads=half.attention_heads))
-        if self.reader is not None:
-            self.layers.check_reader(self.reader)
+        self.layers.check_reader(self.reader)
         quicken_dropout(self)
         self.num_layers = len(self.layers)
 

@@ -288,6 +288,17 @@ def test_bfloat16_autocast_keeps_prices_in_single_precision(text, tokens, flags)
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("flags", ({}, STOPS[0], STOPS[-1]), ids=("dense", "act", "skimming"))
+def test_layers_before_the_tape_leave_no_parameter_without_gradient(flags):
+    """Their second feed-forward has nothing to serve; DistributedDataParallel waits for all gradients."""
+    model = vit(tape_layer=2, encoder_unique_layers=4, **flags).train()
+    logits, extra = model(torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double())
+    (logits.sin().sum() + extra["tape"].cost.sum()).backward()
+    found = {name: each.grad for name, each in model.layers.named_parameters() if "tape_ffn" in name}
+    assert len(found) > 8 and all(each is not None and each.isfinite().all() for each in found.values())
+    assert not found["0.tape_ffn.fc1.weight"].any() and found["3.tape_ffn.fc1.weight"].any()
+
+
 def test_initialisation_of_the_halting_unit_and_the_predictors_is_theirs(build):
     """RoBERTa's sets all biases to 0."""
     flags = {**SIZES, "tape_bank_size": 40}

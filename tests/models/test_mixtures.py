@@ -110,6 +110,19 @@ def test_evaluation_is_causal(build, case):
             assert not torch.equal(one, two)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("case", ("expert-first", "token-first"))
+def test_first_keeps_one_cache_a_layer(build, case):
+    """All repeats of a layer read the keys that its first one made: no other is kept."""
+    model, tokens, state = model_of(build, case), words(), {}
+    for step in range(tokens.size(1)):
+        model(tokens[:, : step + 1], incremental_state=state)
+    caches = [key for key in state if "depth." in key]
+    assert len(caches) == model.decoder.layers.unique_layers == 4
+    for key in caches:
+        assert [each["prev_key"].size(2) for each in state[key].values()] == [tokens.size(1)]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_reach_everything(build, case):
     model, tokens = model_of(build, case).train(), words()

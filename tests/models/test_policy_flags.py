@@ -209,6 +209,7 @@ def test_every_encoder_reads(family):
             "the memory of a Transformer-XL",
         ),
         ("adatape", {"reader": "test_other"}, "reads the tape of --tape-tokens"),
+        ("albert_act", {"reader": "tape", "reader_args": '{"depth": 9, "bank_size": 99}'}, "at depth 9 never reads"),
         ("albert_act", {"router": "every"}, "unknown router 'every': choose one of none, "),
         (
             "albert_act",

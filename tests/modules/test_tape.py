@@ -213,6 +213,18 @@ def test_tape_is_appended_and_masked():
         Tape(make(), query="last")
 
 
+@pytest.mark.parametrize("query", ("first", "mean"))
+def test_padding_on_the_left_is_not_read(query):
+    """fairseq pads sources on the left: the first state is that of the first token."""
+    tape, bank = Tape(make(), query=query), make_inputs(shared=True)[1]
+    torch.manual_seed(6)
+    x, blank = torch.randn(3, 2, WIDTH, dtype=torch.float64), torch.full((2, 2, WIDTH), 9.0, dtype=torch.float64)
+    none, padding = torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)
+    alone = tape.read(x, none, bank)
+    for states, mask in (((blank, x), (padding, none)), ((x, blank), (none, padding))):
+        torch.testing.assert_close(tape.read(torch.cat(states), torch.cat(mask, 1), bank).appended, alone.appended)
+
+
 def test_banks():
     assert LearnedBank(50, WIDTH)().shape == (50, WIDTH)
     equal = InputBank(3, WIDTH)(torch.ones(2, 5, 3))

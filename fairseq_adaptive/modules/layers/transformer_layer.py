@@ -15,6 +15,7 @@ from fairseq_adaptive.modules.layers.cached_attention import CachedAttention
 from fairseq_adaptive.modules.layers.known import known
 from fairseq_adaptive.modules.layers.residual import run_sublayers
 from fairseq_adaptive.modules.layers.short_attention import ShortAttention
+from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies.tape import GatedMLP
 
 
@@ -104,7 +105,9 @@ class EncoderLayer(_Attends, TransformerEncoderLayerBase):
                 x = x.index_select(0, order)
                 x = torch.cat((self._feed_forward(x[:count]), self.tape_ffn(x[count:])))
                 return x.index_select(0, order.argsort())
-            return self._feed_forward(x)
+            x = self._feed_forward(x)
+            # before the tape is read: no parameter may lack a gradient
+            return zero_gradients(x, self.tape_ffn) if self.training and self.tape_ffn is not None else x
 
         sublayers = [(self.self_attn_layer_norm, self_attention or attend), (self.final_layer_norm, feed_forward)]
         return run_sublayers(self, x, sublayers, depth, residual, encoder_padding_mask)

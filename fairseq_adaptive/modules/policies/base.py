@@ -108,7 +108,7 @@ class Choice(NamedTuple):
     score: Optional[Tensor] = None
 
 
-class Router(Policy):
+class Router(Policy, abc.ABC):
     """Says before each depth who is computed there.
 
     Attributes:
@@ -125,6 +125,7 @@ class Router(Policy):
         """Return what to carry into the first depth; ``x`` is ... x C, the states before it."""
         return {}
 
+    @abc.abstractmethod
     def choose(
         self,
         depth: int,
@@ -146,7 +147,6 @@ class Router(Policy):
             protected: ..., true at tokens that must not be left out; None: there are none
             causal: a choice must not depend on later tokens of the sequence (on other sequences it never may)
         """
-        raise NotImplementedError
 
     def combine(self, before: Tensor, after: Tensor, choice: Choice) -> Tensor:
         """... x C, what is made of the states before and after the layer; ``choice.carry`` is that of these tokens."""
@@ -256,7 +256,7 @@ class LearnedHalting(Halting):
         return counts.asked * counts.dim
 
 
-class Reader(Policy, nn.Module):
+class Reader(Policy, nn.Module, abc.ABC):
     """Says which tokens join a sequence, once in a run.
 
     Attributes:
@@ -271,6 +271,7 @@ class Reader(Policy, nn.Module):
         """How many tokens joined a sequence."""
         return {"length": (trace.tape_len.sum(), len(trace.tokens))}
 
+    @abc.abstractmethod
     def read(self, x: Tensor, padding_mask: Tensor, bank: Tensor, bank_padding_mask: Optional[Tensor] = None):
         """Read.
 
@@ -283,7 +284,6 @@ class Reader(Policy, nn.Module):
         Returns:
             has ``appended``, B x S x C, 0 where a sequence gets fewer; and ``live``, B x S, true at those that it gets
         """
-        raise NotImplementedError
 
 
 def check_threshold(threshold: float) -> float:

@@ -6,7 +6,9 @@ Asked twice: of a token that a router leaves out (``--router-kv``), and of one t
 - ``recompute``: the state that it has goes through this depth's key and value maps. Exact for ACT and early exit
 - ``keep``: the keys and values that it had when this layer last ran for it
 - ``first``: all repeats of a layer read the keys and values that its first repeat made
-- ``last``: those of its last repeat
+- ``last``: those of its last repeat. Refused: all tokens run a depth together, so at the first one nobody has them
+
+What composes with what is in docs/composition.md, which tests/test_composition.py writes and compares.
 """
 
 from typing import Optional, Sequence, Tuple

@@ -282,7 +282,11 @@ class Tape(Reader):
         Raises:
             UsageError: when a bank can be read to the end and that is not allowed
         """
-        reading = self.reader(x[0] if self.query == "first" else masked_mean(x, padding_mask), bank, bank_padding_mask)
+        reading = self.reader(
+            first_state(x, padding_mask) if self.query == "first" else masked_mean(x, padding_mask),
+            bank,
+            bank_padding_mask,
+        )
         tokens = reading.tokens if self.mlp is None else self.mlp(reading.tokens)
         # 0 and not just masked: attention multiplies what it masks by 0, and 0 times an overflow is no number
         return reading._replace(appended=tokens.masked_fill(~reading.live.unsqueeze(-1), 0).to(x.dtype))
@@ -355,6 +359,11 @@ class LearnedTape(Tape):
 
     def read(self, x, padding_mask, bank=None, bank_padding_mask=None):
         return super().read(x, padding_mask, self.bank() if bank is None else bank, bank_padding_mask)
+
+
+def first_state(x: Tensor, padding_mask: Tensor) -> Tensor:
+    """The first state of each row that is no padding, which may be on the left: T x B x C and B x T -> B x C."""
+    return x[(~padding_mask).byte().argmax(1), torch.arange(x.size(1), device=x.device)]
 
 
 def masked_mean(x: Tensor, padding_mask: Tensor) -> Tensor:

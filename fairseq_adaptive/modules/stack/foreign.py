@@ -154,7 +154,7 @@ class ForeignStack(LayerStack):
     ):
         layers = list(layers)
         schedule = tuple(range(len(layers)) if schedule is None else schedule)
-        place = Place(dim, len(schedule), heads=heads)
+        place = Place(dim, len(schedule), heads=heads, schedule=schedule)
         halting, router, reader = (
             build_policy(kind, policy, place) if isinstance(policy, str) else policy
             for kind, policy in (("halting", halting), ("router", router), ("reader", reader))
@@ -165,8 +165,7 @@ class ForeignStack(LayerStack):
                 f"{self.kv} keeps keys and values, which layers of other libraries do not show: choose active "
                 "or recompute"
             )
-        if reader is not None:
-            self.check_reader(reader)
+        self.check_reader(reader)
         self.reader, self._calls = reader, [call or _call_of(layer) for layer in layers]
         for layer, each in zip(layers, self._calls):
             _try(layer, each, dim)

@@ -233,8 +233,9 @@ class StepContext(PackedContext):
     """One step of incremental decoding, T = 1, over the tokens of the steps before.
 
     A later token may go deeper than this one: every depth's cache gets keys and values of every token that later ones
-    may see there; where some tokens of a batch are hidden, the depth's own padding mask says which. The caches have
-    fairseq's names and layout, so that beam search reorders them.
+    may see there; where some tokens of a batch are hidden, the depth's own padding mask says which. Under ``first`` all
+    depths that a layer serves read one cache, that of its first. The caches have fairseq's names and layout, so that
+    beam search reorders them.
 
     Args:
         x, padding_mask, cross, kv: of :class:`PackedContext`
@@ -243,14 +244,19 @@ class StepContext(PackedContext):
 
     def __init__(self, x, padding_mask, incremental_state: Dict, cross=None, kv="recompute"):
         super().__init__(x, padding_mask, True, cross, kv=kv)
-        self._incremental_state, self._ran = incremental_state, 0
+        self._incremental_state, self._ran, self._appended = incremental_state, 0, set()
         self._nobody = self.tokens.new_zeros(0, dtype=torch.long)
 
     def _append(self, stack, depth, places, x):
         """Add this step to the cache of a depth, and return it."""
-        self._ran, layer = depth + 1, stack[depth]
-        state = layer.depth_cache(self._incremental_state, depth)
+        self._ran, layer, first = depth + 1, stack[depth], depth
+        if self.kv == "first":
+            first = stack.schedule.index(stack.schedule[depth])
+        state = layer.depth_cache(self._incremental_state, first)
         cache = layer.self_attn._get_input_buffer(state)
+        if first in self._appended:
+            return cache
+        self._appended.add(first)
         made = self.keys_and_values(stack, depth, places, x)
         for name, new in zip(("prev_key", "prev_value"), (heads(each.unsqueeze(1), layer.self_attn) for each in made)):
             cache[name] = torch.cat((cache[name], new), 2) if name in cache else new.clone()

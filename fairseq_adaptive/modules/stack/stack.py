@@ -121,20 +121,21 @@ class LayerStack(nn.Module):
         for number in range(self.unique_layers):
             check_layer(self.layer(number), self.attention, needs)
 
-    def check_reader(self, reader) -> None:
-        """
-        Args:
-            reader: that :meth:`forward` is to get
+    def check_reader(self, reader: Optional[Reader]):
+        """Refuse a reader that never reads, or whose tokens would lack keys; models ask when they are built.
 
         Raises:
-            UsageError: when it never reads, or policies keep keys of tokens that are not there yet
+            UsageError: with what would be right
         """
+        if reader is None:
+            return
         if not 0 <= reader.depth < len(self):
             raise UsageError(f"a reader at depth {reader.depth} never reads: use 0 to {len(self) - 1}")
         if reader.depth and self.kv != "recompute":
+            flag = "--halting-kv" if self.kv == self.halting_kv else "--router-kv"
             raise UsageError(
-                f"--halting-kv {self.kv} cannot be combined with a reader that reads after the first "
-                "layer, whose tokens have no keys of it: choose recompute or active"
+                f"{flag} {self.kv} cannot be combined with a reader that reads after the first layer, "
+                "whose tokens have no keys of it: choose recompute or active, or let it read at depth 0"
             )
 
     def __len__(self) -> int:
@@ -249,7 +250,7 @@ class LayerStack(nn.Module):
             T x B x C; with a reader (T + S) x B x C, the padding mask B x (T + S), and what was read
 
         Raises:
-            UsageError: for a reader with ``--halting-kv keep`` or ``first`` that does not read before the first depth
+            UsageError: see :meth:`check_reader`
         """
         return self._run(
             x,
