@@ -67,3 +67,16 @@ def test_what_is_not_there_is_refused(flag, data, checkpoint, tmp_path):
             checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer)
     trainer = build_trainer("shared_transformer", data, flag, str(checkpoint), "--save-dir", str(tmp_path / "new"))[0]
     checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer, disable_iterator_cache=True)
+
+
+def test_training_begins_with_a_policy_more(data, checkpoint, tmp_path):
+    """What goes on is the same training; what begins anew may have another policy."""
+    flags = ("--halting", "act", "--save-dir", str(tmp_path / "new"))
+    with pytest.raises(UsageError, match="a.pt: .*halting"):
+        restore(data, checkpoint, *flags)
+    trainer = build_trainer("shared_transformer", data, "--finetune-from-model", str(checkpoint), *flags)[0]
+    checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer, disable_iterator_cache=True)
+    weights = torch.load(checkpoint, weights_only=True)["model"]
+    found = trainer.model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    assert {name.split(".")[2] for name in set(found) - set(weights)} == {"halting"}
