@@ -96,3 +96,16 @@ def test_what_is_no_file_in_the_place_of_a_checkpoint_is_refused(make, said, nam
     with pytest.raises(UsageError) as error:
         checkpoint_utils.load_checkpoint(cfg, trainer)
     assert str(error.value) == f"{tmp_path / name} {said}"
+
+
+def test_training_begins_with_a_policy_more(data, checkpoint, tmp_path):
+    """What goes on is the same training; what begins anew may have another policy."""
+    flags = ("--halting", "act", "--save-dir", str(tmp_path / "new"))
+    with pytest.raises(UsageError, match="a.pt: .*halting"):
+        restore(data, checkpoint, *flags)
+    trainer = build_trainer("shared_transformer", data, "--finetune-from-model", str(checkpoint), *flags)[0]
+    checkpoint_utils.load_checkpoint(trainer.cfg.checkpoint, trainer, disable_iterator_cache=True)
+    weights = torch.load(checkpoint, weights_only=True)["model"]
+    found = trainer.model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    assert {name.split(".")[2] for name in set(found) - set(weights)} == {"halting"}
