@@ -23,6 +23,7 @@ from fairseq_adaptive.compat import (
     quantization,
     restoring,
     saving,
+    targets,
     untrusted_flags,
     workers,
 )
@@ -66,6 +67,7 @@ PATCHES = (
     ensembles.name_wrong_checkpoints,
     paths.refuse_unwritable_save_dir,
     numbers.check_stock_numbers,
+    targets.steer_to_the_end,
 )
 applied = []  # names of the patches that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

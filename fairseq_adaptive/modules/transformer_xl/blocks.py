@@ -27,7 +27,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, embed_dim: int, dropout: float = 0.0, normalize_before: bool = False):
         super().__init__()
         self.dropout_module = FairseqDropout(dropout, module_name=self.__class__.__name__)
-        self.normalize_before = normalize_before
+        self.embed_dim, self.normalize_before = embed_dim, normalize_before
         self.layer_norm = LayerNorm(embed_dim)
 
     def before(self, x):
@@ -73,6 +73,19 @@ class AttentionBlock(ResidualBlock):
             x, self.attend(read, positions, memory, window) if self_attention is None else self_attention(read)
         )
 
+    def macs(self, work):
+        """Multiply-adds, B, of a :class:`~fairseq_adaptive.modules.stack.compute.Work`."""
+        dim, inner = self.embed_dim, self.attention.num_heads * self.attention.head_dim
+        keys = work.read + work.memory
+        if work.window is not None:
+            keys = torch.minimum(keys, work.read + work.window - 1)
+        linear = 2 * work.computed + 2 * (work.made + work.memory_made)
+        cached = work.memory > work.memory_made  # which keeps the projected positions, too
+        positions = (
+            0 if cached or not work.computed.any() else dim * inner * (keys.max() + 1) / len(keys)
+        )  # once a batch
+        return dim * inner * linear + positions + work.computed * (3 * keys + 1) * inner
+
     @property
     def attends(self):
         """The block that has a memory: itself, one within it, or None."""
@@ -100,6 +113,10 @@ class FeedForwardBlock(ResidualBlock):
         self.activation_dropout_module = FairseqDropout(activation_dropout, module_name=self.__class__.__name__)
         self.fc1 = PrepackedLinear(embed_dim, ffn_dim)
         self.fc2 = PrepackedLinear(ffn_dim, embed_dim)
+
+    def macs(self, work):
+        """Multiply-adds, B, of a :class:`~fairseq_adaptive.modules.stack.compute.Work`."""
+        return 2 * self.embed_dim * self.fc1.out_features * work.computed
 
     def forward(self, x: torch.Tensor, self_attention=None, depth: int = 0, residual=None) -> torch.Tensor:
         """``[..., C]`` to ``[..., C]``; what a stack says besides is for attention."""

@@ -4,7 +4,7 @@ A token that has halted is remembered with its last state, at deeper depths, too
 read that. Where all have halted, and where LayerDrop leaves a depth out, memories are filled all the same.
 """
 
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -185,6 +185,21 @@ class SegmentStack(LayerStack):
         Returns:
             ``[B, T, C]``
         """
+        if self.recorder is None:
+            return self._segment(x, tokens, memory)
+        before = [_remembered(state) for state in memory.states]  # a cache grows
+        out = self._segment(x, tokens, memory)
+        self.recorder[-1].memory, self.recorder[-1].window = before, memory.window
+        return out
+
+    def _segment(self, x, tokens, memory):
         if self.halting is None or not self._packed_now() or self.changed is not None:
             return run_dense(self, SegmentContext(x, tokens, memory))
         return run_packed(self, PackedSegment(x, tokens, memory))
+
+
+def _remembered(state) -> Tuple[int, int]:
+    """How many positions a depth remembers, and of how many it must make keys and values anew."""
+    if isinstance(state, KeyValueCache):
+        return len(state), 0
+    return (0, 0) if state is None else (state.size(1), state.size(1))
