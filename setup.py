@@ -27,6 +27,7 @@ setup(
     extras_require={
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "triton; sys_platform == 'linux'"],
         "plots": ["matplotlib"],
+        "cutoffs": ["scipy"],
         "images": ["pillow"],
         "hf": ["huggingface_hub", "safetensors", "tokenizers"],
         "export": ["ctranslate2"],

@@ -150,7 +150,7 @@ class Controller:
             target.within.check(value, target.flag)
         self.task, self.target, self.value, self.gain, self.rate = task, target, value, gain, rate
         self.weight, self.warmup_updates = target.scale if weight is None else weight, warmup_updates
-        self.steers, self.horizon, self._seen = steers and value is not None, None, {}
+        self.steers, self.horizon, self._watched = steers and value is not None, None, {}
         start = {"excess": 0.0, "sum": 0.0, "update": -1, **dict.fromkeys(target.sums, 0.0)}
         if steers:
             task.state.add_factory(target.state, lambda: dict(start))
@@ -171,12 +171,17 @@ class Controller:
         if self.horizon is None or not self.steers:
             return None
         done = warmed_up(update, self.warmup_updates or max(1, self.horizon // 2))
-        return self.value, most - (most - self.value) * done
+        return self.value + self.gap, most - (most - self.value) * done + self.gap
+
+    @property
+    def gap(self) -> float:
+        """By how much training spends more than evaluation did, the last time: dropout and other texts decide otherwise."""
+        return max(-self.value / 4, min(self.value / 4, self.state.get("gap", 0.0)))
 
     @property
     def step(self) -> float:
         """Which part of the way to its band a threshold goes in an update: batches differ."""
-        return min(1.0, max(0.1, 10 / (self.horizon or math.inf)))
+        return min(1.0, max(0.1, 30 / (self.horizon or math.inf)))
 
     @property
     def factor(self) -> float:
@@ -199,36 +204,46 @@ class Controller:
             return move
         spent, total = (state[name] for name in self.target.sums)
         if total and self.value is not None:
-            aim = most - (most - self.value) * warmed_up(update, self.warmup_updates)
+            aim = most - (most - self.value) * warmed_up(update, self.warmup_updates) + self.gap
             state["excess"] = spent / total / aim - 1 if self.target.relative else spent / total - aim
             if state["sum"] * state["excess"] < 0:
                 state["sum"] *= 0.9  # what grew on the way must not carry the ratio past the target
             state["sum"] += self.pace * state["excess"]
             move = self.step * state.get("moves", 0.0) / total
-        state.update(update=update, moves=0.0, **dict.fromkeys(self.target.sums, 0.0))
+            state["recent"] = 0.8 * state.get("recent", spent / total) + 0.2 * spent / total
+            if state.get("evaluated") and self.horizon is not None and update >= self.horizon // 2:
+                state["gap"] = state["recent"] - self._reduced()  # not while the share still falls
+        state.update(update=update, moves=0.0, evaluated=None, **dict.fromkeys(self.target.sums, 0.0))
         return move
 
     def watch(self, spent: Tensor, total: Tensor):
         """Count a batch of an evaluation, of this worker."""
-        for name, each in zip(self.target.sums, (spent, total)):
-            self._seen[name] = self._seen.get(name, 0.0) + float(each)
+        state = self.state if self.steers else self._watched
+        before = state.get("evaluated") or (0.0, 0.0)
+        state["evaluated"] = [before[0] + float(spent), before[1] + float(total)]
 
     def forget(self):
-        """A training step has come after the evaluation."""
-        self._seen = {}
+        """A training step has come after an evaluation that nothing was steered by."""
+        self._watched.clear()
 
     @torch.no_grad()
+    def _reduced(self) -> float:
+        """What the last evaluation spent, in all workers."""
+        counts = (self.state if self.steers else self._watched)["evaluated"]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+            counts = torch.tensor(counts, dtype=torch.double, device=device)
+            torch.distributed.all_reduce(counts)
+            counts = counts.tolist()
+        return counts[0] / counts[1]
+
     def spent(self) -> Optional[float]:
         """What the last evaluation has spent, else the last update; None: nothing was counted. To be called in all
         workers."""
-        seen = self._seen
-        if seen and torch.distributed.is_available() and torch.distributed.is_initialized():
-            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-            counts = torch.tensor([seen[name] for name in self.target.sums], dtype=torch.double, device=device)
-            torch.distributed.all_reduce(counts)
-            seen = dict(zip(self.target.sums, counts.tolist()))
-        seen = seen or (self.state if self.steers else {})
-        spent, total = (seen.get(name, 0.0) for name in self.target.sums)
+        state = self.state if self.steers else self._watched
+        if state.get("evaluated"):
+            return self._reduced()
+        spent, total = (state.get(name, 0.0) for name in self.target.sums)
         return spent / total if total else None
 
     def missed(self, updates: int) -> Optional[str]:

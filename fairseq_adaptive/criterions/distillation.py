@@ -31,6 +31,13 @@ class Watched:
         return output
 
 
+def without_teacher(cfg):
+    """Return a criterion's configuration, changed so that it needs no teacher: to measure the model that has learned."""
+    if OmegaConf.select(cfg, "distill_from"):
+        cfg.distill_from = None
+    return cfg
+
+
 def _load(path, task):
     if not PathManager.exists(path):
         raise UsageError(f"--distill-from {path} does not exist")

@@ -400,8 +400,8 @@ def test_flops_of_a_tape_that_joins_later(build, dictionary, width):
     log = criterion(model.double().train(), sample)[2]
     with recording(model) as traces:
         model(**sample["net_input"], features_only=True)
-    (trace,), reader, dim, key_dim, mlp = *traces.values(), model.encoder.sentence_encoder.tape.reader, 16, 8, 8
-    trace, each = trace[0], reader.entries_per_token
+    ((trace,),), reader, dim, key_dim, mlp = traces.values(), model.encoder.sentence_encoder.tape.reader, 16, 8, 8
+    each = reader.entries_per_token
     predictors = reading = layers = 0
     for tape in trace.reading.live.sum(1).tolist():
         predictors += (4 * 9 + 2 * tape) * (dim * dim + 2 * dim)

@@ -136,7 +136,12 @@ def readers(model):
     return {each.name: each.reader for each in decisions(model)}
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = {*FAMILIES, "translation-tape-skimming-act", "lm-recursions", "xl-act-shared"}
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_closed_forms_are_what_torch_counts(case, data):
     name, *flags = CASES[case]
     trainer, batches = build_trainer(name, data, "--max-update", "10", *flags)
