@@ -210,11 +210,13 @@ class TranskimmerModel(ExplainsLoading, RobertaModel):
     def upgrade_state_dict_named(self, state_dict, name):
         super().upgrade_state_dict_named(state_dict, name)
         own = self.state_dict()
+        layers = self.encoder.sentence_encoder.layers
+        shift = {f"{name}.shift" for name, each in self.named_modules() if each is layers.router}  # comes when loaded
         new = [key for key in own if key not in state_dict and key.startswith(NEW_PARTS)]
         if new:
             logger.info("initialised afresh, since the checkpoint lacks them: %s", _parts(new))
         state_dict.update({key: own[key] for key in new})
-        left = [key for key in state_dict if key not in own and key.startswith(NEW_PARTS)]
+        left = [key for key in state_dict if key not in own and key not in shift and key.startswith(NEW_PARTS)]
         if left:
             logger.info("left out, since this model lacks them: %s", _parts(left))
         for key in left:
