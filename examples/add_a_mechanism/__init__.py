@@ -17,7 +17,7 @@ class Energy(Router, nn.Module):
 
     def __init__(self, dim, depths, use=0.3):
         super().__init__()
-        self.depths, self.unit = depths, nn.Linear(dim, 1)
+        self.unit = nn.Linear(dim, 1)
         nn.init.constant_(self.unit.bias, torch.tensor(use).logit())  # what a token spends at a depth at first
 
     def start(self, x):
@@ -36,7 +36,7 @@ class Energy(Router, nn.Module):
 
     def price(self, trace):
         """The share of tokens and depths that is computed."""
-        return sum(step.kept.sum() for step in trace.steps) / trace.tokens.sum() / self.depths
+        return sum(step.kept.sum() for step in trace.steps) / sum(trace.counts())
 
     def macs(self, counts):
         return counts.asked * counts.dim

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fine-tunes a converted encoder with skimming, by the recipe of Guan et al. (2022); --skim-factor is their lambda. Or
-# steer to a share of the FLOPs with --target-flops.
+# steer to a share of the FLOPs with --target-flops; the best checkpoint is then chosen among those that keep to it.
 #
 # usage: bash train.sh DATA MODEL ARCH TASK SAVE_DIR dense|skim [fairseq-train flags]
 #   DATA     the OUT folder of prepare.sh
@@ -38,6 +38,7 @@ case $kind in
   *) usage ;;
 esac
 [ -f "$model" ] || { echo "error: there is no checkpoint $model" >&2; exit 1; } # fairseq would start from nothing
+[[ " $* " != *" --target-flops"[\ =]* ]] || metric=${metric}_on_target
 flags=()
 [ "$task" != STS-B ] || flags+=(--regression-target)
 case $arch in

@@ -20,6 +20,8 @@ case $kind in
   skim) loss=(--criterion skim_loss --task-criterion span_prediction --skim-factor 0.3) ;;
   *) usage ;;
 esac
+metric=f1
+[[ " $* " != *" --target-flops"[\ =]* ]] || metric=f1_on_target # the best of those that keep to it
 [ -f "$model" ] || { echo "error: there is no checkpoint $model" >&2; exit 1; } # fairseq would start from nothing
 [ -s "$data/windows" ] || { echo "error: $data/windows is missing: run prepare.sh" >&2; exit 1; }
 updates=$((($(< "$data/windows") + 63) / 64 * 5))
@@ -30,5 +32,5 @@ fairseq-train "$data" --user-dir "$user_dir" --task question_answering --max-pos
   "${loss[@]}" --batch-size 64 --required-batch-size-multiple 1 --max-epoch 5 \
   --optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0 --lr 3e-5 \
   --lr-scheduler polynomial_decay --total-num-update "$updates" \
-  --best-checkpoint-metric f1 --maximize-best-checkpoint-metric --no-epoch-checkpoints \
+  --best-checkpoint-metric "$metric" --maximize-best-checkpoint-metric --no-epoch-checkpoints \
   --seed 1 --log-format simple --log-interval 50 --save-dir "$save_dir" "$@"

@@ -28,6 +28,7 @@ from fairseq_adaptive.compat import (
     restoring,
     saving,
     setups,
+    targets,
     untrusted_flags,
     waits,
     workers,
@@ -79,6 +80,7 @@ PATCHES = (
     fitting.check_before_training,
     presets.keep_presets,
     setups.check_setups,
+    targets.steer_to_the_end,
 )
 applied = []  # names of the patches that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot

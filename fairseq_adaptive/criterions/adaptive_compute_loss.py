@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Tuple
 
+import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
 from torch import Tensor
@@ -17,9 +18,11 @@ from fairseq_adaptive.criterions.controller import TARGETS, Controller, warmed_u
 from fairseq_adaptive.criterions.decisions import Decision, decisions
 from fairseq_adaptive.criterions.distillation import Teacher
 from fairseq_adaptive.criterions.expected_output import ExpectedOutput, check_expected
+from fairseq_adaptive.criterions.on_target import SUFFIX, log_on_target, wanted
 from fairseq_adaptive.criterions.task_criterion import DistillationConfig, build_task_criterion, check_model
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.modules.stack.compute import decided, stack_macs
 from fairseq_adaptive.modules.watched import Watched
 from fairseq_adaptive.ranges import NUMBER, PRICE, RATE, UPDATES, check_ranges, ranged
 
@@ -55,7 +58,8 @@ class AdaptiveComputeLossConfig(DistillationConfig):
         default="{}",
         metadata={
             "help": 'how to steer, in JSON: \'{"depth": {"weight": 0.1, "gain": 1, "rate": 0.01, '
-            '"warmup_updates": 0}}\' (these are the defaults; of flops and compute the weight is 1)'
+            '"warmup_updates": 0}}\' (these are the defaults; of flops and compute the weight is 1, and the rate is '
+            "higher in trainings of fewer than 1,000 updates)"
         },
     )
 
@@ -101,6 +105,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
     needs = "adaptive_compute_loss needs a model with a policy: add --router, --halting or --reader,"
     advice = ("a lower weight in --prices or with warmup_updates there", "raise its weight in --prices")
     task_class = None
+    targets, wanted = {}, None  # of the class that reduces what is logged
 
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
@@ -124,6 +129,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
                     f"{TARGETS[name].flag} steers what --task-criterion {self.task_name} prices: give it "
                     "in --task-criterion-args, or take another criterion"
                 )
+        self._check_metric()
         self._at_ends = [0, 0]
         self._teacher = None  # no module: it is not trained
         if getattr(cfg, "distill_from", None):
@@ -136,7 +142,36 @@ class AdaptiveComputeLoss(FairseqCriterion):
         check_ranges(cfg, cls)
         task_criterion = build_task_criterion(cfg, task)
         # fairseq asks the class, not the instance, how to reduce what it logs
-        return type(cls.__name__, (cls,), {"task_class": type(task_criterion)})(cfg, task, task_criterion)
+        own = type(cls.__name__, (cls,), {"task_class": type(task_criterion), "wanted": wanted(cfg)})
+        made = own(cfg, task, task_criterion)
+        own.targets = made.valued()
+        return made
+
+    def valued(self) -> Dict[str, float]:
+        """The targets that are given, here or to the task's criterion, names and values."""
+        names = {target.kind: name for name, target in TARGETS.items()}
+        own = {names[kind]: each.value for kind, each in self.controllers.items() if each.value is not None}
+        theirs = self.task_criterion.valued() if hasattr(self.task_criterion, "valued") else {}
+        return {**theirs, **own}
+
+    def _check_metric(self):
+        if self.wanted is not None and not self.valued():
+            raise UsageError(
+                f"--best-checkpoint-metric {self.wanted.quality}{SUFFIX} needs a target, such as --target-flops 0.5; "
+                f"without one say {self.wanted.quality}"
+            )
+
+    def prepare_targets(self, updates: Optional[int]):
+        """Say how many updates the training has, None: no end; fairseq-train does."""
+        for controller in self.controllers.values():
+            controller.horizon = updates
+
+    def report_targets(self, updates: int):
+        """Warn of targets that were missed, at the end of a training; to be called in all workers."""
+        for controller in self.controllers.values():
+            said = controller.missed(updates)
+            if said:
+                logger.warning(said)
 
     def steering(self) -> Dict[str, Dict]:
         """Of each of the :data:`TARGETS` that has a controller what the controller takes."""
@@ -244,8 +279,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
             criterion_model = ExpectedOutput(model, last, traces) if weighed else watched
             loss, size, log = self.task_criterion(criterion_model, sample, reduce)
         found = [each.ran(traces[each.name][0], training) for each in found]
-        if training:
-            self._steer(found, update)
+        self._steer(found, update, training)
         terms, price = self.price(found, update)
         if self._teacher is not None:
             distance = self._teacher.loss(watched, self.cfg.distill_temperature)
@@ -254,24 +288,66 @@ class AdaptiveComputeLoss(FairseqCriterion):
         if reduce:
             loss = loss + price * size
         self.report(log, found, terms, price, loss, size)
+        self._report_targets(log, found)
         return loss, size, log
 
-    def _steer(self, found, update):
+    def _steer(self, found, update, training):
         for kind, controller in self.controllers.items():
             mine = [each for each in found if each.policy.kind == kind]
+            if not mine:
+                continue
+            if kind == "router" and any(each.macs is None for each in mine):
+                raise UsageError(f"{controller.target.flag} needs layers that say by macs(work) what they cost")
+            spent = [sum(each) for each in zip(*map(controller.target.spent, mine))]
+            if not training:
+                controller.watch(*spent)
+                continue
+            controller.forget()
+            if not (controller.steers or kind == "halting"):
+                continue
+            most = max(map(controller.target.most, mine))
+            move = controller.advance(update, most)
+            for each in mine if move else ():
+                each.policy.move(move)
+            # this batch has run before the move
+            ratio = controller.count(*spent, self._way(controller.band(update, most), mine, *spent) - move)
+            if kind == "halting" and controller.value is None:
+                self._warn_of_collapse(ratio, most)
+
+    @staticmethod
+    @torch.no_grad()
+    def _way(band, mine, spent, total) -> float:
+        """How far the thresholds of policies are from where a batch is within its band."""
+        if band is None or not all(each.policy.movable for each in mine) or band[0] <= spent / total <= band[1]:
+            return 0.0
+        aim, sign = (band[1], -1) if spent / total > band[1] else (band[0], 1)
+        near, far = 0.0, 30.0
+        for _ in range(12):
+            way = (near + far) / 2
+            moved = (
+                stack_macs(each.stack, each.trace, decided(each.stack, each.trace, sign * way), each.reader)[0]
+                for each in mine
+            )
+            if (float(sum(moved) / total) - aim) * sign < 0:
+                near = way
+            else:
+                far = way
+        return sign * far
+
+    def _report_targets(self, log: Dict, found: List[Decision]):
+        for name in self.valued():
+            log[f"{self.mark}target_evaluated"] = float(not self.training)
+            mine = [each for each in found if each.policy.kind == TARGETS[name].kind]
             if mine:
-                most = max(map(controller.target.most, mine))
-                controller.advance(update, most)
-                ratio = controller.count(*(sum(each) for each in zip(*map(controller.target.spent, mine))))
-                if kind == "halting" and controller.value is None:
-                    self._warn_of_collapse(ratio, most)
+                spent, total = (sum(each) for each in zip(*map(TARGETS[name].spent, mine)))
+                log[f"{self.mark}target_{name}_spent"], log[f"{self.mark}target_{name}_of"] = spent.detach(), total
 
     def price(self, found: List[Decision], update: int) -> Tuple[List[Tuple], Tensor]:
         """Return weight and price of each decision, and their sum."""
         terms = []
         for each in found:
             controller, lever = self.controllers.get(each.policy.kind), None
-            if controller is not None and controller.value is not None:
+            if controller is not None and controller.steers:
                 lever = each.policy.lever(each.trace)
             if lever is not None:
                 terms.append((controller.factor, lever))
@@ -324,6 +400,15 @@ class AdaptiveComputeLoss(FairseqCriterion):
                     totals[name] = totals.get(name, 0.0) + float(value)
         if totals:
             cls.reduce_prices(totals)
+            cls.reduce_targets(totals)
+
+    @classmethod
+    def reduce_targets(cls, totals: Dict[str, float]) -> None:
+        """Log what was spent of the targets, and the value on target."""
+        if cls.targets:
+            start = f"{cls.mark}target_"
+            sums = {name[len(start) :]: value for name, value in totals.items() if name.startswith(start)}
+            log_on_target(cls.wanted, cls.targets, sums, bool(sums.get("evaluated")))
 
     @classmethod
     def reduce_prices(cls, totals: Dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from fairseq_adaptive.criterions.adaptive_cross_entropy import (
     AdaptiveCrossEntropyConfig,
     adaptive_losses,
 )
+from fairseq_adaptive.criterions.on_target import wanted
 from fairseq_adaptive.modules.transformer_xl.block_costs import MEASURES
 from fairseq_adaptive.modules.vocabulary.adaptive_softmax import cross_entropies
 from fairseq_adaptive.ranges import PRICE, UPDATES, ranged
@@ -72,8 +73,16 @@ class ArchitectureEntropyLoss(AdaptiveComputeLoss):
     def __init__(self, task, cfg):
         super().__init__(cfg, task, LanguageModelLoss(task, cfg))
 
+    @classmethod
+    def build_criterion(cls, cfg, task):
+        own = type(cls.__name__, (cls,), {"wanted": wanted(cfg)})
+        made = own(task, cfg)
+        own.targets = made.valued()
+        return made
+
     def steering(self):
-        return {}
+        """The target is a bound: it is watched, and has a price above it."""
+        return {"compute": {"value": self.cfg.target_compute, "steers": False}} if self.cfg.target_compute else {}
 
     def options(self, decision):
         return {"weight": self.cfg.entropy_weight, "warmup_updates": self.cfg.entropy_warmup_updates}
@@ -101,3 +110,13 @@ class ArchitectureEntropyLoss(AdaptiveComputeLoss):
             for name in ["entropy", "compute", "temperature", *names]:
                 value = sum(log.get(name, 0) for log in logging_outputs) / count
                 metrics.log_scalar(name, utils.item(value), 1, round=3)
+        start = f"{cls.mark}target_"
+        cls.reduce_targets(
+            {
+                name: sum(float(log[name]) for log in logging_outputs)
+                for name in logging_outputs[0]
+                if name.startswith(start)
+            }
+            if logging_outputs
+            else {}
+        )

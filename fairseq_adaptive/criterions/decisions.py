@@ -1,12 +1,13 @@
 """Who decides in a model: routers, halting rules, readers and searches, with the stack that each decides for."""
 
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from fairseq.logging import metrics
 from torch import Tensor, nn
 
 from fairseq_adaptive.modules import LayerStack, Trace
 from fairseq_adaptive.modules.policies import Policy, Reader, Search
-from fairseq_adaptive.modules.stack.compute import stack_macs
+from fairseq_adaptive.modules.stack.compute import decided, stack_macs
 
 
 class Decision(NamedTuple):
@@ -18,8 +19,9 @@ class Decision(NamedTuple):
         stack: the stack
         label: the policy's name, with that of the side in front where several stacks have such a policy
         trace: of a run
-        macs: multiply-adds of that run, and of all tokens without policies; of a router over layers that
-            can be counted
+        macs: multiply-adds of that run with all policies of the stack, and of its layers without; None where they are
+            unknown, and of a search
+        reader: of the stack
     """
 
     policy: Policy
@@ -28,12 +30,14 @@ class Decision(NamedTuple):
     label: str = ""
     trace: Optional[Trace] = None
     macs: Optional[Tuple[Tensor, Tensor]] = None
+    reader: Optional[Reader] = None
 
     def ran(self, trace: Trace, training: bool) -> "Decision":
         """The decision in a run."""
         macs = None
-        if self.policy.kind == "router" and (hasattr(self.stack[0], "macs") or hasattr(self.stack[0], "fc1")):
-            macs = stack_macs(self.stack, trace, self.policy.decided(trace) if training else None)
+        if self.policy.kind != "search":
+            alive = decided(self.stack, trace) if training else None
+            macs = stack_macs(self.stack, trace, alive, self.reader)
         return self._replace(trace=trace, macs=macs)
 
     @property
@@ -66,10 +70,26 @@ def decisions(model: nn.Module) -> List[Decision]:
             nearest = max(stacks, key=lambda each: _shared(name, each))
             found.append(Decision(module, nearest, stacks[nearest]))
     names = [_name(each.policy) for each in found]
+    readers = {each.stack: each.policy for each in found if each.policy.kind == "reader"}
     return [
-        each._replace(label=name if names.count(name) == 1 else f"{each.side}_{name}")
+        each._replace(label=name if names.count(name) == 1 else f"{each.side}_{name}", reader=readers.get(each.stack))
         for each, name in zip(found, names)
     ]
+
+
+def spent_on(found: List[Decision], prefix: str) -> Dict[str, Tensor]:
+    """Multiply-adds to be logged, of decisions for several stacks: ``spent`` and ``dense``; nothing where unknown."""
+    if not found or any(each.macs is None for each in found):
+        return {}
+    return {f"{prefix}{name}": sum(each) for name, each in zip(("spent", "dense"), zip(*(each.macs for each in found)))}
+
+
+def log_flops(totals: Dict[str, float], prefix: str, side: str = "") -> None:
+    """Log ``flops``, the share of the dense model's, and ``flops_speedup`` of what :func:`spent_on` has summed."""
+    dense = totals.get(f"{prefix}dense")
+    if dense:
+        metrics.log_scalar(f"{side}flops", totals[f"{prefix}spent"] / dense, dense, round=4)
+        metrics.log_derived(f"{side}flops_speedup", lambda meters: round(1 / max(meters[f"{side}flops"].avg, 1e-9), 2))
 
 
 def _name(policy):

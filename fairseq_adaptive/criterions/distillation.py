@@ -11,6 +11,13 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.watched import Watched
 
 
+def without_teacher(cfg):
+    """Return a criterion's configuration, changed so that it needs no teacher: to measure the model that has learned."""
+    if OmegaConf.select(cfg, "distill_from"):
+        cfg.distill_from = None
+    return cfg
+
+
 def _load(path, task):
     if not PathManager.exists(path):
         raise UsageError(f"--distill-from {path} does not exist")

@@ -9,6 +9,7 @@ from fairseq.logging import metrics
 
 from fairseq_adaptive.criterions.adaptive_compute_loss import PATIENCE, AdaptiveComputeLoss  # noqa: F401
 from fairseq_adaptive.criterions.controller import DEPTH
+from fairseq_adaptive.criterions.decisions import log_flops, spent_on
 from fairseq_adaptive.criterions.task_criterion import TaskCriterionConfig
 from fairseq_adaptive.ranges import PRICE, RATE, UPDATES, ranged
 
@@ -28,8 +29,11 @@ class PonderLossConfig(TaskCriterionConfig):
         None, DEPTH, "mean number of updates to steer to; takes the place of --time-penalty, in either direction"
     )
     target_depth_weight: float = ranged(0.1, PRICE, "weight of the steering when the depth is twice the target")
-    target_depth_rate: float = ranged(
-        0.01, PRICE, "by how much of that weight it grows in an update while the depth stays there"
+    target_depth_rate: Optional[float] = ranged(
+        None,
+        PRICE,
+        "by how much of that weight it grows in an update while the depth stays there (default: 0.01, and more in "
+        "trainings of fewer than 1,000 updates)",
     )
     prior_rate: Optional[float] = ranged(
         None, RATE, "PonderNet: rate of the geometric prior; 1 over the depth to aim at (default: the rule's own, 0.2)"
@@ -74,12 +78,13 @@ class PonderLoss(AdaptiveComputeLoss):
         for each in found:
             prefix = f"{each.side}_ponder_" if len(found) > 1 else "ponder_"
             log[f"{prefix}tokens"] = each.trace.tokens.sum()
+            log.update(spent_on([each], prefix))
             for name, (value, _) in each.policy.measures(each.trace).items():
                 log[prefix + name.replace("depth_", "share_")] = value
 
     @classmethod
     def reduce_prices(cls, totals) -> None:
-        """Log the price of depth, depth, remainder, at_limit and the histogram."""
+        """Log the price of depth, depth, remainder, at_limit, the histogram, and FLOPs, of each side."""
         samples = totals["ponder_samples"]
         if samples:
             metrics.log_scalar("ponder_loss", totals["ponder_loss"] / samples / math.log(2), samples, round=4)
@@ -89,3 +94,5 @@ class PonderLoss(AdaptiveComputeLoss):
             if tokens and (measure in ("depth", "remainder", "at_limit") or measure.startswith("share_")):
                 digits = 3 if measure == "depth" else 4
                 metrics.log_scalar(side + measure.replace("share_", "depth_"), value / tokens, tokens, round=digits)
+            if measure == "dense":
+                log_flops(totals, f"{side}ponder_", side)

@@ -8,6 +8,7 @@ from fairseq.criterions import register_criterion
 from fairseq.logging import metrics
 
 from fairseq_adaptive.criterions.adaptive_compute_loss import AdaptiveComputeLoss
+from fairseq_adaptive.criterions.decisions import log_flops, spent_on
 from fairseq_adaptive.criterions.task_criterion import DistillationConfig
 from fairseq_adaptive.ranges import POSITIVE_SHARE, PRICE, UPDATES, ranged
 
@@ -29,8 +30,11 @@ class SkimLossConfig(DistillationConfig):
         "--skim-factor, in either direction",
     )
     target_flops_gain: float = ranged(1.0, PRICE, "price of keeping all tokens when the share is 1 above the target")
-    target_flops_rate: float = ranged(
-        0.01, PRICE, "by how much that price grows in an update while the share stays there"
+    target_flops_rate: Optional[float] = ranged(
+        None,
+        PRICE,
+        "by how much that price grows in an update while the share stays there (default: 0.01, and more in trainings of "
+        "fewer than 1,000 updates)",
     )
 
 
@@ -65,35 +69,31 @@ class SkimLoss(AdaptiveComputeLoss):
         return {"weight": self.cfg.skim_factor, "warmup_updates": self.cfg.skim_warmup_updates}
 
     def report(self, log, found, terms, price, loss, size):
-        tokens = sum(each.trace.tokens.sum() for each in found).clamp_min(1)
-        spent, dense = (sum(each) for each in zip(*(each.macs for each in found)))
-        log.update(
-            skim_loss=price.detach() * size,
-            skim_samples=size,
-            skim_factor=terms[0][0] * size,
-            skim_tokens=tokens,
-            skim_spent=spent,
-            skim_dense=dense,
-        )
+        log.update(skim_loss=price.detach() * size, skim_samples=size, skim_factor=terms[0][0] * size)
+        log.update(spent_on(found, "skim_"))
         for each in found:
-            for name, (count, _) in each.policy.measures(each.trace).items():
+            for name, (count, there) in each.policy.measures(each.trace).items():
                 if name.startswith("kept_"):
                     log[f"skim_{name}"] = log.get(f"skim_{name}", 0) + count
+                    log[f"skim_of_{name}"] = log.get(f"skim_of_{name}", 0) + there
 
     @classmethod
     def reduce_prices(cls, totals) -> None:
         """Log the price and its factor; the share of tokens kept, of all layers and of each; FLOPs and the speed-up
         that they promise."""
-        samples, tokens, dense = (totals.get(f"skim_{name}", 0.0) for name in ("samples", "tokens", "dense"))
-        if not samples or not tokens or not dense:
+        samples = totals.get("skim_samples", 0.0)
+        if not samples:
             return
         metrics.log_scalar("skim_loss", totals["skim_loss"] / samples / math.log(2), samples, round=4)
         metrics.log_scalar("skim_factor", totals["skim_factor"] / samples, samples, round=4)
         if "skim_distance" in totals:
             metrics.log_scalar("distance", totals["skim_distance"] / samples / math.log(2), samples, round=4)
         layers = [name for name in totals if name.startswith("skim_kept_")]
-        metrics.log_scalar("kept", sum(totals[name] for name in layers) / len(layers) / tokens, tokens, round=4)
-        for name in layers:
-            metrics.log_scalar(name[len("skim_") :], totals[name] / tokens, tokens, round=4)
-        metrics.log_scalar("flops", totals["skim_spent"] / dense, dense, round=4)
-        metrics.log_derived("flops_speedup", lambda meters: round(1 / max(meters["flops"].avg, 1e-9), 2))
+        there = {name: totals[name.replace("skim_", "skim_of_", 1)] for name in layers}
+        every = sum(there.values())
+        if every:
+            metrics.log_scalar("kept", sum(totals[name] for name in layers) / every, every, round=4)
+        for name, of in there.items():
+            if of:
+                metrics.log_scalar(name[len("skim_") :], totals[name] / of, of, round=4)
+        log_flops(totals, "skim_")

@@ -12,6 +12,7 @@ from fairseq.logging import metrics
 from torch.nn import functional as F
 
 from fairseq_adaptive.criterions.adaptive_compute_loss import AdaptiveComputeLoss
+from fairseq_adaptive.criterions.decisions import log_flops, spent_on
 from fairseq_adaptive.ranges import DROPOUT, PRICE, ranged
 
 
@@ -92,6 +93,7 @@ class TapePonderLoss(AdaptiveComputeLoss):
             log.update(
                 ponder_cost=reading.cost.detach().sum(), tape_tokens=lengths.sum(), bank_used=used, bank_entries=entries
             )
+            log.update(spent_on([each], "tape_"))
             log.update((f"tape_len_{length}", (lengths == length).sum()) for length in range(each.policy.room + 1))
 
     @classmethod
@@ -106,6 +108,7 @@ class TapePonderLoss(AdaptiveComputeLoss):
             metrics.log_scalar("ponder_cost", total["ponder_cost"] / size, size, round=3)
             metrics.log_scalar("tape_len", total["tape_tokens"] / size, size, round=3)
             metrics.log_scalar("bank_used", total["bank_used"] / total["bank_entries"], total["bank_entries"], round=4)
+            log_flops(total, "tape_")
             lengths = [key for key in total if key.startswith("tape_len_")]
             for key in lengths:
                 metrics.log_scalar(f"_{key}", total[key] / size, size)

@@ -244,7 +244,10 @@ def _require_same_states(folder, state):
     config, tensors = read_folder(folder)
     ids = torch.arange(4, min(12, config["vocab_size"])).unsqueeze(0)
     found = []
-    for given, weights in ((Namespace(**read_config(config)), convert_weights(tensors, config)), (None, state["model"])):
+    for given, weights in (
+        (Namespace(**read_config(config)), convert_weights(tensors, config)),
+        (None, state["model"]),
+    ):
         args = Namespace(**model_options(state)) if given is None else given
         albert_act_base(args)
         args.max_positions = config["max_position_embeddings"]

@@ -38,7 +38,10 @@ def fit_weights(model, state_dict, parts=()):
         if anew and _part(name, POLICY_PARTS) and name in state_dict and state_dict[name].shape != tensor.shape
     ]
     new = [*(name for name in own if name not in state_dict and _part(name, parts)), *other]
-    left = [name for name in state_dict if name not in own and _part(name, parts)]
+    moved = {
+        f"{name}.shift" for name, each in model.named_modules() if getattr(each, "movable", False)
+    }  # comes when loaded
+    left = [name for name in state_dict if name not in own and name not in moved and _part(name, parts)]
     if new:
         logger.info("initialised afresh, since the checkpoint lacks them or has others: %s", _named(new, parts))
     if left:

@@ -105,6 +105,7 @@ class SupernetDecoder(Search, SegmentedDecoder):
         probabilities = self.probabilities()
         if self.blocks.recorder:
             self.blocks.recorder[-1].mixture = probabilities
+            self.blocks.recorder[-1].paths = [KINDS[path] for path in paths] if self.sample_paths else None
         return x, remembered, {"block_probabilities": probabilities}
 
 

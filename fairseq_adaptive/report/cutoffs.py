@@ -11,6 +11,8 @@ from fairseq_adaptive.files import read_lines
 from fairseq_adaptive.ranges import COUNT, FACTOR, WIDTH
 from fairseq_adaptive.report.pictures import pyplot, save_figure
 
+WORTH = 1.03  # how much slower fewer clusters may be
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -213,6 +215,12 @@ def best_clusters(
             break
         found.append(optimal_cutoffs(counts, clusters, costs, shape, least_head))
     return found
+
+
+def few_enough(times: Sequence[float]) -> int:
+    """The place of the first of some times that is at most 3% above the least: a cluster more must be worth it, since
+    predictions and measurements are no better than that."""
+    return next(place for place, time in enumerate(times) if time <= WORTH * min(times))
 
 
 def plot_times(found: Sequence[Tuple[List[int], float]], path, title: Optional[str] = None) -> None:

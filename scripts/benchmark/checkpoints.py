@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fairseq_adaptive.plugin  # noqa: F401  registers tasks, models and criterions
 from fairseq_adaptive.command import run
+from fairseq_adaptive.criterions.distillation import without_teacher
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser
 
 
@@ -31,7 +32,10 @@ def load(path, args):
         max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
         ignore_invalid_inputs=True,
     ).next_epoch_itr(shuffle=False)
-    model, criterion, batches = model.eval(), task.build_criterion(cfg.criterion).eval(), list(batches)
+    criterion = task.build_criterion(
+        without_teacher(cfg.criterion)
+    ).eval()  # neither its FLOPs nor its time are the model's
+    model, batches = model.eval(), list(batches)
     with FlopCounterMode(display=False) as counter, metrics.aggregate(new_root=True) as values:
         task.reduce_metrics([criterion(model, batch)[2] for batch in batches], criterion)
     model.make_generation_fast_()  # as fairseq-generate and predict do; its kernels are not counted, so not before

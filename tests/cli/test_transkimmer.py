@@ -39,13 +39,24 @@ def data(tmp_path_factory):
 def test_trains_and_validates(data, tmp_path):
     flags = ["--user-dir", USER_DIR, *TASK]
     loss = "--criterion skim_loss --target-flops 0.8".split()
-    log = run("fairseq-train", data, *flags, *MODEL, *TRAIN, *loss, "--save-dir", tmp_path)
+    best = "--best-checkpoint-metric accuracy_on_target --maximize-best-checkpoint-metric".split()
+    log = run("fairseq-train", data, *flags, *MODEL, *TRAIN, *loss, *best, "--save-dir", tmp_path)
     text = log.stdout + log.stderr
     valid = re.findall(r"valid on 'valid' subset .*", text)[-1]
-    for name in ("accuracy", "kept ", "kept_1", "kept_2", "flops ", "flops_speedup", "skim_factor"):
+    for name in (
+        "accuracy",
+        "kept ",
+        "kept_1",
+        "kept_2",
+        "flops ",
+        "flops_speedup",
+        "skim_factor",
+        "accuracy_on_target",
+    ):
         assert f"| {name}" in valid
-    factor = float(re.search(r"skim_factor ([-\d.]+)", valid)[1])
-    assert factor > 0.1  # the share is above the target
+    share = float(re.search(r"flops ([\d.]+)", valid)[1])
+    assert share < 1  # from 1.2 within 40 updates
+    assert ("--target-flops 0.8 was missed" in text) == (abs(share / 0.8 - 1) > 0.03)
     done = run(
         "fairseq-validate",
         data,

@@ -383,9 +383,12 @@ def test_two_controllers_at_once(build, dictionary, masked):
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
 
-def test_flops_of_a_tape_that_joins_later(build, dictionary):
-    """Tokens that are not there yet are not skimmed: where all are kept, predictors are all that is added."""
-    model = build("adatape", router="skimming", router_args='{"bias": 20}', tape_layer=2, **TAPE)
+@pytest.mark.parametrize("width", (8, 400))
+def test_flops_of_a_tape_that_joins_later(build, dictionary, width):
+    """By hand: predictors, which are asked of who is there; reading; and the tape's tokens in the layers that come, in
+    which they have a feed-forward of their own. Where all are kept the share that is kept is 1."""
+    flags = {**TAPE, "tape_ffn_embed_dim": width}
+    model = build("adatape", router="skimming", router_args='{"bias": 20}', tape_layer=2, **flags)
     model.register_classification_head(HEAD, num_classes=2)
     sample = {
         "net_input": {"src_tokens": torch.randint(4, 44, (5, 9))},
@@ -395,9 +398,22 @@ def test_flops_of_a_tape_that_joins_later(build, dictionary):
     }
     criterion = criterion_of(dictionary, task_criterion="sentence_prediction")
     log = criterion(model.double().train(), sample)[2]
-    lengths, dim, _ffn = log["adaptive_sum_tape_length"], 16, 24
+    with recording(model) as traces:
+        model(**sample["net_input"], features_only=True)
+    ((trace,),), reader, dim, key_dim, mlp = traces.values(), model.encoder.sentence_encoder.tape.reader, 16, 8, 8
+    each = reader.entries_per_token
+    predictors = reading = layers = 0
+    for tape in trace.reading.live.sum(1).tolist():
+        predictors += (4 * 9 + 2 * tape) * (dim * dim + 2 * dim)
+        reading += tape * ((40 + each) * key_dim + each * dim + 3 * dim * mlp)
+        layers += 2 * (tape * (4 * dim * dim + 3 * dim * width) + 2 * dim * ((9 + tape) ** 2 - 81))
     spent, dense = (float(log[f"adaptive_{part}_skimming_flops"]) for part in ("sum", "of"))
-    assert spent - dense == (4 * 45 + 2 * float(lengths)) * (dim * dim + 2 * dim)
+    assert dense == 5 * 4 * (9 * (4 * dim * dim + 2 * dim * 24) + 2 * dim * 81)
+    assert spent - dense == predictors + reading + layers
+    assert model.encoder.sentence_encoder.layers.router.price(trace) == 1
+    values = logged(criterion, log)
+    assert values["skimming_kept"] == values["skimming_kept_1"] == values["skimming_kept_4"] == 1
+    assert values["tape_flops"] == values["skimming_flops"] > 1
 
 
 def test_a_target_steers_the_tape(build, dictionary):

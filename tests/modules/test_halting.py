@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules import Step, Trace
+from fairseq_adaptive.modules import ForeignStack, Step, Trace, recording
 from fairseq_adaptive.modules.policies import (
     ACT,
     ConfidenceExit,
@@ -200,6 +201,21 @@ def test_one_knob_after_training(kind):
         taken.append(run(rule, x)[1])
     assert all((later >= earlier).all() for earlier, later in zip(taken, taken[1:]))
     assert (taken[0] < taken[-1]).any() and (taken[-1] == DEPTHS).all()
+
+
+@pytest.mark.parametrize("bias, share", ((-30.0, 1.0), (30.0, 0.0)))
+def test_at_limit_of_pondernet_has_one_meaning(bias, share):
+    """Who reached the last depth, in training as expected, and in evaluation."""
+    torch.manual_seed(1)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0)
+    stack = ForeignStack([layer], 8, (0,) * 3, halting=PonderNet(8, bias=bias))
+    nn.init.zeros_(stack.halting.unit.weight)
+    for training in (True, False):
+        stack.train(training)
+        with torch.set_grad_enabled(training), recording(stack) as traces:
+            stack(torch.randn(2, 5, 8))
+        count, tokens = stack.halting.measures(traces[""][0])["at_limit"]
+        assert float(count / tokens) == pytest.approx(share, abs=1e-6)
 
 
 def test_prior_is_truncated_and_renormalised_and_kl_has_the_papers_direction():

@@ -312,18 +312,17 @@ def test_a_price_of_nothing_is_zero():
 
 
 def test_cost_of_deciding():
-    counts = Counts(asked=800.0, depths=8, dim=DIM)
     place = Place(DIM, 8, schedule=layer_schedule("middle_cycle", 4, 8))
-    macs = {
-        name: build_policy("router", name, place).macs(counts)
-        for name in ("mixture_of_depths", "mixture_of_recursions", "token_choice")
-    }
-    assert macs == {
-        "mixture_of_depths": 800 * DIM,
-        "mixture_of_recursions": 100 * 3 * DIM,
-        "token_choice": 100 * 3 * DIM,
-    }
-    assert build_policy("router", "mixture_of_depths", place, every=2).macs(counts) == 400 * DIM
+
+    def macs(name, **options):
+        router = build_policy("router", name, place, **options)
+        return sum(router.macs(Counts(100.0, 1, DIM, depth)) for depth in range(8))
+
+    assert macs("mixture_of_depths") == 800 * DIM
+    assert macs("mixture_of_depths", every=2) == 400 * DIM
+    assert macs("mixture_of_depths", predictor=True) == 800 * (DIM + 2 * DIM * DIM + 2 * DIM)
+    assert macs("mixture_of_recursions") == 100 * 3 * DIM
+    assert macs("token_choice") == 100 * 3 * DIM
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import itertools
+import sys
 import time
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from fairseq.data import Dictionary
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveSoftmax
-from fairseq_adaptive.report.calibration import _fit
+from fairseq_adaptive.report import calibration
+from fairseq_adaptive.report.calibration import _fit, measure_costs, measure_cutoffs
 from fairseq_adaptive.report.cutoffs import (
     Costs,
     Shape,
     _best_starts,
     best_clusters,
+    few_enough,
     optimal_cutoffs,
     plot_times,
     read_counts,
@@ -174,6 +177,42 @@ def test_fit_finds_the_constants():
     rows = np.hstack((np.ones((30, 1)), rng.random((30, 3)) * 10 ** rng.uniform(-3, 1, (30, 1))))
     assert _fit(rows, rows @ [0.2, 3.0, 1.0, 0.5]) == pytest.approx([0.2, 3.0, 1.0, 0.5])
     assert min(_fit(rows, rows @ [0.2, 3.0, 1.0, 0.0] - 0.01 * rows[:, 3])) == 0
+
+
+def test_times_of_a_busy_machine_are_taken_again(monkeypatch):
+    """Times that do not grow with the work have no costs: what ended in "costs must be 0 or more, not Costs(mac=0.0)"."""
+    rows = np.hstack((np.ones((12, 1)), np.geomspace(1e-3, 1, 12)[:, None] * np.array([[1.0, 0.3, 0.7]])))
+    rows[:, 1:] *= np.random.default_rng(1).uniform(0.5, 1.5, (12, 3))
+    flat, honest, tries = np.linspace(2, 1, 12), rows @ [0.1, 2.0, 1.0, 0.5], []
+
+    def times(shape, device, seconds):
+        tries.append(1)
+        return rows, flat if len(tries) < busy else honest
+
+    monkeypatch.setattr(calibration, "_times", times)
+    busy = 3
+    assert measure_costs(Shape(16, 1.0, 8)).mac == pytest.approx(2.0) and len(tries) == 3
+    tries, busy = [], 9
+    with pytest.raises(UsageError, match="in 3 tries times did not grow with the work"):
+        measure_costs(Shape(16, 1.0, 8))
+
+
+def test_without_scipy_costs_can_be_given(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(UsageError, match="pip install scipy, or give what softmaxes cost with --costs"):
+        measure_costs(Shape(16, 1.0, 8))
+
+
+def test_a_cluster_more_must_be_worth_it():
+    assert few_enough([9.0, 4.05, 4.0, 3.99]) == 1
+    assert few_enough([9.0, 5.0, 4.0, 3.0]) == 3 and few_enough([1.0]) == 0
+
+
+def test_found_cutoffs_are_measured():
+    times = measure_cutoffs(
+        [[], [20], [20, 100]], [1000 // rank for rank in range(1, 401)], Shape(16, 1.0, 64), rounds=2
+    )
+    assert len(times) == 3 and min(times) > 0
 
 
 def test_plot(tmp_path):

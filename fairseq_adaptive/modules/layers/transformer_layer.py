@@ -37,6 +37,21 @@ class _Attends:
         """Those of what self-attention reads, ... x C."""
         return self.self_attn.k_proj(read), self.self_attn.v_proj(read)
 
+    def macs(self, work) -> Tensor:
+        """Multiply-adds, B, of a :class:`~fairseq_adaptive.modules.stack.compute.Work`."""
+        dim, ffn_dim = self.embed_dim, self.fc1.out_features
+        made, read = work.made, work.read
+        if work.source is not None and getattr(self, "cross_self_attention", False):
+            made, read = made + work.source_made, read + work.source
+        attention = 2 * dim * dim * (work.computed + made) + 2 * dim * work.computed * read
+        total = attention + 2 * dim * ffn_dim * (work.computed - work.tape)
+        tape_ffn, cross = getattr(self, "tape_ffn", None), getattr(self, "encoder_attn", None)
+        total = total + work.tape * (2 * dim * ffn_dim if tape_ffn is None else 3 * dim * tape_ffn.fc2.in_features)
+        if work.source is not None and cross is not None:
+            projected = 2 * dim * dim * work.computed + dim * (cross.kdim + cross.vdim) * work.source_made
+            total = total + projected + 2 * dim * work.computed * work.source
+        return total
+
 
 @known
 class EncoderLayer(_Attends, TransformerEncoderLayerBase):

@@ -29,11 +29,21 @@ def where_token(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 class Counts(NamedTuple):
-    """What deciding is counted from: ``asked`` tokens at ``depths`` depths, of width ``dim``."""
+    """What deciding is counted from.
+
+    Attributes:
+        asked: how many tokens were asked, or were read by a reader
+        depths: at how many depths
+        dim: C, their width
+        depth: at which depth; of several, the first
+        bank: how many entries a reader chose from
+    """
 
     asked: float
     depths: int
     dim: int
+    depth: int = 0
+    bank: int = 0
 
 
 class Place(NamedTuple):
@@ -62,9 +72,11 @@ class Policy:
         policy_name: under which it is registered, and logged
         weight: of the price in a loss where none is given
         unsteered: why a controller cannot weigh it, and what to do instead; empty: it has a :meth:`lever`
+        movable: whether it has thresholds that a controller moves: it has ``move(by)``, up to compute more, and
+            ``decided(trace, by)``, what it would decide
     """
 
-    kind, policy_name, weight, unsteered = "", "", 1.0, ""
+    kind, policy_name, weight, unsteered, movable = "", "", 1.0, "", False
 
     @property
     def priced(self) -> bool:
@@ -86,6 +98,10 @@ class Policy:
     def measures(self, trace) -> Dict[str, Tuple]:
         """What is logged of a run: names, the same in all runs, and of each a sum and what it is divided by."""
         return {}
+
+    def decided(self, trace) -> List[Tensor]:
+        """For each depth that ran, B x T, true where evaluation would compute the token; of a training step, too."""
+        return [step.alive for step in trace.steps]
 
     def macs(self, counts: Counts) -> float:
         """How many multiply-accumulates deciding took."""
@@ -153,17 +169,12 @@ class Router(Policy, abc.ABC):
         gate = choice.run.unsqueeze(-1).to(before)
         return after * gate + before * (1 - gate)
 
-    def decided(self, trace) -> List[Tensor]:
-        """For each depth that ran, B x T, true where evaluation would compute the token; of a training step, too."""
-        return [step.alive for step in trace.steps]
-
     def measures(self, trace):
-        """The share of tokens that are computed: ``kept``, the mean over depths, and that of each depth."""
-        tokens = trace.tokens.sum().clamp_min(1)
-        kept = [step.kept.detach().sum() for step in trace.steps]
-        kept += [torch.zeros_like(tokens)] * (trace.limit - len(kept))  # where no token is left no depth runs
-        each = {f"kept_{depth}": (count, tokens) for depth, count in enumerate(kept, start=1)}
-        return {"kept": (sum(kept) / trace.limit, tokens), **each}
+        """The share of tokens that are computed: ``kept``, over all depths, and that of each depth."""
+        kept, there = [step.kept.detach().sum() for step in trace.steps], trace.counts()
+        kept += [torch.zeros_like(there[-1])] * (trace.limit - len(kept))  # where no token is left no depth runs
+        each = {f"kept_{depth}": pair for depth, pair in enumerate(zip(kept, there), start=1)}
+        return {"kept": (sum(kept), sum(there)), **each}
 
 
 class Verdict(NamedTuple):
@@ -221,11 +232,15 @@ class Halting(Policy, nn.Module, abc.ABC):
         """
         return state
 
+    def at_limit(self, trace) -> Tensor:
+        """How many tokens the rule had not done with after the last depth, a scalar."""
+        return trace.at_limit()
+
     def measures(self, trace):
         """Updates of a token, remainder, the share at the limit, and the share that took 1, 2 ... updates."""
         tokens = trace.tokens.sum()
         remainders = 0.0 if trace.remainders is None else (trace.remainders.detach() * trace.tokens).sum()
-        found = {"depth": trace.updates.sum(), "remainder": remainders, "at_limit": trace.at_limit()}
+        found = {"depth": trace.updates.sum(), "remainder": remainders, "at_limit": self.at_limit(trace)}
         found.update((f"depth_{depth}", share) for depth, share in enumerate(trace.histogram(), start=1))
         return {name: (value, tokens) for name, value in found.items()}
 

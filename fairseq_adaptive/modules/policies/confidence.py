@@ -30,18 +30,24 @@ class ConfidenceExit(Halting):
     def __init__(self, threshold: float = 0.99, scores=None):
         super().__init__()
         self.threshold = check_threshold(threshold)
-        self.scores = scores
+        self.scores, self._words = scores, 0
 
     def step(self, before, after, carry, running, last):
         if self.scores is None:
             confidence = F.cosine_similarity(upcast(before), upcast(after), dim=-1)
         else:
-            best = upcast(self.scores(after)).softmax(-1).topk(2, dim=-1).values
+            scores = self.scores(after)
+            self._words = scores.size(-1)  # what a count of multiply-adds must know
+            best = upcast(scores).softmax(-1).topk(2, dim=-1).values
             confidence = best[..., 0] - best[..., 1]
         stops = running & (confidence >= self.threshold)
         if self.training:
             stops = torch.zeros_like(stops)
         return Verdict(where_token(running, after, before), carry, running & ~stops, confidence)
+
+    def macs(self, counts):
+        """Those of the word scores."""
+        return counts.asked * counts.dim * self._words
 
 
 @register_policy("saturation")

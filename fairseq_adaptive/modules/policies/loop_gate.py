@@ -34,5 +34,5 @@ class LoopGate(PonderNet):
         """The mean over the tokens of ln N - entropy, the divergence from the uniform distribution; 0 in evaluation."""
         if trace.distribution is None:
             return torch.zeros((), device=trace.tokens.device)
-        uniform = torch.full((trace.limit,), 1 / trace.limit, dtype=torch.float64, device=trace.distribution.device)
+        uniform = torch.full((trace.most,), 1 / trace.most, dtype=torch.float64, device=trace.distribution.device)
         return (prior_divergence(trace.distribution, uniform) * trace.tokens).sum() / trace.tokens.sum().clamp_min(1)

@@ -120,4 +120,8 @@ class MixtureOfDepths(Router, nn.ModuleList):
         """None: no weight of the price changes how much is computed."""
 
     def macs(self, counts):
-        return counts.asked * counts.dim / self.every
+        """A unit at every routed depth, and a predictor where there is one."""
+        if (counts.depth + 1) % self.every:
+            return 0.0
+        predictor = 0 if self.predictors is None else 2 * counts.dim * (counts.dim + 1)
+        return counts.asked * (counts.dim + predictor)

@@ -98,6 +98,9 @@ class ExpertChoice(Recursions):
         gate = self.alpha * self.gate(score)
         return guess.sigmoid(), guess, {"state": x, "gate": gate, "active": chosen, "length": length}
 
+    def units(self, recursion):
+        return [self.unit[recursion]] + ([] if self.auxiliary is None else [self.auxiliary[recursion]])
+
     def ends(self, recursion, carry):
         return torch.ones_like(carry["active"])
 

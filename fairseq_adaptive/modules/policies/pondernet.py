@@ -81,6 +81,25 @@ class PonderNet(LearnedHalting):
         divergence = prior_divergence(trace.distribution, prior) * trace.tokens
         return divergence.sum() / trace.tokens.sum().clamp_min(1)
 
+    def decided(self, trace):
+        if trace.distribution is None:
+            return super().decided(trace)
+        found, halted = [], 0.0
+        for step in trace.steps:
+            found.append(step.alive & (torch.as_tensor(halted) < self.threshold))
+            if step.counts:
+                halted = halted + step.probability.detach()
+        return found
+
+    def at_limit(self, trace):
+        """How many tokens reached the last depth, where all halt: in training as expected."""
+        if len(trace.steps) < trace.limit:
+            return torch.zeros((), device=trace.tokens.device)
+        last = trace.steps[-1]
+        if trace.distribution is None:
+            return last.alive.sum().float()
+        return (last.probability.detach() * last.alive).sum()
+
     def lever(self, trace):
         """None: the prior says how deep to go."""
 

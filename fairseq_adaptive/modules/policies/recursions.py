@@ -75,4 +75,12 @@ class Recursions(Router, nn.Module):
         """None: no weight of the price changes how much is computed."""
 
     def macs(self, counts):
-        return counts.asked / counts.depths * sum(each.numel() for each in self.parameters())
+        """Those of the units that are asked where a recursion begins."""
+        recursion, place = divmod(counts.depth - self.first, self.block)
+        if place or not 0 <= recursion < self.count:
+            return 0.0
+        return counts.asked * sum(each.numel() for unit in self.units(recursion) for each in unit.parameters())
+
+    def units(self, recursion: int):
+        """What is asked at the beginning of a recursion, modules."""
+        raise NotImplementedError

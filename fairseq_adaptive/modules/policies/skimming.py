@@ -4,12 +4,15 @@ Before each layer a predictor keeps or skims each token. A skimmed token stays s
 it had. Attention leaves skimmed tokens out, as if they were not there.
 """
 
+import math
+
 import torch
 from torch import nn
 
 from fairseq_adaptive.modules.policies.base import Choice, Router
 from fairseq_adaptive.modules.policies.registry import register_policy
 
+FARTHEST = 40.0  # thresholds are moved
 KEEP = 1  # the column of the predictor's output that means keep; 0 means skim
 
 
@@ -44,13 +47,29 @@ class Skimming(Router, nn.ModuleList):
         depths: N
         bias: as of :class:`SkimPredictor`
         noise: how much of the Gumbel noise decides in training, from 0 to 1; 0: training decides as evaluation does
+
+    Attributes:
+        shift: is added to all scores of keeping: where a controller has moved the threshold; None: it has not
     """
 
-    weight = 0.5
+    weight, movable = 0.5, True
 
     def __init__(self, dim: int, depths: int, bias: float = 5.0, noise: float = 1.0):
         super().__init__(SkimPredictor(dim, bias) for _ in range(depths))
         self.noise = noise
+        self.register_buffer("shift", None)
+
+    def move(self, by: float):
+        """Keep more (above 0) or fewer tokens, by so much in the logits of all depths."""
+        shift = torch.zeros((), device=self[0][1].weight.device) if self.shift is None else self.shift
+        self.shift = (shift + by).clamp(-FARTHEST, FARTHEST)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if f"{prefix}shift" not in state_dict:
+            self.shift = None
+        elif self.shift is None:
+            self.shift = torch.zeros((), device=self[0][1].weight.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def reset_parameters(self):
         for predictor in self:
@@ -62,6 +81,8 @@ class Skimming(Router, nn.ModuleList):
         depends on the token alone."""
         scores = self[depth](x)
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        if self.shift is not None:
+            scores = torch.stack((scores[..., 1 - KEEP], scores[..., KEEP] + self.shift.to(scores)), -1)
         if self.training:
             noise = -self.noise * torch.empty_like(scores).exponential_().log()
             soft = (scores + noise).softmax(-1)[..., KEEP]
@@ -74,16 +95,16 @@ class Skimming(Router, nn.ModuleList):
         return Choice(kept, probability)
 
     def price(self, trace):
-        """The mean over layers of the share of kept tokens (section 3.4)."""
-        kept = sum(step.kept.sum() for step in trace.steps) / trace.limit  # a depth that did not run kept none
-        return kept / trace.tokens.sum().clamp_min(1)
+        """The share of kept tokens among those that there were, over all layers (section 3.4)."""
+        return sum(step.kept.sum() for step in trace.steps) / sum(trace.counts()).clamp_min(1)
 
-    def decided(self, trace):
-        """Decisions of a training step are drawn: these are what the same probabilities would decide."""
-        alive, found = trace.tokens, []
+    def decided(self, trace, by: float = 0.0):
+        """Decisions of a training step are drawn: these are what the same probabilities would decide, the threshold moved
+        ``by`` so much."""
+        alive, found, least = trace.tokens, [], 1 / (1 + math.exp(by))
         for step in trace.steps:
             there = trace.present(step)
-            alive = alive & ((step.keeping.detach() >= 0.5) | ~there)
+            alive = alive & ((step.keeping.detach() >= least) | ~there)
             found.append(alive & there)
             alive = alive if step.halted is None else alive & ~step.halted
         return found

@@ -53,7 +53,7 @@ class StickBreaking(LearnedHalting):
         """The mean over the tokens of the expected depth, sum of n p_n, where what is left of p goes to the last depth
         that the token ran."""
         updates, expected, number = trace.updates, 0.0, torch.zeros_like(trace.tokens, dtype=torch.long)
-        for step in trace.steps:
+        for step in (each for each in trace.steps if each.counts):
             number = number + step.alive  # which update of the token this depth is
             expected = expected + (step.probability * step.alive * (number - updates)).sum()
         return (updates.sum() + expected) / trace.tokens.sum().clamp_min(1)

@@ -116,6 +116,10 @@ class GatedMLP(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def macs(self) -> int:
+        """Multiply-adds of a token."""
+        return self.fc1.weight.numel() + self.fc2.weight.numel()
+
     def forward(self, x: Tensor) -> Tensor:
         """... x C -> ... x C"""
         return self.dropout(self.fc2(self.dropout(F.glu(self.fc1(x)))))
@@ -318,6 +322,13 @@ class Tape(Reader):
     def price(self, trace):
         """The mean over the sequences of the ponder cost of reading."""
         return super().price(trace) if trace.reading is None else trace.reading.cost.mean()
+
+    def macs(self, counts):
+        """Scores of all entries, the mixture that is the next query, that which is a token, and its MLP."""
+        each = min(self.reader.entries_per_token, counts.bank)
+        token = (counts.bank + each) * self.reader.key_dim + each * counts.dim
+        mlp = self.mlp.macs() if hasattr(self.mlp, "macs") else 0
+        return counts.asked * (token + mlp)
 
     def measures(self, trace):
         if trace.reading is None:

@@ -90,6 +90,9 @@ class TokenChoice(Recursions):
             self.bias += self.rate * (load.mean() - load).sign()
         return last if protected is None else last.masked_fill(protected, self.count - 1)
 
+    def units(self, recursion):
+        return [] if recursion else [self.unit]
+
     def ends(self, recursion, carry):
         return carry["last"] == recursion
 

@@ -113,7 +113,8 @@ class PackedContext:
             x: P x C, what its attention reads there; None where nothing is computed
         """
         number, block = stack.schedule[depth], stack[depth].attends
-        new = None if x is None else block.keys_and_values(x)
+        known = self.kv == "first" and number in self._made and self._made[number][3].all()
+        new = None if x is None or known else block.keys_and_values(x)
         if number not in self._made:
             some = block.keys_and_values(self.states[:0]) if new is None else new
             made = (each.new_zeros(len(self.states), each.size(-1)) for each in some)

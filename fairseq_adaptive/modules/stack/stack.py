@@ -335,6 +335,7 @@ class LayerStack(nn.Module):
         """Keep the trace of a run where someone wants it; its last ``tape_len`` places are those of the tape."""
         if self.recorder is None:
             return
+        trace.tape_room = tape_len
         if tape_len:
             lengths = trace.tokens[:, -tape_len:].sum(1)
             for step in trace.steps:
@@ -426,7 +427,9 @@ class DecoderStack(LayerStack):
                 if plain
                 else DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv)
             )
-            return run_dense(self, context, states=states), context.weights
+            out = run_dense(self, context, states=states)
+            self._record_source(encoder_out, encoder_padding_mask)
+            return out, context.weights
         cross = None
         if encoder_out is not None and self[0].encoder_attn is not None:
             size = x.size(0), x.size(1)
@@ -438,7 +441,15 @@ class DecoderStack(LayerStack):
         else:
             kind = PackedContext if self.sees_others else ActiveContext
             context = kind(x, self_attn_padding_mask, self_attn_mask is not None, cross, kv=self.kv)
-        return run_packed(self, context), None if cross is None else cross.weights()
+        out = run_packed(self, context)
+        self._record_source(encoder_out, encoder_padding_mask)
+        return out, None if cross is None else cross.weights()
+
+    def _record_source(self, encoder_out, padding_mask):
+        if self.recorder is not None and encoder_out is not None:
+            length, batch = encoder_out.shape[:2]
+            every = torch.full((batch,), length, device=encoder_out.device)
+            self.recorder[-1].source = every if padding_mask is None else every - padding_mask.bool().sum(1)
 
 
 def _joined(reading, x, padding_mask, protected):

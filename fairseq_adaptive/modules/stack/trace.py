@@ -4,7 +4,7 @@ import contextlib
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,12 @@ class Trace:
         reading: what a reader added, or None
         mixture: N x K, of a supernet how probable each kind of each block is, with gradient; or None
         most: U, how many updates a token may take: after how many depths a rule is asked (default: N)
+        paths: of a supernet the kind of each block that ran alone, N letters; None: all kinds of all blocks
+        tape_room: how many of the last places are those of the tape
+        source: B, how many tokens of another sequence these attend to; None: there is none
+        memory: of a Transformer-XL, for each depth how many earlier positions were read, and of how many keys and values
+            were made anew; or None
+        window: how many keys a position of a Transformer-XL sees; None: all
     """
 
     tokens: Tensor
@@ -64,6 +70,11 @@ class Trace:
     reading: Optional[Any] = None
     mixture: Optional[Tensor] = None
     most: Optional[int] = None
+    paths: Optional[List[str]] = None
+    tape_room: int = 0
+    source: Optional[Tensor] = None
+    memory: Optional[List[Tuple[int, int]]] = None
+    window: Optional[int] = None
 
     def __post_init__(self):
         self.most = self.limit if self.most is None else self.most
@@ -88,6 +99,11 @@ class Trace:
             < self.tokens.size(1) - self.reading.live.size(1)
         )
 
+    def counts(self) -> List[Tensor]:
+        """How many tokens there were at each of the N depths, those included that did not run; scalars."""
+        found = [self.present(step).sum() for step in self.steps]
+        return found + [self.tokens.sum()] * (self.limit - len(found))
+
     @property
     def tape_len(self) -> Tensor:
         """B, how many tape tokens there were after the last depth that ran."""
@@ -105,9 +121,7 @@ class Trace:
         return sum((step.alive.long() for step in self.steps if step.counts), nothing)
 
     def at_limit(self) -> Tensor:
-        """How many tokens were still running after the last depth, or were expected to run there; a scalar."""
-        if self.distribution is not None:
-            return (self.distribution[-1].detach() * self.tokens).sum()
+        """How many tokens were still running after the last depth; a scalar."""
         if len(self.steps) < self.limit or self.steps[-1].halted is None:
             return torch.zeros((), device=self.tokens.device)
         return (self.steps[-1].alive & ~self.steps[-1].halted).sum().float()

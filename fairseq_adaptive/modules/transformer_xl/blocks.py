@@ -73,6 +73,18 @@ class AttentionBlock(ResidualBlock):
             x, self.attend(read, positions, memory, window) if self_attention is None else self_attention(read)
         )
 
+    def macs(self, work):
+        """Multiply-adds, B, of a :class:`~fairseq_adaptive.modules.stack.compute.Work`."""
+        dim, inner = self.embed_dim, self.attention.num_heads * self.attention.head_dim
+        keys = work.read + work.memory
+        if work.window is not None:
+            keys = torch.minimum(keys, work.read + work.window - 1)
+        linear = 2 * work.computed + 2 * (work.made + work.memory_made)
+        cached = work.memory > work.memory_made  # which keeps the projected positions, too
+        projects = work.projects and not cached and work.computed.any()
+        positions = dim * inner * (keys.max() + 1) / len(keys) if projects else 0  # once a batch
+        return dim * inner * linear + positions + work.computed * (3 * keys + 1) * inner
+
     @property
     def attends(self):
         """The block that has a memory: itself, one within it, or None."""
@@ -81,11 +93,6 @@ class AttentionBlock(ResidualBlock):
     def keys_and_values(self, read):
         """Those of what attention reads, ``[..., C]``, ``[..., H D]`` each."""
         return self.attention.keys_and_values(read).chunk(2, -1)
-
-    def macs(self, counts, seen):
-        """Multiply-adds of ``counts`` (...) tokens that attend to ``seen`` (...); of the memory there are none here."""
-        inner = self.attention.num_heads * self.attention.head_dim
-        return 2 * self.embed_dim * inner * (counts + seen) + 3 * inner * counts * seen
 
     def attend(self, x, positions, memory, window):
         """The branch, of what :meth:`before` made of the input; the memory is what the block's inputs were."""
@@ -106,9 +113,9 @@ class FeedForwardBlock(ResidualBlock):
         self.fc1 = PrepackedLinear(embed_dim, ffn_dim)
         self.fc2 = PrepackedLinear(ffn_dim, embed_dim)
 
-    def macs(self, counts, seen):
-        """Multiply-adds of ``counts`` (...) tokens."""
-        return 2 * self.embed_dim * self.fc1.out_features * counts
+    def macs(self, work):
+        """Multiply-adds, B, of a :class:`~fairseq_adaptive.modules.stack.compute.Work`."""
+        return 2 * self.embed_dim * self.fc1.out_features * work.computed
 
     def forward(self, x: torch.Tensor, self_attention=None, depth: int = 0, residual=None) -> torch.Tensor:
         """``[..., C]`` to ``[..., C]``; what a stack says besides is for attention."""

@@ -10,7 +10,7 @@ the next segments, too:
 """
 
 import functools
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -218,6 +218,14 @@ class SegmentStack(LayerStack):
         Raises:
             UsageError: where tokens are hidden from attention that is not known, and so cannot be told who is
         """
+        if self.recorder is None:
+            return self._segment(x, tokens, memory)
+        before = [_remembered(state) for state in memory.states]  # a cache grows
+        out = self._segment(x, tokens, memory)
+        self.recorder[-1].memory, self.recorder[-1].window = before, memory.window
+        return out
+
+    def _segment(self, x, tokens, memory):
         if not self.adaptive:
             return run_dense(self, SegmentContext(x, tokens, memory))
         single = x.size(1) == 1 and self.router is None and self.kv == "recompute" and not self.hides
@@ -229,3 +237,10 @@ class SegmentStack(LayerStack):
         if why is not None or not self._packed_now():
             return run_dense(self, SegmentContext(x, tokens, memory))
         return run_packed(self, PackedSegment(x, tokens, memory, self.kv, self.hides))
+
+
+def _remembered(state) -> Tuple[int, int]:
+    """How many positions a depth remembers, and of how many it must make keys and values anew."""
+    if isinstance(state, KeyValueCache):
+        return len(state), 0
+    return (0, 0) if state is None else (state.size(1), state.size(1))

@@ -48,18 +48,16 @@ class StochasticBlock(nn.Module):
         super().__init__()
         self.attention = attention
         self.feed_forward = feed_forward
+        self.embed_dim = attention.embed_dim
+
+    def macs(self, work):
+        """Multiply-adds, B, of a :class:`~fairseq_adaptive.modules.stack.compute.Work`: of one kind or of all."""
+        parts = [part for kind, part in (("a", self.attention), ("f", self.feed_forward)) if work.path in (None, kind)]
+        return sum((part.macs(work) for part in parts), work.computed * 0)
 
     @property
     def attends(self):
         return self.attention
-
-    @property
-    def embed_dim(self):
-        return self.attention.embed_dim
-
-    def macs(self, counts, seen):
-        """Multiply-adds of the mixture of ``counts`` (...) tokens."""
-        return sum(block.macs(counts, seen) for block in (self.attention, self.feed_forward))
 
     def forward(
         self,
