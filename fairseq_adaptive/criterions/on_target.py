@@ -68,7 +68,9 @@ def log_on_target(asked: Optional[Wanted], targets: Dict[str, float], sums: Dict
                     f"name one of {', '.join(f'{name}{SUFFIX}' for name in known)}"
                 )
             return float("nan")  # some values are there in evaluations alone
-        far = sum(miss(meters[f"_spent_{name}"].avg, value) for name, value in targets.items() if f"_spent_{name}" in meters)
+        far = sum(
+            miss(meters[f"_spent_{name}"].avg, value) for name, value in targets.items() if f"_spent_{name}" in meters
+        )
         value = meters.get_smoothed_value(asked.quality)
         return value - FAR * far if asked.maximize else value + FAR * far
 
