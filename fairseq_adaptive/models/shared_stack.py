@@ -249,7 +249,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     def begin_search(self, beam: int) -> Optional[Dict]:
         """Return the incremental state of a fast beam search, or None where these layers are not made for one.
 
-        The first step takes one row for every sentence, later ones ``beam`` rows. No attention weights are returned.
+        The first step takes one row for every sentence, later ones ``beam`` rows.
         """
         why = change(self) or (self.embed_positions and change(self.embed_positions, _POSITIONS))
         if why is not None:
@@ -265,15 +265,12 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         alignment_layer=None,
         alignment_heads=None,
     ):
-        """As fairseq's; with policies the attention weights are those of the last depth of each token."""
+        """As fairseq's; with policies the attention weights are those of the last depth of each token, up to
+        ``alignment_layer``."""
         step = (incremental_state or {}).get(_SEARCH)
         if step is not None:
             return self._search_features(prev_output_tokens, encoder_out, step)
         adaptive = self.layers.adaptive
-        if alignment_layer is None and not adaptive:
-            alignment_layer = self.num_layers - 1
-        elif alignment_layer is None and getattr(self.layers[0], "need_attn", False):
-            alignment_layer = 0  # make_generation_fast_ says who wants the weights
         source = mask = None
         if encoder_out is not None:
             source, mask = (next(iter(encoder_out[name]), None) for name in ("encoder_out", "encoder_padding_mask"))
@@ -294,7 +291,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
             incremental_state,
             self_attn_mask=future,
             self_attn_padding_mask=padding if self.cross_self_attention or padding.any() else None,
-            weights_at=alignment_layer,
+            weights_at=self.num_layers - 1 if alignment_layer is None else alignment_layer,
             states=None if adaptive else states,
         )
         if adaptive:
@@ -331,7 +328,8 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         if encoder_out is not None:
             source, mask = encoder_out["encoder_out"][0], next(iter(encoder_out["encoder_padding_mask"]), None)
         x = step(self._embed(newest, positions), source, mask, padding if padding.any() else None)
-        return self._leave(x).unsqueeze(1), {"attn": [None], "inner_states": []}
+        attention = None if step.weights is None else step.weights.unsqueeze(1)
+        return self._leave(x).unsqueeze(1), {"attn": [attention], "inner_states": []}
 
     def reorder_incremental_state_scripting(self, incremental_state, new_order):
         if _SEARCH in incremental_state:

@@ -386,8 +386,8 @@ class DecoderStack(LayerStack):
             x, encoder_out, encoder_padding_mask, incremental_state, self_attn_mask, self_attn_padding_mask: of
                 :class:`~fairseq_adaptive.modules.DecoderLayer`; a router's choices are causal where there is a
                 ``self_attn_mask`` or an ``incremental_state``
-            weights_at: return the attention weights of this depth; of a stack with policies, which gives those of the
-                last depth of every token, any depth says so, and a training step has none
+            weights_at: return the attention weights of this depth; of a stack with policies those of the last depth, up to
+                this one, at which each token is computed, zeros where there is none
             states: takes the states after each depth; then all tokens are computed
 
         Returns:
@@ -399,22 +399,19 @@ class DecoderStack(LayerStack):
             "incremental_state": incremental_state,
             "self_attn_mask": self_attn_mask,
         }
-        if self.adaptive:
-            weights_at = None if weights_at is None or self.training else -1
+        wanted = range(0) if weights_at is None else range(0 if self.adaptive else weights_at, weights_at + 1)
         plain = self.adaptive and self.changed is not None
         if plain or not self.adaptive or (incremental_state is None and not self._packed_now()):
             context = (
-                PlainDecoderContext(x, self_attn_padding_mask, where, weights_at)
+                PlainDecoderContext(x, self_attn_padding_mask, where, wanted)
                 if plain
-                else DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv)
+                else DecoderContext(x, self_attn_padding_mask, where, wanted, self.kv)
             )
             return run_dense(self, context, states=states), context.weights
         cross = None
         if encoder_out is not None and self[0].encoder_attn is not None:
-            size = x.size(0), x.size(1)
-            cross = PackedCrossAttention(
-                encoder_out, encoder_padding_mask, incremental_state, weights_at is not None, *size
-            )
+            size = x.size(0), x.size(1), self[0].encoder_attn.num_heads
+            cross = PackedCrossAttention(encoder_out, encoder_padding_mask, incremental_state, wanted, *size)
         if incremental_state is not None:
             context = StepContext(x, self_attn_padding_mask, incremental_state, cross, self.kv)
         else:
