@@ -242,6 +242,20 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return _wrap(DecoderLayer(cfg, no_encoder_attn), cfg)
 
+    def extract_features(
+        self,
+        prev_output_tokens,
+        encoder_out=None,
+        incremental_state=None,
+        full_context_alignment=False,
+        alignment_layer=None,
+        alignment_heads=None,
+    ):
+        """As fairseq's, B x T to B x T x C and a dictionary; a language model needs no ``encoder_out``."""
+        return self.extract_features_scriptable(
+            prev_output_tokens, encoder_out, incremental_state, full_context_alignment, alignment_layer, alignment_heads
+        )
+
     def word_scores(self, states):
         """Logits ... x V of the words, should the states ... x C be those after the last layer."""
         return self.output_layer(self._leave(states))
@@ -291,7 +305,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
             incremental_state,
             self_attn_mask=future,
             self_attn_padding_mask=padding if self.cross_self_attention or padding.any() else None,
-            weights_at=self.num_layers - 1 if alignment_layer is None else alignment_layer,
+            weights_at=len(self.layers) - 1 if alignment_layer is None else alignment_layer,
             states=None if adaptive else states,
         )
         if adaptive:
@@ -343,6 +357,22 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     def upgrade_state_dict_named(self, state_dict, name):
         self.layers.fold_state_dict(state_dict, f"{name}.layers.")
         return super().upgrade_state_dict_named(state_dict, name)
+
+
+def inner_states(stack, start, between, end, length):
+    """What RoBERTa calls so, N + 1 states T x B x C: before the first depth, and after each.
+
+    Args:
+        stack: of N depths
+        start: T x B x C, before the first
+        between: states after the depths that ran, (T + S) x B x C; None: they are not wanted
+        end: what the stack returned, (T + S) x B x C; it stands for the depths that did not run, too
+        length: T
+    """
+    if between is None:
+        return None
+    states = [start, *between[: len(stack) - 1]]
+    return [each[:length] for each in states + [end] * (len(stack) + 1 - len(states))]
 
 
 class ExplainsLoading:

@@ -1,6 +1,6 @@
 """The stack: M layers that serve N depths."""
 
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from fairseq_adaptive.modules.stack.contract import check_layer
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
+from fairseq_adaptive.modules.stack.sequence import append, part
 from fairseq_adaptive.modules.stack.trace import Trace, recorder
 
 
@@ -23,7 +24,8 @@ class LayerStack(nn.Module):
     Every layer is registered once, under its number, so that parameters, optimizer states and checkpoints hold M layers
     with the names that an unshared stack of M layers has (``0.fc1.weight`` ...). As a sequence the stack has N depths:
     ``len(stack)`` is N, ``stack[depth]`` is the layer that serves a depth, and iterating gives them in turn;
-    ``stack.layer(number)`` is one of the M.
+    ``stack.layer(number)`` is one of the M. A slice is a stack of some depths, and layers can be appended, see
+    :mod:`~fairseq_adaptive.modules.stack.sequence`.
 
     The contract of a layer. It is called ``layer(x, encoder_padding_mask=, tape_len=)`` with states T x B x C and B x T,
     true at padding, and returns states, or a tuple that begins with them; with ``pass_depth`` it gets ``depth`` and
@@ -66,6 +68,7 @@ class LayerStack(nn.Module):
     """
 
     attention = "self_attn"  # its name in a block that attends
+    resizable = True  # depths can be taken out and appended
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class LayerStack(nn.Module):
         for layer in layers:
             self.add_module(str(self.unique_layers), layer)
             self.unique_layers += 1
-        self.schedule = tuple(schedule)
+        self._set_schedule(schedule)
         unused = set(range(self.unique_layers)) - set(self.schedule)
         if unused:
             raise UsageError(
@@ -97,7 +100,6 @@ class LayerStack(nn.Module):
             if policy is not None and layerdrop:
                 raise UsageError(f"{flag} decides how many layers run: leave out layerdrop")
         self.router_kv, self.halting_kv = check_pairing(router, halting, router_kv, halting_kv, self.schedule)
-        self._names = tuple(map(str, self.schedule))
         self.layerdrop = layerdrop
         self.residual = residual
         self.pass_depth = pass_depth
@@ -116,11 +118,26 @@ class LayerStack(nn.Module):
         for number in range(self.unique_layers):
             check_layer(self.layer(number), self.attention, needs)
 
+    def _set_schedule(self, schedule: Sequence[int]):
+        self.schedule = tuple(schedule)
+        self._names = tuple(map(str, self.schedule))
+
     def __len__(self) -> int:
         return len(self.schedule)
 
-    def __getitem__(self, depth: int) -> nn.Module:
+    def __getitem__(self, depth: Union[int, slice]) -> nn.Module:
+        if isinstance(depth, slice):
+            return part(self, range(len(self))[depth])
         return self._modules[self._names[depth]]
+
+    def append(self, layer: nn.Module) -> "LayerStack":
+        """Let one more depth follow, see :func:`~fairseq_adaptive.modules.stack.sequence.append`; returns the stack."""
+        return self.extend([layer])
+
+    def extend(self, layers: Iterable[nn.Module]) -> "LayerStack":
+        """:meth:`append`, of several."""
+        append(self, layers)
+        return self
 
     def __iter__(self) -> Iterator[nn.Module]:
         return map(self.__getitem__, range(len(self)))
