@@ -58,6 +58,8 @@ def report_usage_errors(within: Optional[str] = None):
         within: package of the command line, through which the error must have come (default: the program is one)
     """
     previous = sys.excepthook
+    if within is not None and "hydra" in sys.modules:
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else hydra prints a traceback and ends, and no hook is asked
 
     def hook(kind, error, trace):
         cause = error if isinstance(error, UsageError) else None

@@ -4,12 +4,15 @@ Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023).
 """
 
 import dataclasses
+from argparse import Namespace
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel, base_architecture
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
+from omegaconf import OmegaConf
 
+from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
 from fairseq_adaptive.models.adatape_stack import run_tape, tape_report
 from fairseq_adaptive.models.shared_stack import (
@@ -17,6 +20,7 @@ from fairseq_adaptive.models.shared_stack import (
     SharedTransformerEncoder,
     add_sharing_args,
     inner_states,
+    of_all_depths,
     sharing_architecture,
     sharing_config,
 )
@@ -87,6 +91,9 @@ class AdaTapeEncoder(RobertaEncoder):
     def build_encoder(self, args, dictionary, embed_tokens):
         return TapeTransformerEncoder(args, dictionary, embed_tokens)
 
+    def output_layer(self, features, masked_tokens=None, **unused):
+        return super().output_layer(features, of_all_depths(masked_tokens, features))
+
     def extract_features(self, src_tokens, return_all_hiddens=False, **kwargs):
         """
         Args:
@@ -97,7 +104,13 @@ class AdaTapeEncoder(RobertaEncoder):
             features B x T x C, without the tape, which did its work inside; and a dict with what ``tape_report`` tells,
             and ``inner_states``, with ``return_all_hiddens`` a list of N + 1 states T x B x C, before the first layer
             and after each
+
+        Raises:
+            UsageError: for sequences longer than ``--max-positions``
         """
+        length = src_tokens.size(1)
+        if length > self.args.max_positions:
+            raise UsageError(f"a sequence of {length} tokens is longer than --max-positions {self.args.max_positions}")
         out = self.sentence_encoder(
             src_tokens, return_all_hiddens=return_all_hiddens, token_embeddings=kwargs.get("token_embeddings")
         )
@@ -130,9 +143,10 @@ class AdaTapeModel(ExplainsLoading, RobertaModel):
 
     @classmethod
     def build_model(cls, args, task):
+        args = Namespace(**(OmegaConf.to_container(args) if OmegaConf.is_config(args) else vars(args)))
         adatape(args)
         check_ranges(args, cls)
-        if not hasattr(args, "max_positions"):
+        if getattr(args, "max_positions", None) is None:
             args.max_positions = getattr(args, "tokens_per_sample", None) or task.max_positions()
         return cls(args, AdaTapeEncoder(args, task.source_dictionary))
 

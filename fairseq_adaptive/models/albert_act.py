@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
-from fairseq_adaptive.models.shared_stack import ExplainsLoading, inner_states
+from fairseq_adaptive.models.shared_stack import ExplainsLoading, inner_states, of_all_depths
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies import Place
@@ -148,9 +148,7 @@ class AlbertActEncoder(FairseqEncoder):
         if features_only:
             return zero_gradients(features, *heads, self.lm_head), extra
         features = zero_gradients(features, *heads)
-        if masked_tokens is not None and features.size(0) != masked_tokens.size(0):
-            masked_tokens = masked_tokens.repeat(features.size(0) // masked_tokens.size(0), 1)
-        return self.lm_head(features, masked_tokens), extra
+        return self.lm_head(features, of_all_depths(masked_tokens, features)), extra
 
     def extract_features(
         self, src_tokens, return_all_hiddens=False, segments=None, padding_mask=None, token_embeddings=None, **unused

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fairseq_adaptive.decoding.decoder_step import DecoderStep
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.cutoffs import check_cutoffs
+from fairseq_adaptive.models.cutoffs import log_probs as adaptive_log_probs
 from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.modules import (
     STRATEGIES,
@@ -231,6 +233,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     """
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
+        check_cutoffs(cfg, len(dictionary), cfg.decoder.output_dim)
         super().__init__(_with_unique_layers(cfg, "decoder"), dictionary, embed_tokens, no_encoder_attn)
         self.cfg = cfg
         self.decoder_layerdrop = cfg.decoder.layerdrop
@@ -314,6 +317,13 @@ class SharedTransformerDecoder(TransformerDecoderBase):
             attention = attention.float().to(x)[:alignment_heads].mean(0)
         return self._leave(x.transpose(0, 1)), {"attn": [attention], "inner_states": states}
 
+    def get_normalized_probs(self, net_output, log_probs, sample=None):
+        """As fairseq's, ... x V; those of an adaptive softmax have a gradient."""
+        if self.adaptive_softmax is None or not torch.is_grad_enabled():
+            return super().get_normalized_probs(net_output, log_probs, sample)
+        found = adaptive_log_probs(self.adaptive_softmax, net_output[0])
+        return found if log_probs else found.exp()
+
     def _embed(self, tokens, positions):
         """... to ... x C, before the first layer."""
         x = self.embed_scale * self.embed_tokens(tokens)
@@ -356,7 +366,16 @@ class SharedTransformerDecoder(TransformerDecoderBase):
 
     def upgrade_state_dict_named(self, state_dict, name):
         self.layers.fold_state_dict(state_dict, f"{name}.layers.")
-        return super().upgrade_state_dict_named(state_dict, name)
+        invented = f"{name}.output_projection.weight"  # by fairseq, where embeddings are shared
+        there = invented in state_dict
+        if self.adaptive_softmax is not None and f"{name}.adaptive_softmax.version" not in state_dict:
+            raise UsageError(
+                "the checkpoint is of another architecture: it has no adaptive softmax, leave out --adaptive-softmax-cutoff"
+            )
+        state_dict = super().upgrade_state_dict_named(state_dict, name)
+        if self.output_projection is None and not there:
+            state_dict.pop(invented, None)
+        return state_dict
 
 
 def inner_states(stack, start, between, end, length):
@@ -373,6 +392,14 @@ def inner_states(stack, start, between, end, length):
         return None
     states = [start, *between[: len(stack) - 1]]
     return [each[:length] for each in states + [end] * (len(stack) + 1 - len(states))]
+
+
+def of_all_depths(masked_tokens, features):
+    """The mask B x T of masked words for features N B x T x C, which a halting rule that weighs depths makes in training;
+    as it is where there are those of one depth, or no mask."""
+    if masked_tokens is None or len(masked_tokens) == len(features):
+        return masked_tokens
+    return masked_tokens.repeat(len(features) // len(masked_tokens), 1)
 
 
 class ExplainsLoading:

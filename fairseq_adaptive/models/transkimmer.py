@@ -16,7 +16,7 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
-from fairseq_adaptive.models.shared_stack import ExplainsLoading, SharedTransformerEncoder, inner_states, sharing_config
+from fairseq_adaptive.models.shared_stack import ExplainsLoading, SharedTransformerEncoder, inner_states, of_all_depths, sharing_config
 from fairseq_adaptive.modules import STRATEGIES
 from fairseq_adaptive.ranges import BIAS, LAYERS, POSITIVE_SHARE, SHARE, Range, check_ranges, declare_ranges
 
@@ -133,7 +133,9 @@ class TranskimmerEncoder(RobertaEncoder):
         if length > self.args.max_positions:
             raise UsageError(f"a sequence of {length} tokens is longer than --max-positions {self.args.max_positions}")
         x, extra = self.extract_features(src_tokens, return_all_hiddens, segments, **unused)
-        return x if features_only else self.output_layer(x, masked_tokens=masked_tokens), extra
+        if features_only:
+            return x, extra
+        return self.output_layer(x, masked_tokens=of_all_depths(masked_tokens, x)), extra
 
     def extract_features(self, src_tokens, return_all_hiddens=False, segments=None, token_embeddings=None, **unused):
         """As RoBERTa's: B x T to B x T x C, and a dict with ``inner_states``, with ``return_all_hiddens`` a list of N + 1
