@@ -16,7 +16,13 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
-from fairseq_adaptive.models.shared_stack import ExplainsLoading, SharedTransformerEncoder, inner_states, of_all_depths, sharing_config
+from fairseq_adaptive.models.shared_stack import (
+    ExplainsLoading,
+    SharedTransformerEncoder,
+    inner_states,
+    of_all_depths,
+    sharing_config,
+)
 from fairseq_adaptive.modules import STRATEGIES
 from fairseq_adaptive.ranges import BIAS, LAYERS, POSITIVE_SHARE, SHARE, Range, check_ranges, declare_ranges
 

@@ -1,9 +1,13 @@
 """Attention weights over the source are those of fairseq's Transformer, in every mode; with policies they have its shape."""
 
+import argparse
 import itertools
 
 import pytest
 import torch
+from fairseq.criterions.label_smoothed_cross_entropy_with_alignment import (
+    LabelSmoothedCrossEntropyCriterionWithAlignment,
+)
 
 from fairseq_adaptive.modules.layers import short_attention
 
@@ -88,3 +92,23 @@ def test_halting_at_the_end_gives_the_weights_of_the_depth_asked_for(build, batc
             ours, theirs = (forward(each, batch, mode, **options)[1]["attn"][0] for each in (model, plain))
             real = batch["prev_output_tokens"] != 1
             torch.testing.assert_close(ours[real], theirs[real], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("halting", ("none", "act"))
+def test_alignment_training(build, batch, dictionary, halting):
+    """``label_smoothed_cross_entropy_with_alignment`` on the weights: equal to stock, and with halting it has a gradient."""
+    task = argparse.Namespace(target_dictionary=dictionary)
+    criterion = LabelSmoothedCrossEntropyCriterionWithAlignment(task, False, 0.1, 0.5)
+    target = batch["prev_output_tokens"].roll(-1, 1)
+    sample = {"net_input": batch, "target": target, "ntokens": 16, "align_weights": torch.ones(3).double()}
+    sample["alignments"] = torch.tensor([[1, 0], [4, 8 + 1], [6, 16 + 2]])  # source, target of all
+    stock = build("transformer", **TINY, dropout=0.0).train()
+    ours = build("shared_transformer", **TINY, **ALL_LAYERS, decoder_halting=halting).train()
+    if halting == "none":
+        ours.load_state_dict(stock.state_dict())
+    (loss, *_), (our_loss, _, log) = (criterion(model, sample) for model in (stock, ours))
+    assert log["alignment_loss"] > 0 and our_loss.isfinite()
+    if halting == "none":
+        torch.testing.assert_close(our_loss, loss, rtol=1e-6, atol=1e-6)
+    our_loss.backward()
+    assert ours.decoder.layers[0].encoder_attn.k_proj.weight.grad.abs().sum() > 0

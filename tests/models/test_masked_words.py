@@ -40,7 +40,9 @@ def test_the_expected_loss_is_that_over_depths(build, dictionary, name):
     tokens, target = words(dictionary.pad()), words(dictionary.pad())
     target[:, ::2] = dictionary.pad()  # not masked
     masked = target.ne(dictionary.pad())
-    criterion = MaskedLmLoss(argparse.Namespace(tpu=False), argparse.Namespace(target_dictionary=dictionary, source_dictionary=dictionary))
+    criterion = MaskedLmLoss(
+        argparse.Namespace(tpu=False), argparse.Namespace(target_dictionary=dictionary, source_dictionary=dictionary)
+    )
     stack = next(module for module in model.modules() if hasattr(module, "every_depth"))
     with recording(model) as traces:
         expected_model = ExpectedOutput(model, stack, traces)
@@ -54,7 +56,9 @@ def test_the_expected_loss_is_that_over_depths(build, dictionary, name):
     each = scores.log_softmax(-1).unflatten(0, (-1, 3)).gather(-1, target.expand(len(scores) // 3, -1, -1)[..., None])
     weights = next(found for found in traces.values() if found)[-1].distribution[:, :, : tokens.size(1)]
     assert len(weights) == 3 and size == masked.sum()
-    torch.testing.assert_close(loss, -(weights * each.squeeze(-1))[:, masked].sum(), rtol=1e-5, atol=1e-5, check_dtype=False)
+    torch.testing.assert_close(
+        loss, -(weights * each.squeeze(-1))[:, masked].sum(), rtol=1e-5, atol=1e-5, check_dtype=False
+    )
     loss.backward()
     assert all(parameter.grad is not None for parameter in stack.halting.parameters())
 
