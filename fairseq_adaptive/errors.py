@@ -81,6 +81,8 @@ def report_usage_errors(within: Optional[str] = None):
         within: package of the command, through which the error must have come (default: this program is one)
     """
     previous, own = sys.excepthook, _OWN if within else {*_OWN, "__main__"}
+    if within is not None and "hydra" in sys.modules:
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else hydra prints a traceback and ends, and no hook is asked
 
     def hook(kind, error, trace):
         cause = None

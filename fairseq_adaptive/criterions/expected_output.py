@@ -76,7 +76,8 @@ class ExpectedOutput:
             self._stack.every_depth = False
         weights = self._traces[-1].distribution  # N x B x T
         if kwargs.get("masked_tokens") is not None:
-            weights = weights[:, kwargs["masked_tokens"]]
+            masked = kwargs["masked_tokens"]
+            weights = weights[:, :, : masked.size(1)][:, masked]  # without what a reader has added
         elif kwargs.get("classification_head_name") is not None:
             weights = weights[:, :, 0]
         if output.size(-1) < 2:

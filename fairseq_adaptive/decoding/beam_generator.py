@@ -52,8 +52,7 @@ def best_candidates(lprobs: Tensor, scores: Tensor, count: int) -> Tuple[Tensor,
 class BeamGenerator(SequenceGenerator):
     """:class:`fairseq.sequence_generator.SequenceGenerator` with a lean loop for plain beam search.
 
-    Sampling, constraints, prefixes, language models in fusion and other kinds of search take fairseq's own loop. In the
-    lean one hypotheses come without attention weights (``--print-alignment`` has a generator of its own).
+    Sampling, constraints, prefixes, language models in fusion and other kinds of search take fairseq's own loop.
     """
 
     @constant_weights()
@@ -85,8 +84,16 @@ class BeamGenerator(SequenceGenerator):
         scores = torch.zeros(sentences, max_len + 1, device=source.device)  # (B Q) x T, of all words so far
         first = torch.arange(sentences, device=source.device).unsqueeze(1)  # B x 1, the first row of each sentence
         closed = None  # B x beam, hypotheses that nothing may follow; none where None
+        attended, made = [], 0  # attention weights of all rows, step after step, [rows, S], and how many there are
+        where = source.new_zeros(sentences, max_len + 1)  # (B Q) x T, the row among them of each word
         for step in range(max_len + 1):
-            lprobs, _ = self.model.forward_decoder(tokens[:, : step + 1], encoder_outs, states, self.temperature)
+            lprobs, attention = self.model.forward_decoder(
+                tokens[:, : step + 1], encoder_outs, states, self.temperature
+            )
+            if attention is not None:
+                attended.append(attention)
+                where[:, step] = torch.arange(made, made + len(attention), device=where.device)
+                made += len(attention)
             self._restrict(lprobs, tokens, step, max_len)
             scores = scores.type_as(lprobs)
             rows = lprobs.size(0) // len(running)
@@ -104,7 +111,8 @@ class BeamGenerator(SequenceGenerator):
             else:
                 if closed is not None:
                     ends[:, :beam] &= ~closed
-                kept = self._finish(ends[:, :beam], best, hypotheses, tokens, scores, step, max_len, running, finished)
+                histories = tokens, scores, where
+                kept = self._finish(ends[:, :beam], best, hypotheses, histories, step, max_len, running, finished)
                 if not kept:
                     break
                 if closed is not None:
@@ -120,9 +128,13 @@ class BeamGenerator(SequenceGenerator):
                 best, words, hypotheses = (each.gather(1, going_on) for each in (best, words, hypotheses))
             assert step < max_len, f"{step} < {max_len}"
             order = hypotheses.flatten()
-            tokens, scores = tokens.index_select(0, order), scores.index_select(0, order)
+            tokens, scores, where = (each.index_select(0, order) for each in (tokens, scores, where))
             tokens[:, step + 1], scores[:, step] = words.flatten(), best.flatten()
             self.model.reorder_incremental_state(states, order)
+        attended = torch.cat(attended).float() if attended else None
+        for hypothesis in sum(finished, []):
+            rows = hypothesis["attention"]
+            hypothesis["attention"] = torch.empty(0) if attended is None else attended.index_select(0, rows).t()
         return [sorted(found, key=lambda each: each["score"].item(), reverse=True) for found in finished]
 
     def _restrict(self, lprobs, tokens, step, max_len):
@@ -141,13 +153,13 @@ class BeamGenerator(SequenceGenerator):
             rows = lprobs.size(0)
             self.repeat_ngram_blocker(tokens, lprobs, rows, 1, step)
 
-    def _finish(self, ends, best, hypotheses, tokens, scores, step, max_len, running, finished) -> List[int]:
+    def _finish(self, ends, best, hypotheses, histories, step, max_len, running, finished) -> List[int]:
         """Put hypotheses that end here where they belong; return the rows of ``running`` that go on."""
         ended = ends.nonzero().tolist()
         best, hypotheses = best[:, : ends.size(1)][ends], hypotheses[:, : ends.size(1)][ends]
-        words = tokens.index_select(0, hypotheses)[:, 1 : step + 2]
+        words, totals, where = (each.index_select(0, hypotheses) for each in histories)
+        words, totals, where = words[:, 1 : step + 2], totals[:, : step + 1], where[:, : step + 1]
         words[:, step] = self.eos
-        totals = scores.index_select(0, hypotheses)[:, : step + 1]
         totals[:, step] = best
         each_score = torch.cat((totals[:, :1], totals.diff()), 1)
         if self.normalize_scores:
@@ -160,7 +172,7 @@ class BeamGenerator(SequenceGenerator):
                     {
                         "tokens": words[number],
                         "score": best[number],
-                        "attention": torch.empty(0),
+                        "attention": where[number],
                         "alignment": torch.empty(0),
                         "positional_scores": each_score[number],
                     }

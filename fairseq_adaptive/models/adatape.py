@@ -18,6 +18,8 @@ from fairseq_adaptive.models.roberta_family import RobertaFamily, check_length
 from fairseq_adaptive.models.shared_stack import (
     SharedTransformerEncoder,
     add_sharing_args,
+    inner_states,
+    of_all_depths,
     sharing_architecture,
     sharing_config,
 )
@@ -52,23 +54,25 @@ class TapeTransformerEncoder(SharedTransformerEncoder):
     def forward_scriptable(self, src_tokens, src_lengths=None, return_all_hiddens=False, token_embeddings=None):
         """
         Returns:
-            fairseq's dictionary without ``encoder_states``; ``encoder_out`` is (T + S) x B x C with the tape at the
+            fairseq's dictionary; ``encoder_states`` are without the tape, ``encoder_out`` is (T + S) x B x C with the tape at the
             end, ``encoder_padding_mask`` B x (T + S), and ``tape`` what
             :func:`~fairseq_adaptive.models.adatape_stack.tape_report` tells
         """
         padding_mask = src_tokens.eq(self.padding_idx)
         x, embedding = self.forward_embedding(src_tokens, token_embeddings)
         x = x.masked_fill(padding_mask.unsqueeze(-1), 0).transpose(0, 1)
-        bank = None if self.bank is None else self.bank()
-        x, mask, reading = run_tape(self.layers, x, padding_mask if padding_mask.any() else None, self.tape, bank)
+        start, between, bank = x, [] if return_all_hiddens else None, None if self.bank is None else self.bank()
+        given = padding_mask if padding_mask.any() else None
+        x, mask, reading = run_tape(self.layers, x, given, self.tape, bank, states=between)
+        states = inner_states(self.layers, start, between, x, src_tokens.size(1)) or []
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return {
             "encoder_out": [x],
             "encoder_padding_mask": [padding_mask if mask is None else mask],
             "encoder_embedding": [embedding],
-            "encoder_states": [],
-            "fc_results": [],
+            "encoder_states": states,
+            "fc_results": [None] * (len(states) - 1) if states else [],
             "src_tokens": [],
             "src_lengths": [(~padding_mask).sum(1, keepdim=True)],
             "tape": tape_report(reading, bank, self.tape),
@@ -89,18 +93,29 @@ class AdaTapeEncoder(RobertaEncoder):
     def build_encoder(self, args, dictionary, embed_tokens):
         return TapeTransformerEncoder(args, dictionary, embed_tokens)
 
+    def output_layer(self, features, masked_tokens=None, **unused):
+        return super().output_layer(features, of_all_depths(masked_tokens, features))
+
     def extract_features(self, src_tokens, return_all_hiddens=False, **kwargs):
         """
         Args:
             src_tokens: B x T
+            return_all_hiddens: return the states of all depths, too
 
         Returns:
-            features B x T x C, without the tape, which did its work inside; and what ``tape_report`` tells
+            features B x T x C, without the tape, which did its work inside; and a dict with what ``tape_report`` tells,
+            and ``inner_states``, with ``return_all_hiddens`` a list of N + 1 states T x B x C, before the first layer
+            and after each
+
+        Raises:
+            UsageError: for sequences longer than ``--max-positions``
         """
         check_length(src_tokens, self.args.max_positions)
-        out = self.sentence_encoder(src_tokens, token_embeddings=kwargs.get("token_embeddings"))
+        out = self.sentence_encoder(
+            src_tokens, return_all_hiddens=return_all_hiddens, token_embeddings=kwargs.get("token_embeddings")
+        )
         features = out["encoder_out"][0][: src_tokens.size(1)].transpose(0, 1)
-        return features, {"inner_states": None, **out["tape"]}
+        return features, {"inner_states": out["encoder_states"] if return_all_hiddens else None, **out["tape"]}
 
 
 @register_model("adatape")

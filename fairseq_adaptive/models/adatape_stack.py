@@ -22,7 +22,7 @@ from fairseq_adaptive.modules.policies.tape import masked_mean
 from fairseq_adaptive.ranges import DROPOUT, FFN_WIDTH, HEADS, LAYERS, WIDTH, ranged
 
 
-def run_tape(layers, x, padding_mask, tape=None, bank=None, bank_padding_mask=None):
+def run_tape(layers, x, padding_mask, tape=None, bank=None, bank_padding_mask=None, states=None):
     """Run the layers, and on the way read the tape; the first token is never left out.
 
     Args:
@@ -32,6 +32,7 @@ def run_tape(layers, x, padding_mask, tape=None, bank=None, bank_padding_mask=No
         tape: None for a plain Transformer
         bank: N x C or B x N x C
         bank_padding_mask: B x N, true at entries that are none
+        states: takes the states after each depth
 
     Returns:
         (T + S) x B x C, padding mask B x (T + S) or None, what was read or None. Where ``layers.every_depth`` is set
@@ -42,8 +43,9 @@ def run_tape(layers, x, padding_mask, tape=None, bank=None, bank_padding_mask=No
         protected = torch.zeros(x.size(1), x.size(0), dtype=torch.bool, device=x.device)
         protected[:, 0] = True
     if tape is None:
-        return layers(x, padding_mask, protected), padding_mask, None
-    return layers(x, padding_mask, protected, reader=tape, bank=bank, bank_padding_mask=bank_padding_mask)
+        return layers(x, padding_mask, protected, states=states), padding_mask, None
+    bank = {"bank": bank, "bank_padding_mask": bank_padding_mask}
+    return layers(x, padding_mask, protected, reader=tape, states=states, **bank)
 
 
 def tape_report(reading, bank, tape):

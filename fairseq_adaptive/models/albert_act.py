@@ -14,6 +14,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_defaults
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
 from fairseq_adaptive.models.roberta_family import RobertaFamily, check_heads, check_length
+from fairseq_adaptive.models.shared_stack import inner_states, of_all_depths
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies import Place
@@ -136,36 +137,38 @@ class AlbertActEncoder(FairseqEncoder):
         Raises:
             UsageError: for sequences longer than ``--max-positions``
         """
-        features = self.extract_features(src_tokens, segments, padding_mask)
-        extra = {"inner_states": None, "pooled": torch.tanh(self.pooler(features[:, 0]))}
+        features, extra = self.extract_features(src_tokens, return_all_hiddens, segments, padding_mask)
+        extra["pooled"] = torch.tanh(self.pooler(features[:, 0]))
         heads = (self.pooler, self.sentence_order_head)  # of which tasks use some
         if features_only:
             return zero_gradients(features, *heads, self.lm_head), extra
         features = zero_gradients(features, *heads)
-        if masked_tokens is not None and features.size(0) != masked_tokens.size(0):
-            masked_tokens = masked_tokens.repeat(features.size(0) // masked_tokens.size(0), 1)
-        return self.lm_head(features, masked_tokens), extra
+        return self.lm_head(features, of_all_depths(masked_tokens, features)), extra
 
-    def extract_features(self, src_tokens, segments=None, padding_mask=None):
-        """B x T to B x T x C, see :meth:`forward`."""
+    def extract_features(
+        self, src_tokens, return_all_hiddens=False, segments=None, padding_mask=None, token_embeddings=None, **unused
+    ):
+        """As RoBERTa's: B x T to B x T x C, and a dict with ``inner_states``, with ``return_all_hiddens`` a list of N + 1
+        states T x B x C, before the first application and after each; further arguments are those of :meth:`forward`,
+        and ``token_embeddings``, B x T x E, takes the place of those of ``src_tokens``."""
         check_length(src_tokens, self.max_source_positions)
         length = src_tokens.size(1)
         if padding_mask is None:
             padding_mask = src_tokens.eq(self.padding_idx)
         segments = torch.zeros_like(src_tokens) if segments is None else segments
-        x = self.embed_tokens(src_tokens) + self.embed_segments(segments) + self.embed_positions.weight[:length]
+        x = self.embed_tokens(src_tokens) if token_embeddings is None else token_embeddings
+        x = x + self.embed_segments(segments) + self.embed_positions.weight[:length]
         x = self.project_in_dim(self.dropout_module(self.layernorm_embedding(x)))
-        x = x.transpose(0, 1)  # T x B x C
+        start = x = x.transpose(0, 1)  # T x B x C
+        between = [] if return_all_hiddens else None
         padding_mask = padding_mask if padding_mask.any() else None
         protected = None
         if self.layers.router is not None:  # the pooler reads the first
             protected = torch.zeros_like(src_tokens, dtype=torch.bool)
             protected[:, 0] = True
-        if self.reader is None:
-            x = self.layers(x, padding_mask, protected)
-        else:
-            x = self.layers(x, padding_mask, protected, reader=self.reader)[0][:length]
-        return x.transpose(0, 1)
+        x = self.layers(x, padding_mask, protected, reader=self.reader, states=between)
+        x = x if self.reader is None else x[0][:length]
+        return x.transpose(0, 1), {"inner_states": inner_states(self.layers, start, between, x, length)}
 
     def max_positions(self):
         return self.max_source_positions

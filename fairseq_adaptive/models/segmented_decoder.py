@@ -195,6 +195,13 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         x = self.dropout_module(x)
         return (x if features_only else self.output_layer(x)), {"attn": [None], **extra}
 
+    def extract_features(
+        self, prev_output_tokens, encoder_out=None, incremental_state=None, *rest, memory=None, **unused
+    ):
+        """As fairseq's, which passes what a Transformer-XL has no use for: ``[B, T]`` to what :meth:`output_layer` takes,
+        features ``[B, T, C]``, and a dict of extras; ``memory`` is that of :meth:`forward`."""
+        return self(prev_output_tokens, encoder_out, incremental_state, memory, features_only=True)
+
     def open_memory(self, memory, incremental_state):
         """What each block knows of earlier positions: None, inputs ``[B, M, C]``, or keys and values."""
         if incremental_state is not None:

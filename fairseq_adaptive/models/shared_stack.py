@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fairseq_adaptive.decoding.decoder_step import DecoderStep
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.cutoffs import check_cutoffs
+from fairseq_adaptive.models.cutoffs import log_probs as adaptive_log_probs
 from fairseq_adaptive.models.defaults import fill_defaults
 from fairseq_adaptive.models.fitting import fit_weights
 from fairseq_adaptive.models.policy_flags import Policies, check_used
@@ -29,7 +31,6 @@ from fairseq_adaptive.modules.layers.dropout import quicken_dropout
 from fairseq_adaptive.modules.layers.known import change, known, same, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies import Place
-from fairseq_adaptive.modules.vocabulary.adaptive_input import cluster_ends, parse_cutoffs
 from fairseq_adaptive.ranges import LAYERS
 
 INITIALISATIONS = ("default", "admin")
@@ -113,24 +114,6 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
         if cfg.init == "admin" and half.normalize_before:
             raise UsageError(f"--init admin is for post-LN models: leave out --{side}-normalize-before")
     return cfg
-
-
-def check_cutoffs(flag: str, given, dictionary):
-    """
-    Args:
-        flag: its name, for the message
-        given: of fairseq's adaptive input or softmax, a text or numbers; the last may be the size of the vocabulary
-
-    Raises:
-        UsageError: for cutoffs that are none, with which fairseq makes clusters without words, or dies
-    """
-    cutoffs = parse_cutoffs(given, flag) if given is None or isinstance(given, str) else list(given)
-    if cutoffs and cutoffs[-1] == len(dictionary):
-        cutoffs = cutoffs[:-1]
-    try:
-        cluster_ends(len(dictionary), cutoffs)
-    except UsageError as error:
-        raise UsageError(f"{flag}: {error}") from error
 
 
 def _build_stack(cfg, side, layers, sublayers, scores=None):
@@ -245,7 +228,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     """
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
-        check_cutoffs("--adaptive-softmax-cutoff", cfg.adaptive_softmax_cutoff, dictionary)
+        check_cutoffs(cfg, len(dictionary), cfg.decoder.output_dim)
         super().__init__(_with_unique_layers(cfg, "decoder"), dictionary, embed_tokens, no_encoder_attn)
         self.cfg = cfg
         self.decoder_layerdrop = cfg.decoder.layerdrop
@@ -257,6 +240,20 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return _wrap(DecoderLayer(cfg, no_encoder_attn), cfg)
 
+    def extract_features(
+        self,
+        prev_output_tokens,
+        encoder_out=None,
+        incremental_state=None,
+        full_context_alignment=False,
+        alignment_layer=None,
+        alignment_heads=None,
+    ):
+        """As fairseq's, B x T to B x T x C and a dictionary; a language model needs no ``encoder_out``."""
+        return self.extract_features_scriptable(
+            prev_output_tokens, encoder_out, incremental_state, full_context_alignment, alignment_layer, alignment_heads
+        )
+
     def word_scores(self, states):
         """Logits ... x V of the words, should the states ... x C be those after the last layer."""
         return self.output_layer(self._leave(states))
@@ -264,7 +261,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     def begin_search(self, beam: int) -> Optional[Dict]:
         """Return the incremental state of a fast beam search, or None where these layers are not made for one.
 
-        The first step takes one row for every sentence, later ones ``beam`` rows. No attention weights are returned.
+        The first step takes one row for every sentence, later ones ``beam`` rows.
         """
         why = change(self) or (self.embed_positions and change(self.embed_positions, _POSITIONS))
         if why is not None:
@@ -280,15 +277,12 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         alignment_layer=None,
         alignment_heads=None,
     ):
-        """As fairseq's; with policies the attention weights are those of the last depth of each token."""
+        """As fairseq's; with policies the attention weights are those of the last depth of each token, up to
+        ``alignment_layer``."""
         step = (incremental_state or {}).get(_SEARCH)
         if step is not None:
             return self._search_features(prev_output_tokens, encoder_out, step)
         adaptive = self.layers.adaptive
-        if alignment_layer is None and not adaptive:
-            alignment_layer = self.num_layers - 1
-        elif alignment_layer is None and getattr(self.layers[0], "need_attn", False):
-            alignment_layer = 0  # make_generation_fast_ says who wants the weights
         source = mask = None
         if encoder_out is not None:
             source, mask = (next(iter(encoder_out[name]), None) for name in ("encoder_out", "encoder_padding_mask"))
@@ -309,7 +303,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
             incremental_state,
             self_attn_mask=future,
             self_attn_padding_mask=padding if self.cross_self_attention or padding.any() else None,
-            weights_at=alignment_layer,
+            weights_at=len(self.layers) - 1 if alignment_layer is None else alignment_layer,
             states=None if adaptive else states,
         )
         if adaptive:
@@ -317,6 +311,13 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         if attention is not None:
             attention = attention.float().to(x)[:alignment_heads].mean(0)
         return self._leave(x.transpose(0, 1)), {"attn": [attention], "inner_states": states}
+
+    def get_normalized_probs(self, net_output, log_probs, sample=None):
+        """As fairseq's, ... x V; those of an adaptive softmax have a gradient."""
+        if self.adaptive_softmax is None or not torch.is_grad_enabled():
+            return super().get_normalized_probs(net_output, log_probs, sample)
+        found = adaptive_log_probs(self.adaptive_softmax, net_output[0])
+        return found if log_probs else found.exp()
 
     def _embed(self, tokens, positions):
         """... to ... x C, before the first layer."""
@@ -346,7 +347,8 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         if encoder_out is not None:
             source, mask = encoder_out["encoder_out"][0], next(iter(encoder_out["encoder_padding_mask"]), None)
         x = step(self._embed(newest, positions), source, mask, padding if padding.any() else None)
-        return self._leave(x).unsqueeze(1), {"attn": [None], "inner_states": []}
+        attention = None if step.weights is None else step.weights.unsqueeze(1)
+        return self._leave(x).unsqueeze(1), {"attn": [attention], "inner_states": []}
 
     def reorder_incremental_state_scripting(self, incremental_state, new_order):
         if _SEARCH in incremental_state:
@@ -359,7 +361,40 @@ class SharedTransformerDecoder(TransformerDecoderBase):
 
     def upgrade_state_dict_named(self, state_dict, name):
         self.layers.fold_state_dict(state_dict, f"{name}.layers.")
-        return super().upgrade_state_dict_named(state_dict, name)
+        invented = f"{name}.output_projection.weight"  # by fairseq, where embeddings are shared
+        there = invented in state_dict
+        if self.adaptive_softmax is not None and f"{name}.adaptive_softmax.version" not in state_dict:
+            raise UsageError(
+                "the checkpoint is of another architecture: it has no adaptive softmax, leave out --adaptive-softmax-cutoff"
+            )
+        state_dict = super().upgrade_state_dict_named(state_dict, name)
+        if self.output_projection is None and not there:
+            state_dict.pop(invented, None)
+        return state_dict
+
+
+def inner_states(stack, start, between, end, length):
+    """What RoBERTa calls so, N + 1 states T x B x C: before the first depth, and after each.
+
+    Args:
+        stack: of N depths
+        start: T x B x C, before the first
+        between: states after the depths that ran, (T + S) x B x C; None: they are not wanted
+        end: what the stack returned, (T + S) x B x C; it stands for the depths that did not run, too
+        length: T
+    """
+    if between is None:
+        return None
+    states = [start, *between[: len(stack) - 1]]
+    return [each[:length] for each in states + [end] * (len(stack) + 1 - len(states))]
+
+
+def of_all_depths(masked_tokens, features):
+    """The mask B x T of masked words for features N B x T x C, which a halting rule that weighs depths makes in training;
+    as it is where there are those of one depth, or no mask."""
+    if masked_tokens is None or len(masked_tokens) == len(features):
+        return masked_tokens
+    return masked_tokens.repeat(len(features) // len(masked_tokens), 1)
 
 
 class ExplainsLoading:

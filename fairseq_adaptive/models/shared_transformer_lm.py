@@ -9,6 +9,7 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig, base_lm_architecture
 
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator
+from fairseq_adaptive.models.cutoffs import check_cutoffs, check_ties
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.shared_stack import (
@@ -16,7 +17,6 @@ from fairseq_adaptive.models.shared_stack import (
     MIXTURE_OF_RECURSIONS,
     ExplainsLoading,
     SharedTransformerDecoder,
-    check_cutoffs,
     sharing_architecture,
     sharing_config,
 )
@@ -54,12 +54,13 @@ class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
         sharing_architecture(args, ("decoder",))
         check_ranges(args, SharedTransformerLanguageModelConfig)
         cfg = sharing_config(args, ("decoder",))
+        check_ties(args)
+        check_cutoffs(args, len(task.target_dictionary), args.decoder_output_dim)
+        if args.adaptive_input:
+            check_cutoffs(args, len(task.source_dictionary), args.decoder_input_dim, "adaptive_input")
         # fairseq's own model, built without layers, brings the embeddings and the checks of its many options
         shell = copy.deepcopy(args)
         shell.decoder_layers = 0
-        if args.adaptive_input:
-            check_cutoffs("--adaptive-input-cutoff", args.adaptive_input_cutoff, task.source_dictionary)
-        check_cutoffs("--adaptive-softmax-cutoff", args.adaptive_softmax_cutoff, task.target_dictionary)
         model = super().build_model(shell, task)
         embed_tokens = model.decoder.embed_tokens
         cfg.max_target_positions = shell.max_target_positions

@@ -14,7 +14,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
 from fairseq_adaptive.models.roberta_family import RobertaFamily, check_heads, check_length
-from fairseq_adaptive.models.shared_stack import SharedTransformerEncoder, sharing_config
+from fairseq_adaptive.models.shared_stack import SharedTransformerEncoder, inner_states, of_all_depths, sharing_config
 from fairseq_adaptive.modules import STRATEGIES
 from fairseq_adaptive.ranges import BIAS, LAYERS, POSITIVE_SHARE, SHARE, Range, declare_ranges
 
@@ -49,19 +49,28 @@ class SkimmingTransformer(SharedTransformerEncoder):
         protected[:, :1] = True
         return protected
 
-    def forward(self, src_tokens, segments=None):
-        """B x T, and optionally token types B x T, to states B x T x C."""
-        states = self.embed_tokens(src_tokens)
+    def forward(self, src_tokens, segments=None, return_all_hiddens=False, token_embeddings=None):
+        """
+        Args:
+            src_tokens: B x T
+            segments: B x T, token types
+            return_all_hiddens: return the states of all depths, too
+            token_embeddings: B x T x C, in place of those of ``src_tokens``
+
+        Returns:
+            states B x T x C; and :func:`~fairseq_adaptive.models.shared_stack.inner_states` or None
+        """
+        states = self.embed_tokens(src_tokens) if token_embeddings is None else token_embeddings
         if self.embed_segments is not None:
             states = states + self.embed_segments(self.segments(src_tokens) if segments is None else segments)
-        x = self.forward_embedding(src_tokens, states)[0].transpose(0, 1)  # T x B x C
+        start = x = self.forward_embedding(src_tokens, states)[0].transpose(0, 1)  # T x B x C
+        between, length = [] if return_all_hiddens else None, src_tokens.size(1)
         padding_mask = src_tokens.eq(self.padding_idx)
         padding_mask = padding_mask if padding_mask.any() else None
-        if self.reader is None:
-            x = self.layers(x, padding_mask, self.protected(src_tokens))
-        else:
-            x = self.layers(x, padding_mask, self.protected(src_tokens), reader=self.reader)[0][: src_tokens.size(1)]
-        return (x if self.layer_norm is None else self.layer_norm(x)).transpose(0, 1)
+        x = self.layers(x, padding_mask, self.protected(src_tokens), reader=self.reader, states=between)
+        x = x if self.reader is None else x[0][:length]
+        inner = inner_states(self.layers, start, between, x, length)
+        return (x if self.layer_norm is None else self.layer_norm(x)).transpose(0, 1), inner
 
 
 class TranskimmerEncoder(RobertaEncoder):
@@ -103,14 +112,22 @@ class TranskimmerEncoder(RobertaEncoder):
 
         Returns:
             word scores B x T x V (M x V with ``masked_tokens``) or states B x T x C, where a skimmed token has the
-            state that it was skimmed with; and a dict without content
+            state that it was skimmed with; and a dict with ``inner_states``, see :meth:`extract_features`
 
         Raises:
             UsageError: for sequences longer than ``--max-positions``
         """
         check_length(src_tokens, self.args.max_positions)
-        x = self.sentence_encoder(src_tokens, segments)
-        return x if features_only else self.output_layer(x, masked_tokens=masked_tokens), {"inner_states": None}
+        x, extra = self.extract_features(src_tokens, return_all_hiddens, segments, **unused)
+        if features_only:
+            return x, extra
+        return self.output_layer(x, masked_tokens=of_all_depths(masked_tokens, x)), extra
+
+    def extract_features(self, src_tokens, return_all_hiddens=False, segments=None, token_embeddings=None, **unused):
+        """As RoBERTa's: B x T to B x T x C, and a dict with ``inner_states``, with ``return_all_hiddens`` a list of N + 1
+        states T x B x C, before the first layer and after each."""
+        x, states = self.sentence_encoder(src_tokens, segments, return_all_hiddens, token_embeddings)
+        return x, {"inner_states": states}
 
 
 @register_model("transkimmer")

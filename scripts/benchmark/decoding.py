@@ -90,7 +90,7 @@ def main():
     task.load_dataset("test")
     data = task.dataset("test")
     for batch_size in args.batch_sizes:
-        count = min(args.sentences // 8 if batch_size == 1 else args.sentences, len(data))
+        count = min(max(args.sentences // 8, 1) if batch_size == 1 else args.sentences, len(data))
         order = data.ordered_indices()[:: len(data) // count][:count].tolist()
         samples = [data.collater([data[i] for i in order[k : k + batch_size]]) for k in range(0, count, batch_size)]
         require_same(runs["stock"](samples), runs["ours"](samples))

@@ -60,6 +60,7 @@ def assert_same(ours, theirs):
         assert our["tokens"].tolist() == their["tokens"].tolist()
         torch.testing.assert_close(our["score"], their["score"], rtol=1e-6, atol=1e-5, check_dtype=False)
         torch.testing.assert_close(our["positional_scores"], their["positional_scores"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(our["attention"], their["attention"], rtol=0, atol=1e-5)
 
 
 MODELS = [
@@ -224,8 +225,10 @@ def test_layers_that_are_not_plain(build, batch, dictionary, flags):
     assert_same(search(models, dictionary, batch, fast=True), theirs)
 
 
-def test_alignment(build, batch, dictionary):
-    models = [shared(build)]
+@pytest.mark.parametrize("rule", ("none", "act", "margin"))
+def test_alignment(build, batch, dictionary, rule):
+    models = [shared(build) if rule == "none" else halting(build, rule)]
+    models[0].make_generation_fast_(need_attn=False)  # as whoever loads the model, and prints alignments later
     theirs = search(models, dictionary, batch, SequenceGeneratorWithAlignment, print_alignment="hard")
     ours = search(models, dictionary, batch, print_alignment="hard", fast=True)
     assert_same(ours, theirs)

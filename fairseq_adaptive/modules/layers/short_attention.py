@@ -32,12 +32,13 @@ class ShortAttention(MultiheadAttention):
         before_softmax: bool = False,
         need_head_weights: bool = False,
     ) -> Tuple[Tensor, Optional[Tensor]]:
-        """As in fairseq: ``query`` T x B x C, ``key`` and ``value`` S x B x C, the result T x B x C and the weights."""
+        """As in fairseq: ``query`` T x B x C, ``key`` and ``value`` S x B x C, the result T x B x C and the weights, before
+        dropout: H x B x T x S with ``need_head_weights``, their mean B x T x S with ``need_weights``, or None."""
         short = (
             query.device.type == "cpu"
             and incremental_state is None
             and key is not None
-            and not (static_kv or need_weights or need_head_weights or before_softmax)
+            and not before_softmax
             and self.bias_k is None
             and not (self.use_xformers or self.add_zero_attn or self.onnx_trace or torch.jit.is_scripting())
             and (attn_mask is None or attn_mask.dim() == 2)
@@ -68,9 +69,13 @@ class ShortAttention(MultiheadAttention):
                 if torch.jit.is_tracing()
                 else by_sentence.add_(mask).view_as(scores)
             )
-        weights = self.dropout_module(scores.softmax(-1, dtype=scores.dtype))
-        out = torch.bmm(weights, self._rows(self.v_proj(value)))
-        return self.out_proj(out.transpose(0, 1).reshape(length, sentences, -1)), None
+        weights = scores.softmax(-1, dtype=scores.dtype)
+        out = torch.bmm(self.dropout_module(weights), self._rows(self.v_proj(value)))
+        out = self.out_proj(out.transpose(0, 1).reshape(length, sentences, -1))
+        if not (need_weights or need_head_weights):
+            return out, None
+        weights = weights.view(sentences, self.num_heads, *weights.shape[1:]).transpose(0, 1)
+        return out, weights if need_head_weights else weights.mean(0)
 
     def _rows(self, x):
         """T x B x C to BH x T x D."""

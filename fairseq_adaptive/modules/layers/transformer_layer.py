@@ -213,15 +213,16 @@ class DecoderLayer(_Attends, TransformerDecoderLayerBase):
 
         def attend_encoder(x):
             nonlocal weights
+            wanted = need_attn or need_head_weights or (not self.training and self.need_attn)
             x, weights = self.encoder_attn(
                 x,
                 encoder_out,
                 encoder_out,
                 encoder_padding_mask,
                 incremental_state=incremental_state,
-                # without a cache nothing is static, and fairseq's attention takes its fused path, which averages heads
-                static_kv=incremental_state is not None or (need_head_weights and not self.training),
-                need_weights=need_attn or need_head_weights or (not self.training and self.need_attn),
+                # fairseq's fused path averages the weights of heads, and gives them after dropout
+                static_kv=incremental_state is not None or wanted,
+                need_weights=wanted,
                 need_head_weights=need_head_weights,
             )
             return x

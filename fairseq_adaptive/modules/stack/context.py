@@ -219,11 +219,11 @@ class DecoderContext(Context):
     Args:
         x, padding_mask: of :class:`Context`
         where: the arguments of a layer that are the same at all depths
-        weights_at: at which depth attention weights are wanted; -1: at all; None: at none
+        weights_at: at which depths attention weights are wanted
         kv: what is read of tokens that have halted
     """
 
-    def __init__(self, x, padding_mask, where: Dict, weights_at: Optional[int], kv="recompute"):
+    def __init__(self, x, padding_mask, where: Dict, weights_at: range, kv="recompute"):
         super().__init__(x, padding_mask)
         self._where, self._weights_at = {**where, "self_attn_padding_mask": padding_mask}, weights_at
         self.causal = where["self_attn_mask"] is not None or where["incremental_state"] is not None
@@ -239,12 +239,12 @@ class DecoderContext(Context):
             attention = functools.partial(
                 attend_padded, stack[depth].self_attn, visible=visible, causal=self.causal, keys=keys
             )
-        wanted = self._weights_at in (-1, depth)
+        wanted = depth in self._weights_at
         return {**self._where, "need_attn": wanted, "need_head_weights": wanted, "self_attention": attention}
 
     def call(self, stack, depth, x, shown=ALL):
         x, weights = super().call(stack, depth, x, shown)
-        return x, weights if self._weights_at in (-1, depth) else None
+        return x, weights if depth in self._weights_at else None
 
 
 class PlainContext(Context):
@@ -285,7 +285,7 @@ class PlainDecoderContext(DecoderContext):
         out = out.gather(0, back.unsqueeze(-1).expand_as(out))
         if weights is not None:  # H x B x T x S
             weights = weights.gather(2, back.t()[None, :, :, None].expand_as(weights))
-        return torch.where(visible.unsqueeze(-1), out, x), weights if self._weights_at in (-1, depth) else None
+        return torch.where(visible.unsqueeze(-1), out, x), weights if depth in self._weights_at else None
 
 
 def encoder_context(stack, x: Tensor, padding_mask: Optional[Tensor], tape_len: int = 0, read=None) -> Context:

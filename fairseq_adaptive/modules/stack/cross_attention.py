@@ -15,22 +15,28 @@ class PackedCrossAttention:
         encoder_out: S x B x C
         padding_mask: B x S, true at padding
         incremental_state: where they are kept from step to step, with fairseq's names and layout
-        need_weights: keep the attention weights of the last depth of every token
+        weights_at: keep the attention weights of the last of these depths at which each token is computed
         length: T
         batch: B
+        heads: H
     """
 
-    def __init__(self, encoder_out, padding_mask, incremental_state, need_weights: bool, length: int, batch: int):
+    def __init__(
+        self, encoder_out, padding_mask, incremental_state, weights_at: range, length: int, batch: int, heads: int
+    ):
         self._source, self._padding_mask = encoder_out, padding_mask
         # fairseq keeps keys and values once per sentence, not per hypothesis, in incremental decoding only
         self._beams = incremental_state is not None
         self._state = {} if incremental_state is None else incremental_state
-        self._need_weights, self._length, self._batch, self._weights = need_weights, length, batch, None
+        self._weights_at, self._length, self._batch, self._heads = weights_at, length, batch, heads
+        self._weights = None
 
     def weights(self) -> Optional[Tensor]:
-        """H x B x T x S"""
-        if self._weights is None:
+        """H x B x T x S, zeros of tokens that are computed at none of the depths; None where there are no depths."""
+        if not self._weights_at:
             return None
+        if self._weights is None:
+            return self._source.new_zeros(self._heads, self._batch, self._length, self._source.size(0))
         return self._weights.unflatten(0, (self._batch, self._length)).permute(2, 0, 1, 3)
 
     def _keys(self, attention):
@@ -48,7 +54,7 @@ class PackedCrossAttention:
         padding = cache.get("prev_key_padding_mask")
         return cache["prev_key"], cache["prev_value"], None if padding is None else ~padding.bool()[:, None, None]
 
-    def __call__(self, x: Tensor, layer, places: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, layer, depth: int, places: Tensor) -> Tensor:
         """P x C -> P x C."""
         attention = layer.encoder_attn
         keys, values, mask = self._keys(attention)
@@ -56,7 +62,7 @@ class PackedCrossAttention:
         groups = Groups(places.div(each, rounding_mode="floor"), keys.size(0))
         keys, values = groups.select(keys), groups.select(values)
         mask = None if mask is None else groups.select(mask)
-        if self._need_weights:
+        if depth in self._weights_at:
             scores = heads(groups.pad(attention.q_proj(x)), attention) @ keys.transpose(2, 3) * keys.size(-1) ** -0.5
             weights = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
             weights = groups.unpad(weights.transpose(1, 2))  # P x H x S

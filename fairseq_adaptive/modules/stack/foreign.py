@@ -171,6 +171,7 @@ class ForeignStack(LayerStack):
             _try(layer, each, dim)
 
     changed = None  # layers are called as they are
+    resizable = False  # each layer has a call
 
     def check_layers(self):
         """What a layer needs here is tried."""

@@ -72,7 +72,7 @@ class PackedContext:
         """What the layer of a depth is called with beside the states of some places."""
         found = {"self_attention": functools.partial(self.attend, stack=stack, depth=depth, places=places)}
         if self.cross is not None:
-            found["cross_attention"] = functools.partial(self.cross, layer=stack[depth], places=places)
+            found["cross_attention"] = functools.partial(self.cross, layer=stack[depth], depth=depth, places=places)
         if self.tape_len:
             length = self.tokens.size(1)
             found["tape"] = places % length >= length - self.tape_len

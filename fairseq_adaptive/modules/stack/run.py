@@ -61,6 +61,7 @@ def run_dense(
             end, new, merge = end.extend(stack, x)
             x = end.start
             began = x if at_once else merge(began, new)
+            every = every and [merge(each, new) for each in every]  # what reads later has been so far as it is read
             if done is not None:
                 live = end.take(end.read.live) if new.dim() > 2 else torch.ones_like(new[..., 0], dtype=torch.bool)
                 nothing = torch.zeros_like(live)

@@ -1,6 +1,6 @@
 """The stack: M layers that serve N depths."""
 
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from fairseq_adaptive.modules.stack.contract import check_layer
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
+from fairseq_adaptive.modules.stack.sequence import append, part
 from fairseq_adaptive.modules.stack.trace import Trace, recorder
 
 
@@ -23,7 +24,8 @@ class LayerStack(nn.Module):
     Every layer is registered once, under its number, so that parameters, optimizer states and checkpoints hold M layers
     with the names that an unshared stack of M layers has (``0.fc1.weight`` ...). As a sequence the stack has N depths:
     ``len(stack)`` is N, ``stack[depth]`` is the layer that serves a depth, and iterating gives them in turn;
-    ``stack.layer(number)`` is one of the M.
+    ``stack.layer(number)`` is one of the M. A slice is a stack of some depths, and layers can be appended, see
+    :mod:`~fairseq_adaptive.modules.stack.sequence`.
 
     The contract of a layer. It is called ``layer(x, encoder_padding_mask=, tape_len=)`` with states T x B x C and B x T,
     true at padding, and returns states, or a tuple that begins with them; with ``pass_depth`` it gets ``depth`` and
@@ -68,6 +70,7 @@ class LayerStack(nn.Module):
     """
 
     attention = "self_attn"  # its name in a block that attends
+    resizable = True  # depths can be taken out and appended
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class LayerStack(nn.Module):
         for layer in layers:
             self.add_module(str(self.unique_layers), layer)
             self.unique_layers += 1
-        self.schedule = tuple(schedule)
+        self._set_schedule(schedule)
         unused = set(range(self.unique_layers)) - set(self.schedule)
         if unused:
             raise UsageError(
@@ -100,7 +103,6 @@ class LayerStack(nn.Module):
             if policy is not None and layerdrop:
                 raise UsageError(f"{flag} decides how many layers run: leave out layerdrop")
         self.router_kv, self.halting_kv = check_pairing(router, halting, router_kv, halting_kv, self.schedule)
-        self._names = tuple(map(str, self.schedule))
         self.layerdrop = layerdrop
         self.residual = residual
         self.pass_depth = pass_depth
@@ -138,11 +140,26 @@ class LayerStack(nn.Module):
                 "whose tokens have no keys of it: choose recompute or active, or let it read at depth 0"
             )
 
+    def _set_schedule(self, schedule: Sequence[int]):
+        self.schedule = tuple(schedule)
+        self._names = tuple(map(str, self.schedule))
+
     def __len__(self) -> int:
         return len(self.schedule)
 
-    def __getitem__(self, depth: int) -> nn.Module:
+    def __getitem__(self, depth: Union[int, slice]) -> nn.Module:
+        if isinstance(depth, slice):
+            return part(self, range(len(self))[depth])
         return self._modules[self._names[depth]]
+
+    def append(self, layer: nn.Module) -> "LayerStack":
+        """Let one more depth follow, see :func:`~fairseq_adaptive.modules.stack.sequence.append`; returns the stack."""
+        return self.extend([layer])
+
+    def extend(self, layers: Iterable[nn.Module]) -> "LayerStack":
+        """:meth:`append`, of several."""
+        append(self, layers)
+        return self
 
     def __iter__(self) -> Iterator[nn.Module]:
         return map(self.__getitem__, range(len(self)))
@@ -405,8 +422,8 @@ class DecoderStack(LayerStack):
             x, encoder_out, encoder_padding_mask, incremental_state, self_attn_mask, self_attn_padding_mask: of
                 :class:`~fairseq_adaptive.modules.DecoderLayer`; a router's choices are causal where there is a
                 ``self_attn_mask`` or an ``incremental_state``
-            weights_at: return the attention weights of this depth; of a stack with policies, which gives those of the
-                last depth of every token, any depth says so, and a training step has none
+            weights_at: return the attention weights of this depth; of a stack with policies those of the last depth, up to
+                this one, at which each token is computed, zeros where there is none
             states: takes the states after each depth; then all tokens are computed
 
         Returns:
@@ -418,24 +435,21 @@ class DecoderStack(LayerStack):
             "incremental_state": incremental_state,
             "self_attn_mask": self_attn_mask,
         }
-        if self.adaptive:
-            weights_at = None if weights_at is None or self.training else -1
+        wanted = range(0) if weights_at is None else range(0 if self.adaptive else weights_at, weights_at + 1)
         plain = self.adaptive and self.changed is not None
         if plain or not self.adaptive or (incremental_state is None and not self._packed_now()):
             context = (
-                PlainDecoderContext(x, self_attn_padding_mask, where, weights_at)
+                PlainDecoderContext(x, self_attn_padding_mask, where, wanted)
                 if plain
-                else DecoderContext(x, self_attn_padding_mask, where, weights_at, self.kv)
+                else DecoderContext(x, self_attn_padding_mask, where, wanted, self.kv)
             )
             out = run_dense(self, context, states=states)
             self._record_source(encoder_out, encoder_padding_mask)
             return out, context.weights
         cross = None
         if encoder_out is not None and self[0].encoder_attn is not None:
-            size = x.size(0), x.size(1)
-            cross = PackedCrossAttention(
-                encoder_out, encoder_padding_mask, incremental_state, weights_at is not None, *size
-            )
+            size = x.size(0), x.size(1), self[0].encoder_attn.num_heads
+            cross = PackedCrossAttention(encoder_out, encoder_padding_mask, incremental_state, wanted, *size)
         if incremental_state is not None:
             context = StepContext(x, self_attn_padding_mask, incremental_state, cross, self.kv)
         else:

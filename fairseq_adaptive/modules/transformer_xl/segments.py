@@ -183,6 +183,7 @@ class SegmentStack(LayerStack):
     """
 
     attention = "attention"
+    resizable = False  # the decoder has a memory for each depth, of one kind
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -251,8 +251,13 @@ class AdaptiveSoftmax(nn.Module):
             label_smoothing: e
 
         Raises:
-            UsageError: when a target is outside the vocabulary
+            UsageError: when a target is outside the vocabulary, and for shapes that do not fit
         """
+        if hidden.shape[:-1] != target.shape:
+            raise UsageError(
+                f"targets of {tuple(target.shape)} do not fit states of {tuple(hidden.shape)}; --criterion adaptive_loss is "
+                "for fairseq's own adaptive softmax: use --criterion adaptive_cross_entropy"
+            )
         rows, words = hidden.reshape(-1, hidden.size(-1)), target.reshape(-1)
         loss, nll = clustered_cross_entropies(rows, words, self.ends, *self._logit_functions(), label_smoothing)
         return loss.view(target.shape), nll.view(target.shape)

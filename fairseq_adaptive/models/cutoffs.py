@@ -1,0 +1,79 @@
+"""The adaptive softmax of fairseq's Transformers: its flags checked, and log-probabilities that have a gradient."""
+
+import ast
+
+import torch
+from torch import Tensor
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.vocabulary.adaptive_input import cluster_ends, cluster_widths
+
+
+def check_cutoffs(flags, vocab_size: int, width: int, name: str = "adaptive_softmax") -> None:
+    """Refuse cutoffs that do not fit the vocabulary, and a factor that leaves a cluster no width.
+
+    Args:
+        flags: with ``adaptive_softmax_cutoff``, None or a text such as ``1000,5000``, and ``adaptive_softmax_factor``
+        vocab_size: V; the last cutoff may be V, as in fairseq
+        width: of the widest embeddings
+        name: what the two begin with
+
+    Raises:
+        UsageError: with what would be right
+    """
+    cutoffs, flag = getattr(flags, f"{name}_cutoff", None), f"--{name.replace('_', '-')}-cutoff"
+    if cutoffs is None:
+        return
+    try:
+        found = ast.literal_eval(cutoffs) if isinstance(cutoffs, str) else cutoffs
+        found = [found] if isinstance(found, int) else list(found)
+        if not found or not all(type(cutoff) is int for cutoff in found):
+            raise ValueError("no whole numbers")
+    except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{flag} {str(cutoffs)[:40]!r} is no comma separated list of whole numbers such as 1000,5000"
+        ) from error
+    found = found[:-1] if found[-1] == vocab_size else found
+    try:
+        cluster_ends(vocab_size, found)
+        cluster_widths(width, float(getattr(flags, f"{name}_factor", None) or 4), len(found) + 1)
+    except UsageError as error:
+        raise UsageError(f"{flag} {str(cutoffs)[:40]}: {error}") from error
+
+
+def check_ties(args) -> None:
+    """Refuse ties between the adaptive input and softmax of a language model that differ.
+
+    Raises:
+        UsageError: with the flag that is missing or differs
+    """
+    if not getattr(args, "tie_adaptive_weights", False):
+        return
+    if not args.adaptive_input or args.adaptive_softmax_cutoff is None:
+        raise UsageError("--tie-adaptive-weights needs --adaptive-input and --adaptive-softmax-cutoff: add them")
+    for one, other in (
+        ("adaptive_input_cutoff", "adaptive_softmax_cutoff"),
+        ("adaptive_input_factor", "adaptive_softmax_factor"),
+        ("decoder_input_dim", "decoder_output_dim"),
+    ):
+        if getattr(args, one) != getattr(args, other):
+            raise UsageError(
+                f"--tie-adaptive-weights needs the same --{one.replace('_', '-')} and --{other.replace('_', '-')}, "
+                f"not {getattr(args, one)} and {getattr(args, other)}"
+            )
+
+
+def log_probs(softmax, hidden: Tensor) -> Tensor:
+    """What fairseq's ``AdaptiveSoftmax.get_log_prob`` returns without targets, which changes it in place and has no gradient.
+
+    Args:
+        softmax: fairseq's
+        hidden: [..., C]
+
+    Returns:
+        [..., V]
+    """
+    rows, first = hidden.reshape(-1, hidden.size(-1)), softmax.cutoff[0]
+    head = softmax.head(rows).log_softmax(-1)
+    tails = [tail(rows).log_softmax(-1) + head[:, first + number, None] for number, tail in enumerate(softmax.tail)]
+    return torch.cat((head[:, :first], *tails), -1).view(*hidden.shape[:-1], -1)

@@ -1,0 +1,66 @@
+"""Flags of the criterion that a loss with prices wraps."""
+
+import argparse
+
+import pytest
+from families import FAMILIES, Family, build_trainer, write_data
+from omegaconf import OmegaConf
+
+from fairseq_adaptive.criterions.task_criterion import PASSED, passed_flags
+from fairseq_adaptive.errors import UsageError
+
+TRANSLATION = FAMILIES["universal_transformer"].flags.split("--halting")[0]
+LABELS = FAMILIES["transkimmer"].flags.split("--criterion")[0] + "--batch-size 48"
+LOSSES = {
+    "ponder_loss": (TRANSLATION + " --halting act", "pairs"),
+    "adaptive_compute_loss": (TRANSLATION + " --halting act", "pairs"),
+    "skim_loss": (LABELS, "labels"),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("families"))
+
+
+def criterion_of(data, monkeypatch, loss, *flags, kind=None):
+    common, folder = LOSSES[kind or loss]
+    monkeypatch.setitem(FAMILIES, "wrapped", Family(folder, f"{common} --criterion {loss}"))
+    return build_trainer("wrapped", data, *flags)[0].criterion
+
+
+@pytest.mark.parametrize("loss", ("ponder_loss", "adaptive_compute_loss"))
+def test_smoothing(data, monkeypatch, loss):
+    flags = "--task-criterion label_smoothed_cross_entropy --report-accuracy --label-smoothing 0.2".split()
+    inner = criterion_of(data, monkeypatch, loss, *flags).task_criterion
+    assert inner.eps == 0.2 and inner.report_accuracy
+
+
+def test_flags_that_do_not_fit():
+    cfg, known = argparse.Namespace(task_criterion="x", label_smoothing=0.2, report_mcc=True), PASSED
+    assert passed_flags(cfg, known, {}) == {"label_smoothing": 0.2, "report_mcc": True}
+    assert passed_flags(cfg, known, {"label_smoothing": 0.2, "more": 1}) == passed_flags(cfg, known, {})
+    with pytest.raises(UsageError, match="--label-smoothing 0.2 and --task-criterion-args contradict each other"):
+        passed_flags(cfg, known, {"label_smoothing": 0.1})
+    with pytest.raises(UsageError, match="--task-criterion x has no --label-smoothing"):
+        passed_flags(cfg, PASSED[1:], {})
+
+
+def test_reports_of_classification(data, monkeypatch):
+    inner = criterion_of(data, monkeypatch, "skim_loss", "--report-mcc", "--report-acc-and-f1").task_criterion
+    assert [name for name in PASSED[2:] if getattr(inner, name)] == ["report_mcc", "report_acc_and_f1"]
+
+
+def test_skimming_in_translation(data, monkeypatch):
+    """skim_loss has the criterion of classification for its default: it says which to name."""
+    monkeypatch.setitem(LOSSES, "translation", (TRANSLATION + " --router skimming", "pairs"))
+    with pytest.raises(UsageError, match="sentence_prediction does not fit this task .* label_smoothed_cross_entropy"):
+        criterion_of(data, monkeypatch, "skim_loss", kind="translation")
+    flags = "--task-criterion label_smoothed_cross_entropy --label-smoothing 0.1".split()
+    assert criterion_of(data, monkeypatch, "skim_loss", *flags, kind="translation").task_criterion.eps == 0.1
+
+
+def test_checkpoints_that_are_older_than_the_flags():
+    assert passed_flags(argparse.Namespace(task_criterion="cross_entropy"), (), {}) == {}
+    cfg = OmegaConf.create({"task_criterion": "x", "label_smoothing": None, "report_mcc": False})
+    assert passed_flags(cfg, (), {"label_smoothing": 0.1}) == {}
