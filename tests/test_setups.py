@@ -279,7 +279,7 @@ def test_wrong_cutoffs(family, cutoffs):
     with pytest.raises(UsageError, match="adaptive cutoffs must be increasing numbers"):
         made(family, adaptive_softmax_cutoff=cutoffs, **flags)
     if family == "shared_transformer_lm":
-        with pytest.raises(UsageError, match="--adaptive-input-cutoff: adaptive cutoffs must be"):
+        with pytest.raises(UsageError, match=f"--adaptive-input-cutoff {cutoffs}: adaptive cutoffs must be"):
             made(family, adaptive_input=True, adaptive_input_cutoff=cutoffs)
 
 

@@ -15,13 +15,15 @@ from fairseq_adaptive.ops.matmul import linear
 
 
 def parse_cutoffs(text: Optional[str], flag: str = "--adaptive-softmax-cutoff") -> List[int]:
-    """``"1000,5000"`` to ``[1000, 5000]``; None or an empty text to ``[]``.
+    """``"1000,5000"`` and ``"[1000, 5000]"`` to ``[1000, 5000]``; None or an empty text to ``[]``.
 
     Raises:
         UsageError: where it is no list of whole numbers
     """
+    numbers = str(text or "").strip()
+    numbers = numbers[1:-1] if numbers[:1] + numbers[-1:] in ("[]", "()") else numbers
     try:
-        return [int(cutoff) for cutoff in str(text or "").strip("[]()").split(",") if cutoff.strip()]
+        return [int(cutoff) for cutoff in numbers.split(",") if cutoff.strip()]
     except ValueError as error:
         raise UsageError(f"{flag} {text!r} is no comma separated list of whole numbers such as 1000,5000") from error
 
