@@ -76,11 +76,11 @@ PATCHES = (
     binaries.check_dictionaries,
     ensembles.name_wrong_checkpoints,
     paths.refuse_unwritable_save_dir,
-    numbers.check_stock_numbers,
     fitting.check_before_training,
     presets.keep_presets,
     setups.check_setups,
     targets.steer_to_the_end,
+    numbers.check_stock_numbers,  # last: what is asked first
 )
 applied = []  # names of the patches that are in force, in order
 fairseq_error = None  # why fairseq cannot be imported, where it cannot
