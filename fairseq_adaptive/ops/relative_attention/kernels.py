@@ -5,26 +5,23 @@ distances. One product gives the queries' scores with the band, of which each ro
 the row before.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
+from fairseq_adaptive.ops.tiles import dot, load_rows, store_rows
+
 LOWEST = tl.constexpr(-1e30)  # a maximum of no scores
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # the interpreter would multiply bits of bfloat16
 
 
 @triton.jit
 def _load(base, rows, count, dim, columns):
     """Rows ``[n, C]`` of a matrix ``[count, dim]``, zeros outside."""
-    inside = ((rows >= 0) & (rows < count))[:, None] & (columns < dim)[None, :]
-    return tl.load(base + rows[:, None] * dim + columns[None, :], mask=inside, other=0.0)
+    return load_rows(base, rows, (rows >= 0) & (rows < count), columns, dim, dim)
 
 
 @triton.jit
 def _store(base, values, rows, count, dim, columns):
-    inside = ((rows >= 0) & (rows < count))[:, None] & (columns < dim)[None, :]
-    tl.store(base + rows[:, None] * dim + columns[None, :], values.to(base.dtype.element_ty), mask=inside)
+    store_rows(base, values, rows, (rows >= 0) & (rows < count), columns, dim, dim)
 
 
 @triton.jit
@@ -35,19 +32,12 @@ def _with_bias(queries, bias, dim, columns, scale):
 
 
 @triton.jit
-def _dot(x, y):
-    if INTERPRETED:
-        x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y, input_precision="ieee")
-
-
-@triton.jit
 def _scores(by_content, by_position, keys, band, block: tl.constexpr):
     """``[n, n]`` of queries and keys ``[n, C]`` and the band ``[2n, C]`` of their distances, the longest first."""
     row, column = tl.arange(0, block), tl.arange(0, block)
     place = block - 1 - row[:, None] + column[None, :]
-    by_distance = _dot(by_position, tl.trans(band))
-    return _dot(by_content, tl.trans(keys)) + tl.gather(by_distance, place, 1)
+    by_distance = dot(by_position, tl.trans(band))
+    return dot(by_content, tl.trans(keys)) + tl.gather(by_distance, place, 1)
 
 
 @triton.jit
@@ -98,7 +88,7 @@ def forward(
         if dropped:
             weights *= _survivors(seed, pair, row[:, None], key[None, :], length, kept)
         block_values = _load(values, key, length, dim, columns)
-        summed = summed * shrink[:, None] + _dot(weights.to(block_values.dtype), block_values)
+        summed = summed * shrink[:, None] + dot(weights.to(block_values.dtype), block_values)
         highest = higher
     _store(out + pair * queried * dim, summed / total[:, None], row, queried, dim, columns)
     tl.store(normalisers + pair * queried + row, highest + tl.log(total), mask=row < queried)
@@ -131,13 +121,13 @@ def forward_from(
             shown = tl.load(seen + group * length + key, mask=key < length, other=0)
             visible = visible & ((shown[None, :] != 0) | (apart == 0))
         shifted = tl.load(by_position + row[:, None] * (length + 1) + length - apart, mask=visible, other=0.0)
-        scores = _dot(by_content, tl.trans(_load(keys, key, length, dim, columns))) + shifted.to(tl.float32)
+        scores = dot(by_content, tl.trans(_load(keys, key, length, dim, columns))) + shifted.to(tl.float32)
         scores = tl.where(visible, scores, -float("inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         weights, shrink = tl.exp(scores - higher[:, None]), tl.exp(highest - higher)
         total = total * shrink + tl.sum(weights, 1)
         block_values = _load(values, key, length, dim, columns)
-        summed = summed * shrink[:, None] + _dot(weights.to(block_values.dtype), block_values)
+        summed = summed * shrink[:, None] + dot(weights.to(block_values.dtype), block_values)
         highest = higher
     _store(out + pair * queried * dim, summed / total[:, None], row, queried, dim, columns)
 
@@ -145,7 +135,7 @@ def forward_from(
 @triton.jit
 def _of_scores(weights, out_grad, values, delta, survivors):
     """The gradient of scores: of the softmax of what ``out_grad`` makes of values."""
-    return weights * (_dot(out_grad, tl.trans(values)) * survivors - delta[:, None])
+    return weights * (dot(out_grad, tl.trans(values)) * survivors - delta[:, None])
 
 
 @triton.jit
@@ -181,8 +171,8 @@ def backward_queries(
         place = tl.arange(0, 2 * block)[None, :] - (block - 1) + tl.arange(0, block)[:, None]
         known = (place >= 0) & (place < block)
         banded = tl.where(known, tl.gather(scores_grad, tl.where(known, place, 0), 1), 0.0)
-        content_grad += _dot(scores_grad.to(block_keys.dtype), block_keys)
-        position_grad += _dot(banded.to(band.dtype), band)
+        content_grad += dot(scores_grad.to(block_keys.dtype), block_keys)
+        position_grad += dot(banded.to(band.dtype), band)
     _store(by_content_grad + pair * queried * dim, content_grad, row, queried, dim, columns)
     _store(by_position_grad + pair * queried * dim, position_grad, row, queried, dim, columns)
 
@@ -217,8 +207,8 @@ def backward_keys(
         weights = _weights(scores, normaliser, row, key[None, :], queried, length, window)
         survivors = _survivors(seed, pair, row[:, None], key[None, :], length, kept) if dropped else 1.0
         scores_grad = _of_scores(weights, grad, block_values, delta, survivors)
-        key_grad += _dot(tl.trans(scores_grad.to(by_content.dtype)), by_content)
-        value_grad += _dot(tl.trans((weights * survivors).to(grad.dtype)), grad)
+        key_grad += dot(tl.trans(scores_grad.to(by_content.dtype)), by_content)
+        value_grad += dot(tl.trans((weights * survivors).to(grad.dtype)), grad)
     _store(keys_grad + pair * length * dim, key_grad, key, length, dim, columns)
     _store(values_grad + pair * length * dim, value_grad, key, length, dim, columns)
 
@@ -244,12 +234,12 @@ def backward_distances(
             by_position = _with_bias(states, position_bias + head * dim, dim, columns, scale)
             normaliser = tl.load(normalisers + pair * queried + row, mask=row < queried, other=0.0)
             delta = tl.load(deltas + pair * queried + row, mask=row < queried, other=0.0)
-            by_key = _dot(by_content, tl.trans(_load(keys + pair * length * dim, band, length, dim, columns)))
-            by_value = _dot(grad, tl.trans(_load(values + pair * length * dim, band, length, dim, columns)))
-            scores = _dot(by_position, tl.trans(own)) + tl.gather(by_key, place, 1)
+            by_key = dot(by_content, tl.trans(_load(keys + pair * length * dim, band, length, dim, columns)))
+            by_value = dot(grad, tl.trans(_load(values + pair * length * dim, band, length, dim, columns)))
+            scores = dot(by_position, tl.trans(own)) + tl.gather(by_key, place, 1)
             key = start - queried + first + place
             weights = _weights(scores, normaliser, row, key, queried, length, window)
             survivors = _survivors(seed, pair, row[:, None], key, length, kept) if dropped else 1.0
             scores_grad = weights * (tl.gather(by_value, place, 1) * survivors - delta[:, None])
-            total += _dot(tl.trans(scores_grad.to(by_position.dtype)), by_position)
+            total += dot(tl.trans(scores_grad.to(by_position.dtype)), by_position)
     _store(distances_grad + head * (length + 1) * dim, total, number, length + 1, dim, columns)

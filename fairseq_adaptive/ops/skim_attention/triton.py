@@ -14,30 +14,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fairseq_adaptive.ops.skim_attention.sequences import Sequences
+from fairseq_adaptive.ops.tiles import dot, load_rows, store_rows
 
 ROWS = 64  # of a block
-
-
-@triton.jit
-def _dot(a, b, upcast: tl.constexpr):
-    """Matrix product in the precision of ``a``, summed in float32; Triton's interpreter cannot multiply bfloat16."""
-    b = b.to(a.dtype)
-    if upcast:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit
-def _load(x, rows, inside, dims, stride, dim: tl.constexpr):
-    """Rows of one head, ``[ROWS, DIMS]``, zeros outside."""
-    at = x + rows.to(tl.int64)[:, None] * stride + dims[None, :]
-    return tl.load(at, mask=inside[:, None] & (dims < dim)[None, :], other=0.0)
-
-
-@triton.jit
-def _store(x, value, rows, inside, dims, stride, dim: tl.constexpr):
-    at = x + rows.to(tl.int64)[:, None] * stride + dims[None, :]
-    tl.store(at, value.to(x.dtype.element_ty), mask=inside[:, None] & (dims < dim)[None, :])
 
 
 @triton.jit
@@ -74,7 +53,6 @@ def _forward(
     seed,
     skims: tl.constexpr,
     drops: tl.constexpr,
-    upcast: tl.constexpr,
     dim: tl.constexpr,
     dim_block: tl.constexpr,
     size: tl.constexpr,
@@ -84,14 +62,14 @@ def _forward(
     rows, dims = first + tl.program_id(0) * size + tl.arange(0, size), tl.arange(0, dim_block)
     inside = rows < end
     if first + tl.program_id(0) * size < end:
-        queries = _load(q + head * dim, rows, inside, dims, stride, dim)
+        queries = load_rows(q + head * dim, rows, inside, dims, dim, stride)
         peak, sums = tl.full((size,), -float("inf"), tl.float32), tl.zeros((size,), tl.float32)
         result = tl.zeros((size, dim_block), tl.float32)
         for start in range(first, end, size):
             columns = start + tl.arange(0, size)
             there = columns < end
-            keys = _load(k + head * dim, columns, there, dims, stride, dim)
-            scores = _dot(queries, tl.trans(keys), upcast) * scale
+            keys = load_rows(k + head * dim, columns, there, dims, dim, stride)
+            scores = dot(queries, tl.trans(keys)) * scale
             own = rows[:, None] == columns[None, :]
             seen = tl.where(own, 1.0, _kept(kept, columns, there, skims)[None, :])
             scores = tl.where(there[None, :] & (seen > 0), scores + tl.log(tl.maximum(seen, 1e-30)), -float("inf"))
@@ -102,11 +80,11 @@ def _forward(
             sums = sums * shrink + tl.sum(weights, 1)
             if drops:
                 weights *= _mask(seed, rows, columns, head, heads, rows_in_all, dropout)
-            values = _load(v + head * dim, columns, there, dims, stride, dim)
-            product = _dot(weights.to(values.dtype), values, upcast)
+            values = load_rows(v + head * dim, columns, there, dims, dim, stride)
+            product = dot(weights.to(values.dtype), values)
             result, peak = result * shrink[:, None] + product, higher
         sums = tl.where(inside, sums, 1.0)
-        _store(out + head * dim, result / sums[:, None], rows, inside, dims, out_stride, dim)
+        store_rows(out + head * dim, result / sums[:, None], rows, inside, dims, dim, out_stride)
         tl.store(highest + rows * heads + head, peak, mask=inside)
         tl.store(total + rows * heads + head, peak + tl.log(sums), mask=inside)
 
@@ -130,13 +108,12 @@ def _slopes(
     dropout,
     seed,
     drops: tl.constexpr,
-    upcast: tl.constexpr,
 ):
     """W M and A of ``eager.py``, both ``[rows, columns]`` and 0 outside the sequence."""
-    scores = _dot(queries, tl.trans(keys), upcast) * scale - sums[:, None]
+    scores = dot(queries, tl.trans(keys)) * scale - sums[:, None]
     weights = tl.exp(tl.minimum(scores, (peak - sums)[:, None]))
     weights = tl.where(visible, weights, 0.0)
-    products, dropped = _dot(grads, tl.trans(values), upcast), weights
+    products, dropped = dot(grads, tl.trans(values)), weights
     if drops:
         mask = _mask(seed, rows, columns, head, heads, rows_in_all, dropout)
         products, dropped = products * mask, weights * mask
@@ -164,7 +141,6 @@ def _backward_query(
     seed,
     skims: tl.constexpr,
     drops: tl.constexpr,
-    upcast: tl.constexpr,
     dim: tl.constexpr,
     dim_block: tl.constexpr,
     size: tl.constexpr,
@@ -175,8 +151,8 @@ def _backward_query(
     inside = rows < end
     if first + tl.program_id(0) * size < end:
         queries, grads = (
-            _load(q + head * dim, rows, inside, dims, stride, dim),
-            _load(grad + head * dim, rows, inside, dims, out_stride, dim),
+            load_rows(q + head * dim, rows, inside, dims, dim, stride),
+            load_rows(grad + head * dim, rows, inside, dims, dim, out_stride),
         )
         peak, sums, inners = (
             tl.load(highest + rows * heads + head, mask=inside, other=0.0),
@@ -188,8 +164,8 @@ def _backward_query(
             columns = start + tl.arange(0, size)
             there = columns < end
             keys, values = (
-                _load(k + head * dim, columns, there, dims, stride, dim),
-                _load(v + head * dim, columns, there, dims, stride, dim),
+                load_rows(k + head * dim, columns, there, dims, dim, stride),
+                load_rows(v + head * dim, columns, there, dims, dim, stride),
             )
             visible = inside[:, None] & there[None, :]
             _, slopes = _slopes(
@@ -210,12 +186,11 @@ def _backward_query(
                 dropout,
                 seed,
                 drops,
-                upcast,
             )
             own = rows[:, None] == columns[None, :]
             slopes *= tl.where(own, 1.0, _kept(kept, columns, there, skims)[None, :])
-            result += _dot(slopes.to(keys.dtype), keys, upcast)
-        _store(q_grad + head * dim, result * scale, rows, inside, dims, out_stride, dim)
+            result += dot(slopes.to(keys.dtype), keys)
+        store_rows(q_grad + head * dim, result * scale, rows, inside, dims, dim, out_stride)
 
 
 @triton.jit
@@ -241,7 +216,6 @@ def _backward_key(
     seed,
     skims: tl.constexpr,
     drops: tl.constexpr,
-    upcast: tl.constexpr,
     dim: tl.constexpr,
     dim_block: tl.constexpr,
     size: tl.constexpr,
@@ -252,8 +226,8 @@ def _backward_key(
     there = columns < end
     if first + tl.program_id(0) * size < end:
         keys, values = (
-            _load(k + head * dim, columns, there, dims, stride, dim),
-            _load(v + head * dim, columns, there, dims, stride, dim),
+            load_rows(k + head * dim, columns, there, dims, dim, stride),
+            load_rows(v + head * dim, columns, there, dims, dim, stride),
         )
         seen = _kept(kept, columns, there, skims)
         key_sum, value_sum = tl.zeros((size, dim_block), tl.float32), tl.zeros((size, dim_block), tl.float32)
@@ -262,8 +236,8 @@ def _backward_key(
             rows = start + tl.arange(0, size)
             inside = rows < end
             queries, grads = (
-                _load(q + head * dim, rows, inside, dims, stride, dim),
-                _load(grad + head * dim, rows, inside, dims, out_stride, dim),
+                load_rows(q + head * dim, rows, inside, dims, dim, stride),
+                load_rows(grad + head * dim, rows, inside, dims, dim, out_stride),
             )
             peak, sums, inners = (
                 tl.load(highest + rows * heads + head, mask=inside, other=0.0),
@@ -289,15 +263,14 @@ def _backward_key(
                 dropout,
                 seed,
                 drops,
-                upcast,
             )
             own = rows[:, None] == columns[None, :]
             mask_sum += tl.sum(tl.where(own, 0.0, slopes), 0)
             by_key = tl.where(own, 1.0, seen[None, :])
-            value_sum += _dot(tl.trans((dropped * by_key).to(grads.dtype)), grads, upcast)
-            key_sum += _dot(tl.trans((slopes * by_key).to(queries.dtype)), queries, upcast)
-        _store(k_grad + head * dim, key_sum * scale, columns, there, dims, out_stride, dim)
-        _store(v_grad + head * dim, value_sum, columns, there, dims, out_stride, dim)
+            value_sum += dot(tl.trans((dropped * by_key).to(grads.dtype)), grads)
+            key_sum += dot(tl.trans((slopes * by_key).to(queries.dtype)), queries)
+        store_rows(k_grad + head * dim, key_sum * scale, columns, there, dims, dim, out_stride)
+        store_rows(v_grad + head * dim, value_sum, columns, there, dims, dim, out_stride)
         if skims:
             tl.store(kept_grad + columns * heads + head, mask_sum, mask=there)
 
@@ -314,7 +287,6 @@ def _launch(query, lengths, dropout, seed):
         "dropout": dropout,
         "seed": seed,
         "drops": dropout > 0,
-        "upcast": query.device.type == "cpu",
         "dim": dim,
         "dim_block": max(16, triton.next_power_of_2(dim)),
         "size": size,
