@@ -1,5 +1,6 @@
 """Fused operations: one folder each, where ``naive.py`` is the definition; modules and criterions import them here."""
 
+import fairseq_adaptive.ops.decoder_step  # noqa: F401  registers it
 import fairseq_adaptive.ops.relative_attention  # noqa: F401  registers it
 import fairseq_adaptive.ops.residual_norm  # noqa: F401  registers it
 from fairseq_adaptive.ops.cross_entropy import adaptive_cross_entropy, label_smoothed_cross_entropy

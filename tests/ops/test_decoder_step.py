@@ -1,0 +1,126 @@
+"""A step in C against its definition: sizes that fit no vector, every rule, beams that are not full, threads."""
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairseq_adaptive.ops.decoder_step import OP, Asked, Decoder, Halting, Layer, Map, Norm, Stack, naive
+
+pytestmark = pytest.mark.skipif(
+    OP.obstacle("native", "cpu", torch.float32) is not None,
+    reason=f"the library is not there: {OP.obstacle('native', 'cpu', torch.float32)}",
+)
+WORDS = 71
+
+
+def stack(generator, width, heads, hidden, source=None, layers=2, depths=3, **options):
+    def draw(*sizes, scale=1.0):
+        return torch.randn(*sizes, generator=generator) * scale
+
+    def linear(outer, inner):
+        return Map(draw(outer, inner, scale=inner**-0.5), draw(outer, scale=0.1))
+
+    def norm():
+        return Norm(1 + draw(width, scale=0.2), draw(width, scale=0.2), 1e-5)
+
+    def layer():
+        cross = {}
+        if source:
+            cross = {"query": linear(width, width), "source": linear(2 * width, source)}
+            cross["merge_source"] = linear(width, width)
+        maps = linear(3 * width, width), linear(width, width), linear(hidden, width), linear(width, hidden)
+        return Layer((norm(), norm() if source else None, norm()), *maps, **cross)
+
+    schedule = [depth % layers for depth in range(depths)]
+    options = {"pre_norm": True, "activation": "relu", **options}
+    if options.pop("admin", False):
+        options["omega"] = 1 + draw(depths, 3 if source else 2, width, scale=0.3)
+    return Stack([layer() for _ in range(layers)], schedule, heads, last=norm() if options["pre_norm"] else None, **options)
+
+
+def decoder(seed=1, width=24, heads=2, hidden=20, source=12, rule="none", embedding_norm=False, **options):
+    generator = torch.Generator().manual_seed(seed)
+    made = stack(generator, width, heads, hidden, source, **options)
+    embedding, words = (torch.randn(WORDS, width, generator=generator) for _ in range(2))
+    norm = Norm(torch.ones(width), torch.zeros(width), 1e-5) if embedding_norm else None
+    thresholds = {"act": 0.9, "ut_act": 0.9, "pondernet": 0.5, "saturation": 0.8}
+    unit = torch.randn(width, generator=generator) * 0.4
+    halting = Halting(rule, thresholds[rule], unit, -0.5) if rule != "none" else Halting()
+    return Decoder(made, embedding, 0.7, words, norm, halting)
+
+
+def searches(made, lengths, generator, threads=1):
+    from fairseq_adaptive.ops.decoder_step import native
+
+    layer = made.stack.layers[0]
+    states = None
+    if layer.source is not None:
+        states = torch.randn(sum(lengths), layer.source.weight.size(1), generator=generator)
+    return naive.Search(made, lengths, states), native.Search(native.Packed(made), lengths, states, threads)
+
+
+def run(made, lengths, beam=3, steps=4, threads=1, seed=2, **asked):
+    """Let both decode the same, sentences that end on the way and rows in any order among them."""
+    generator = torch.Generator().manual_seed(seed)
+    ours = searches(made, lengths, generator, threads)
+    sentences, order, rows = len(lengths), None, 1
+    tokens, scores = torch.full((sentences,), 2), torch.zeros(sentences)
+    for step in range(steps):
+        position = torch.randn(made.embedding.size(1), generator=generator) if step % 2 else None
+        question = Asked(tokens, scores, order, rows, position, 2 * beam, **asked)
+        (best, words, origin), (found, *theirs) = (each.step(question) for each in ours)
+        torch.testing.assert_close(found, best, rtol=1e-5, atol=1e-5)
+        apart = best.diff().abs().gt(1e-4)  # what is nearly equal may come in any order
+        end = torch.ones(sentences, 1, dtype=torch.bool)
+        real = best.isfinite() & torch.cat((end, apart), 1) & torch.cat((apart, end), 1)
+        assert torch.equal(theirs[0][real], words[real]) and torch.equal(theirs[1][real], origin[real])
+        kept = torch.randperm(sentences, generator=generator)[: max(1, sentences - step % 2)]
+        sentences, chosen = len(kept), torch.rand(len(kept), 2 * beam, generator=generator).argsort(1)[:, :beam]
+        order, tokens = (each[kept].gather(1, chosen).flatten() for each in (origin, words))
+        scores, rows = best[kept].gather(1, chosen).flatten(), beam
+    ours[1].close()
+
+
+SIZES = [
+    {"width": 24, "heads": 2},
+    {"width": 64, "heads": 4, "hidden": 96, "source": 64},
+    {"width": 15, "heads": 3, "hidden": 7, "source": 9},
+    {"width": 13, "heads": 1, "hidden": 1, "source": 1, "layers": 1},
+    {"width": 144, "heads": 4, "hidden": 33, "source": None},
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: f"C{sizes['width']}-H{sizes['heads']}")
+@pytest.mark.parametrize("pre_norm", (True, False), ids=("pre", "post"))
+@pytest.mark.parametrize("activation", ("relu", "gelu"))
+def test_sizes(sizes, pre_norm, activation):
+    made = decoder(pre_norm=pre_norm, activation=activation, admin=not pre_norm, embedding_norm=pre_norm, **sizes)
+    run(made, [5, 1, 8, 3])
+
+
+@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation"))
+@pytest.mark.parametrize("pre_norm", (True, False), ids=("pre", "post"))
+def test_halting(rule, pre_norm):
+    for seed in range(3):
+        run(decoder(seed, rule=rule, pre_norm=pre_norm, depths=6, layers=2, width=40), [5, 2, 8], seed=seed)
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.integers(0, 30),
+    st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    st.sampled_from((1, 2, 5, 37)),
+    st.integers(1, 3),
+    st.sampled_from(naive.RULES),
+)
+@settings(max_examples=25, deadline=None)
+def test_random_cases(head, heads, hidden, source, lengths, beam, threads, rule):
+    made = decoder(3, head * heads, heads, hidden, source or None, rule)
+    run(made, lengths, beam, steps=3, threads=threads)
