@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from contextvars import ContextVar
-from typing import Dict, Optional
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class PrepackedWeights:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
 
-_KEPT: ContextVar[Optional[Dict[nn.Module, PrepackedWeights]]] = ContextVar("weights laid out", default=None)
+_KEPT: ContextVar[Optional[Dict[nn.Module, Any]]] = ContextVar("weights laid out", default=None)
 
 
 @contextlib.contextmanager
@@ -76,6 +76,28 @@ def prepacked_weights(linear: nn.Linear) -> PrepackedWeights:
     if found is None or found.weight is not weight or found.place != (weight.data_ptr(), weight.dtype):  # .to(...)
         found = kept[linear] = PrepackedWeights(weight, linear.bias)
     return found
+
+
+def laid_out(module: nn.Module, weights: Sequence[Tensor], rest: Tuple, make: Callable):
+    """Return what ``make()`` lays out of a module's weights: where weights are constant it is made once.
+
+    Args:
+        weights: that it is made of; with others in their place, or moved, it is made again
+        rest: numbers and names that it is made of
+    """
+    kept = _KEPT.get()
+    if kept is None:
+        return make()
+    weights, place = tuple(weights), (rest, [(each.data_ptr(), each.dtype) for each in weights])
+    found = kept.get(module)
+    if (
+        not isinstance(found, tuple)
+        or found[1] != place
+        or len(found[0]) != len(weights)
+        or any(one is not other for one, other in zip(found[0], weights))
+    ):
+        found = kept[module] = weights, place, make()
+    return found[2]
 
 
 class PrepackedLinear(nn.Linear):
