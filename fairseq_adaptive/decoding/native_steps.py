@@ -49,7 +49,7 @@ def native_steps(generator, net_input) -> Optional["NativeSteps"]:
     try:
         if weight is None:
             raise Unfit("the embedding is adaptive")
-        _check(generator)
+        _check(generator, len(net_input["src_tokens"]) * generator.beam_size)
         return NativeSteps(generator, OP.implementation(weight, weight.dtype), net_input)
     except Unfit as error:
         refuse(str(error))
@@ -57,7 +57,7 @@ def native_steps(generator, net_input) -> Optional["NativeSteps"]:
         return None
 
 
-def _check(generator):
+def _check(generator, rows):
     models = generator.model.models
     if len(models) > 1:
         raise Unfit("several models decode together")
@@ -69,6 +69,13 @@ def _check(generator):
     if why is not None:
         raise Unfit(why)
     require_nothing_else()
+    if requested() != "native":
+        from fairseq_adaptive.ops.decoder_step.native import slower
+
+        layer = models[0].decoder.layers[0]
+        why = slower(layer.fc1.in_features, layer.fc1.out_features, rows)
+        if why is not None:
+            raise Unfit(why)
 
 
 class NativeSteps:

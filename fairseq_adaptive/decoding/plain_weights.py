@@ -46,6 +46,14 @@ def require_nothing_else():
         raise Unfit("autocast is on")
 
 
+def _within(module):
+    """A module and all in it, as ``modules()`` gives them, in a fraction of its time: it is asked in every search."""
+    yield module
+    for child in module._modules.values():
+        if child is not None:
+            yield from _within(child)
+
+
 def _require(modules, types=()):
     why = first_change(modules, types)
     if why is not None:
@@ -105,7 +113,7 @@ def _check_stack(stack, last, embedding):
         for each in attentions:
             if len({part.bias is None for part in (each.q_proj, each.k_proj, each.v_proj)}) > 1:
                 raise Unfit("some maps of attention have no bias")
-        sizes = [tuple(each.shape) for each in layer.parameters()]
+        sizes = [part.shape for each in _within(layer) for part in each._parameters.values() if part is not None]
         shapes.add((layer.activation_fn, layer.normalize_before, *sizes, *(each.num_heads for each in attentions)))
     if len(shapes) > 1:
         raise Unfit("layers differ")
@@ -114,11 +122,14 @@ def _check_stack(stack, last, embedding):
 
 
 def _parts(module) -> List[Tensor]:
-    parts = [*module.parameters(), *module.buffers()]
-    for each in module.parameters():
-        if type(each) not in (nn.Parameter, Tensor) or each.dtype != torch.float32 or each.device.type != "cpu":
+    parts, others = [], []
+    for each in _within(module):
+        parts += [part for part in each._parameters.values() if part is not None]
+        others += [other for other in each._buffers.values() if other is not None]
+    for each in parts:
+        if type(each) is not nn.Parameter or each.dtype != torch.float32 or not each.is_cpu:
             raise Unfit("weights are not all float32 on the CPU")
-    return parts
+    return parts + others
 
 
 def _rest(stack):
@@ -192,7 +203,7 @@ def encoder_weights(encoder, net_input) -> Found:
     layers = [stack.layer(number) for number in range(stack.unique_layers)]
     if encoder.layer_norm is not None:
         _require([encoder.layer_norm], FUSABLE)
-    _require((stack, *(each for layer in layers for each in layer.modules())), _ENCODER)
+    _require((stack, *(each for layer in layers for each in _within(layer))), _ENCODER)
     if any(layer.tape_ffn is not None for layer in layers) or not all(map(plain, layers)):
         raise Unfit("its layers are not plain")
     _check_stack(stack, encoder.layer_norm, ())

@@ -15,6 +15,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 logger = logging.getLogger(__name__)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_EVERYWHERE = [getattr(torch_module, f"_global{name}") for name in HOOKS]  # torch changes them in place
 _KNOWN = set()
 
 
@@ -46,8 +47,7 @@ def change(module: nn.Module, types: Tuple = (), called: bool = False, ignored: 
     cls = type(module)
     if cls not in types and cls not in _KNOWN:
         return f"{cls.__name__} is none of the known classes"
-    everywhere = (hook for name in HOOKS for hook in getattr(torch_module, f"_global{name}").values())
-    if not called and not all(map(_watches, everywhere)):
+    if not called and any(_EVERYWHERE) and not all(_watches(hook) for hooks in _EVERYWHERE for hook in hooks.values()):
         return "there are global hooks"
     if not called and any(getattr(module, name) for name in HOOKS):
         return f"{cls.__name__} has hooks"

@@ -30,9 +30,7 @@ class PrepackedWeights:
     def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
         self.weight, self.bias, self._packed, self._used = weight, bias, None, False
         self.place = weight.data_ptr(), weight.dtype
-        packable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.enabled
-        packable &= torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        self._least = matmul.LEAST / weight.size(0) if packable else float("inf")
+        self._least = matmul.LEAST / weight.size(0) if matmul.can_prepack(weight) else float("inf")
 
     def __call__(self, x: Tensor) -> Tensor:
         """... x I -> ... x O"""
@@ -42,8 +40,8 @@ class PrepackedWeights:
             if not self._used:
                 self._used = True
                 return matmul.linear(x, self.weight, self.bias)
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+            self._packed = matmul.Prepacked(self.weight, self.bias)
+        return self._packed(x)
 
 
 _KEPT: ContextVar[Optional[Dict[nn.Module, Any]]] = ContextVar("weights laid out", default=None)

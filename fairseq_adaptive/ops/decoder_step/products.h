@@ -79,9 +79,9 @@ int64_t packed_size(int64_t out, int64_t in) { return (out + W - 1) / W * W * in
 
 /* O x I to panels */
 void pack(const float *weight, int64_t out, int64_t in, float *panels) {
-  for (int64_t first = 0; first < out; first += W)
-    for (int64_t i = 0; i < in; i++, panels += W)
-      for (int64_t o = 0; o < W; o++) panels[o] = first + o < out ? weight[(first + o) * in + i] : 0.f;
+  for (int64_t first = 0; first < out; first += W, panels += in * W)
+    for (int64_t o = 0; o < W; o++)
+      for (int64_t i = 0; i < in; i++) panels[i * W + o] = first + o < out ? weight[(first + o) * in + i] : 0.f;
 }
 
 INLINE void tile(const int rows, const float *x, int64_t in, const float *w, const float *bias, float *out) {
