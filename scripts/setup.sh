@@ -12,11 +12,11 @@ if [ $# -ne 0 ]; then
   exit 2
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-extras=test,translation,export,hf,plots,images
+extras=test,docs,translation,export,hf,plots,images
 stamp=.venv/installed
 
 # the checksum also covers this folder: a virtual environment that was moved is broken
-wanted=$({ echo "$PWD $extras ${PYTHON:-}"; cat setup.py constraints.txt scripts/setup.sh; } | cksum)
+wanted=$({ echo "$PWD $extras ${PYTHON:-}"; cat pyproject.toml constraints.txt scripts/setup.sh; } | cksum)
 works() { .venv/bin/python -c 'from importlib.util import find_spec
 assert all(map(find_spec, ("torch", "fairseq", "fairseq_adaptive")))' 2> /dev/null; }
 if [ "$(cat "$stamp" 2> /dev/null)" = "$wanted" ] && works; then

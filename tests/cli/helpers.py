@@ -15,6 +15,8 @@ from unittest import mock
 
 import fairseq_adaptive
 
+from cli import commands
+
 USER_DIR = str(Path(fairseq_adaptive.__file__).parent)
 TINY_TRANSFORMER = [
     "--encoder-embed-dim",
@@ -38,7 +40,8 @@ TINY_TRANSFORMER = [
 
 
 def run(command, *args, check=True, env=None, timeout=300, **kwargs):
-    """Runs ``command`` (``fairseq-train``, ``torchrun``, ...) from this interpreter's folder, in its own process.
+    """Runs ``command`` (``fairseq-train``, ``torchrun``, ...) from this interpreter's folder, in its own process, which
+    for commands in Python is forked from one that has imported fairseq (:mod:`cli.commands`).
 
     The process sees no CUDA device and one thread, so that results and times do not depend on the machine; ``env`` adds
     to its environment. Returns a ``subprocess.CompletedProcess`` with text ``stdout`` and ``stderr``. With ``check``,
@@ -52,10 +55,14 @@ def run(command, *args, check=True, env=None, timeout=300, **kwargs):
         "PET_MASTER_PORT": str(29500 + int(worker)),
         **(env or {}),
     }
-    executable = sys.executable if command == "python" else str(Path(sys.executable).parent / command)
-    done = subprocess.run(
-        [executable, *map(str, args)], env=environment, capture_output=True, text=True, timeout=timeout, **kwargs
+    argv = (
+        list(map(str, args)) if command == "python" else [str(Path(sys.executable).parent / command), *map(str, args)]
     )
+    if commands.can_fork(argv, env, kwargs):
+        done = commands.forked(argv, environment, timeout, **kwargs)
+    else:
+        argv = [sys.executable, *argv] if command == "python" else argv
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout, **kwargs)
     if check:
         assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
