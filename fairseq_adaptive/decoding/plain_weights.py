@@ -10,7 +10,7 @@ from torch.nn.modules import module as torch_module
 
 from fairseq_adaptive.decoding.decoder_step import KNOWN, plain
 from fairseq_adaptive.modules.layers.admin import AdminResidual
-from fairseq_adaptive.modules.layers.known import HOOKS, change, first_change
+from fairseq_adaptive.modules.layers.known import HOOKS, first_change
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 from fairseq_adaptive.modules.layers.residual import FUSABLE
 from fairseq_adaptive.modules.layers.short_attention import ShortAttention

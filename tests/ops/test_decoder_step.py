@@ -40,7 +40,9 @@ def stack(generator, width, heads, hidden, source=None, layers=2, depths=3, **op
     options = {"pre_norm": True, "activation": "relu", **options}
     if options.pop("admin", False):
         options["omega"] = 1 + draw(depths, 3 if source else 2, width, scale=0.3)
-    return Stack([layer() for _ in range(layers)], schedule, heads, last=norm() if options["pre_norm"] else None, **options)
+    return Stack(
+        [layer() for _ in range(layers)], schedule, heads, last=norm() if options["pre_norm"] else None, **options
+    )
 
 
 def decoder(seed=1, width=24, heads=2, hidden=20, source=12, rule="none", embedding_norm=False, **options):
