@@ -391,3 +391,9 @@ int32_t search_step(Search *s, const Step *q, int64_t first, int64_t last) {
   free(heaps);
   return 0;
 }
+
+/* what native.py says again */
+int32_t size_of_Map(void) { return sizeof(Map); }
+int32_t size_of_Layer(void) { return sizeof(Layer); }
+int32_t size_of_Decoder(void) { return sizeof(Decoder); }
+int32_t size_of_Step(void) { return sizeof(Step); }
