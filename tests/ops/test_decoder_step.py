@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_adaptive.ops.decoder_step import OP, Asked, Decoder, Halting, Layer, Map, Norm, Stack, naive
+from fairseq_adaptive.ops.decoder_step import OP, Asked, Decoder, Halting, Layer, Map, Norm, Stack, naive, native
 
 pytestmark = pytest.mark.skipif(
     OP.obstacle("native", "cpu", torch.float32) is not None,
@@ -57,8 +57,6 @@ def decoder(seed=1, width=24, heads=2, hidden=20, source=12, rule="none", embedd
 
 
 def searches(made, lengths, generator, threads=1):
-    from fairseq_adaptive.ops.decoder_step import native
-
     layer = made.stack.layers[0]
     states = None
     if layer.source is not None:
@@ -126,3 +124,119 @@ def test_halting(rule, pre_norm):
 def test_random_cases(head, heads, hidden, source, lengths, beam, threads, rule):
     made = decoder(3, head * heads, heads, hidden, source or None, rule)
     run(made, lengths, beam, steps=3, threads=threads)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"only": 2},
+        {"only": 2, "changes": {2: -math.inf}},
+        {"changes": {1: -math.inf, 3: -2.5, 70: 4.0, 64: -math.inf}},
+        {"heat": 0.01},
+        {"heat": 3.0, "changes": {0: -math.inf}},
+    ],
+    ids=str,
+)
+def test_what_a_step_is_asked(asked):
+    run(decoder(), [5, 1, 8], **asked)
+
+
+def test_many_words(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.WORDS", 1500)
+    run(decoder(width=32), [5, 1, 8], beam=5)
+
+
+def test_rows_that_are_not_numbers():
+    """They have no continuations, and neither do their sentences where there is no other row."""
+    made = decoder()
+    made.embedding[7], made.words[9, 3] = math.nan, math.inf
+    ours = searches(made, [3, 2], torch.Generator().manual_seed(1))[1]
+    best, words, rows = ours.step(Asked(torch.tensor([7, 2]), torch.zeros(2), None, 1, None, 4))
+    assert best.eq(-math.inf).all() and words.eq(0).all() and rows.tolist() == [[0] * 4, [1] * 4]
+    made.words[9, 3] = 0
+    both = searches(made, [3, 2], torch.Generator().manual_seed(1))
+    for tokens, order, beam in (
+        (torch.tensor([2, 2]), None, 1),
+        (torch.tensor([7, 2, 7, 7]), torch.tensor([0, 0, 1, 1]), 2),
+    ):
+        asked = Asked(tokens, torch.zeros(len(tokens)), order, beam, None, 4)
+        (best, words, rows), (found, *theirs) = (each.step(asked) for each in both)
+        torch.testing.assert_close(found, best, rtol=1e-5, atol=1e-5)
+        assert torch.equal(theirs[1], rows) and torch.equal(theirs[0], words)
+    assert rows[0].eq(1).all() and best[1].eq(-math.inf).all()
+
+
+@pytest.mark.parametrize("pre_norm", (True, False), ids=("pre", "post"))
+@pytest.mark.parametrize("threads", (1, 3))
+def test_encode(pre_norm, threads):
+    generator = torch.Generator().manual_seed(1)
+    for width, heads, hidden in ((24, 2, 20), (15, 3, 7), (64, 4, 128)):
+        made = stack(generator, width, heads, hidden, pre_norm=pre_norm, admin=not pre_norm)
+        x, lengths = torch.randn(21, width, generator=generator), [7, 1, 13]
+        given = x.clone()
+        found = native.encode(native.Packed(made), x, lengths, threads)
+        torch.testing.assert_close(found, naive.encode(made, x, lengths), rtol=1e-5, atol=1e-5)
+        assert torch.equal(x, given)
+
+
+def test_a_row_does_not_depend_on_others():
+    """Bit by bit, whatever the number of rows is that a tile takes."""
+    made = native.Packed(decoder(width=40, hidden=56, rule="act"))
+    generator = torch.Generator().manual_seed(1)
+    states, tokens = torch.randn(17, 3, 12, generator=generator), torch.randint(0, WORDS, (17,), generator=generator)
+    together = native.Search(made, [3] * 17, states.flatten(0, 1))
+    asked = Asked(tokens, torch.zeros(17), None, 1, None, 6)
+    expected = [each.clone() for each in together.step(asked)]
+    for count in range(1, 17):
+        some = native.Search(made, [3] * count, states[:count].flatten(0, 1))
+        found = some.step(asked._replace(tokens=tokens[:count], scores=torch.zeros(count)))
+        assert all(torch.equal(one, other[:count]) for one, other in zip(found, expected))
+
+
+def test_several_threads_at_once():
+    """Searches share the weights that are laid out and nothing else."""
+    made = native.Packed(decoder(rule="ut_act"))
+    states = torch.randn(8, 6, 12, generator=torch.Generator().manual_seed(1))
+
+    def ask(number):
+        found, tokens, order = [], torch.tensor([number]), None
+        search = native.Search(made, [6], states[number])
+        for _ in range(6):
+            best, words, rows = search.step(Asked(tokens, torch.zeros(len(tokens)), order, len(tokens), None, 4))
+            tokens, order = words[0], rows[0]
+            found.append(best)
+        search.close()
+        return torch.stack([*found])
+
+    expected, start = [ask(number) for number in range(8)], threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda number: (start.wait(), ask(number))[1], range(8)))
+            assert all(map(torch.equal, found, expected))
+
+
+def test_what_makes_no_sense_is_refused():
+    made = native.Packed(decoder())
+    with pytest.raises(ValueError, match="states of the source"):
+        native.Search(made, [3])
+    with pytest.raises(ValueError, match="states of the source"):
+        native.Search(native.Packed(decoder(source=None)), [3], torch.zeros(3, 12))
+    for token in (-1, WORDS):
+        with pytest.raises(IndexError, match="none of 71 words"):
+            native.Search(made, [1], torch.zeros(1, 12)).step(
+                Asked(torch.tensor([token]), torch.zeros(1), None, 1, None, 2)
+            )
+
+
+def test_large_steps_go_to_who_is_faster(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        native, "speeds", lambda *sizes: asked.append(sizes) or (10.0, 11.9 if sizes[2] < 512 else 12.1)
+    )
+    assert native.slower(128, 256, 320) is None and not asked
+    assert native.slower(512, 2048, 320) is None and asked == [(512, 2048, 256, torch.get_num_threads())]
+    assert native.slower(512, 2048, 640) == (
+        "torch multiplies 512 rows of 512 by 2048 faster on this machine: 12 GFLOP/s for 10"
+    )
+    monkeypatch.undo()
+    assert all(0.01 < each < 10000 for each in native.speeds(64, 128, 32, 1))

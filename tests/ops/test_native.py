@@ -219,5 +219,10 @@ def test_structures_have_the_sizes_of_the_c_file():
     pytest.importorskip("ctypes")
     if steps.obstacle():
         pytest.skip(steps.obstacle())
-    for name, structure in {"Map": steps._Map, "Layer": steps._Layer, "Decoder": steps._Decoder, "Step": steps._Step}.items():
+    for name, structure in {
+        "Map": steps._Map,
+        "Layer": steps._Layer,
+        "Decoder": steps._Decoder,
+        "Step": steps._Step,
+    }.items():
         assert steps.library()[f"size_of_{name}"]() == ctypes.sizeof(structure), name

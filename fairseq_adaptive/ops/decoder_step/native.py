@@ -113,7 +113,7 @@ def obstacle() -> Optional[str]:
 
 
 @functools.cache
-def _speeds(width: int, hidden: int, rows: int, threads: int) -> Tuple[float, float]:
+def speeds(width: int, hidden: int, rows: int, threads: int) -> Tuple[float, float]:
     """GFLOP/s of a product of this library and of torch's faster one, the best of three."""
     x, weight, bias = torch.ones(rows, width), torch.ones(hidden, width), torch.ones(hidden)
     packing = _Packing(library())
@@ -145,7 +145,7 @@ def slower(width: int, hidden: int, rows: int) -> Optional[str]:
     if width * hidden * rows < _LARGE:
         return None
     rows = min(1 << rows.bit_length() - 1, _MOST_ROWS)
-    own, others = _speeds(width, hidden, rows, torch.get_num_threads())
+    own, others = speeds(width, hidden, rows, torch.get_num_threads())
     if own * _GAIN >= others:
         return None
     return f"torch multiplies {rows} rows of {width} by {hidden} faster on this machine: {others:.0f} GFLOP/s for {own:.0f}"
