@@ -16,12 +16,12 @@ from fairseq_adaptive.modules.layers.residual import FUSABLE
 from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 from fairseq_adaptive.modules.layers.transformer_layer import EncoderLayer
 from fairseq_adaptive.modules.policies.act import ACT, UniversalACT
-from fairseq_adaptive.modules.policies.confidence import Saturation
+from fairseq_adaptive.modules.policies.confidence import Margin, Saturation
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
 from fairseq_adaptive.modules.stack.stack import LayerStack
 from fairseq_adaptive.ops.decoder_step import Decoder, Halting, Layer, Map, Norm, Stack
 
-_RULES = {ACT: "act", UniversalACT: "ut_act", PonderNet: "pondernet", Saturation: "saturation"}
+_RULES = {ACT: "act", UniversalACT: "ut_act", PonderNet: "pondernet", Saturation: "saturation", Margin: "margin"}
 _ACTIVATIONS = {F.relu: "relu", gelu: "gelu"}
 _ENCODER = (LayerStack, EncoderLayer, ShortAttention, *KNOWN)
 Found = Tuple[Callable, List[Tensor], Tuple]
@@ -165,6 +165,8 @@ def decoder_weights(decoder) -> Found:
         if type(rule) not in _RULES or stack.hides:
             raise Unfit(f"tokens halt by {type(rule).__name__} and are seen in another way")
         _require([rule], tuple(_RULES))
+        if getattr(rule, "scores", None) not in (None, decoder.word_scores):
+            raise Unfit(f"{type(rule).__name__} asks other words than those of the output layer")
         if hasattr(rule, "unit"):
             _require([rule.unit], LINEARS)
 

@@ -88,7 +88,7 @@ def test_suppressed_words(build, batch, dictionary, monkeypatch):
     assert not any({int(common), 9} & set(each["tokens"].tolist()) for each in sum(found[0], []))
 
 
-@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation"))
+@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation", "margin"))
 @pytest.mark.parametrize("rows, flags", [(1, {}), (3, PRE_LN), (64, {})], ids=str)
 def test_halting(build, batch, both, rule, rows, flags):
     model = halting(build, rule, dtype=torch.float32, **flags)
@@ -212,7 +212,7 @@ UNFIT = [
     ({"adaptive_softmax_cutoff": "20,30"}, {}, "the softmax is adaptive"),
     ({"decoder_input_dim": 12, "decoder_output_dim": 12}, {}, "embeddings are projected"),
     ({"activation_fn": "tanh"}, {}, "the activation is tanh"),
-    ({"decoder_halting": "margin"}, {}, "tokens halt by Margin"),
+    ({"decoder_halting": "act", "decoder_halting_kv": "active"}, {}, "tokens halt by ACT and are seen"),
     ({"decoder_router": "skimming"}, {}, "a router chooses tokens"),
     ({"scale_attn": True}, {}, "its decoder is not plain"),
     ({}, {"no_repeat_ngram_size": 2}, "n-grams are blocked"),

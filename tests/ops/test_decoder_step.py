@@ -50,7 +50,7 @@ def decoder(seed=1, width=24, heads=2, hidden=20, source=12, rule="none", embedd
     made = stack(generator, width, heads, hidden, source, **options)
     embedding, words = (torch.randn(WORDS, width, generator=generator) for _ in range(2))
     norm = Norm(torch.ones(width), torch.zeros(width), 1e-5) if embedding_norm else None
-    thresholds = {"act": 0.9, "ut_act": 0.9, "pondernet": 0.5, "saturation": 0.8}
+    thresholds = {"act": 0.9, "ut_act": 0.9, "pondernet": 0.5, "saturation": 0.8, "margin": 0.3}
     unit = torch.randn(width, generator=generator) * 0.4
     halting = Halting(rule, thresholds[rule], unit, -0.5) if rule != "none" else Halting()
     return Decoder(made, embedding, 0.7, words, norm, halting)
@@ -103,7 +103,7 @@ def test_sizes(sizes, pre_norm, activation):
     run(made, [5, 1, 8, 3])
 
 
-@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation"))
+@pytest.mark.parametrize("rule", naive.RULES[1:])
 @pytest.mark.parametrize("pre_norm", (True, False), ids=("pre", "post"))
 def test_halting(rule, pre_norm):
     for seed in range(3):

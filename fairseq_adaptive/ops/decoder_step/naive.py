@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RULES = ("none", "act", "ut_act", "pondernet", "saturation")
+RULES = ("none", "act", "ut_act", "pondernet", "saturation", "margin")
 
 
 class Norm(NamedTuple):
@@ -95,7 +95,7 @@ class Stack(NamedTuple):
 
 
 class Halting(NamedTuple):
-    """Which rule says where a row stops, one of ``RULES``; ``weight``, C, and ``bias`` are those of its unit."""
+    """Which rule says where a row stops, one of ``RULES``; ``weight``, C, and ``bias`` are those of its unit, if any."""
 
     rule: str = "none"
     threshold: float = 1.0
@@ -185,7 +185,7 @@ class Search:
             self._sentence = [self._sentence[row] for row in order]
             self._past = [[list(depth) for depth in self._past[row]] for row in order]
         states = torch.stack([self._decode(row, int(token), asked) for row, token in enumerate(asked.tokens)])
-        lprobs = (F.linear(states, self._decoder.words) * asked.heat).log_softmax(-1)
+        lprobs = (self._words(states) * asked.heat).log_softmax(-1)
         for word, change in asked.changes.items():
             lprobs[:, word] += change
         if asked.only >= 0:
@@ -215,7 +215,12 @@ class Search:
             self._past[row][depth].append(self._qkv(depth, x)[1:])
         if decoder.halting.rule == "ut_act" and mass > 0:
             x = result
-        return x if stack.last is None else stack.last(x)
+        return x
+
+    def _words(self, states):
+        """Logits of states behind the last depth, ... x C -> ... x V."""
+        last = self._decoder.stack.last
+        return F.linear(states if last is None else last(states), self._decoder.words)
 
     def _qkv(self, depth, x):
         layer = self._decoder.stack.layers[self._decoder.stack.schedule[depth]]
@@ -240,6 +245,9 @@ class Search:
         rule, threshold, weight, bias = self._decoder.halting
         if rule == "saturation":
             return y, mass, result, last or bool(F.cosine_similarity(x, y, dim=0) >= threshold)
+        if rule == "margin":
+            best = self._words(y).softmax(-1).topk(2).values
+            return y, mass, result, last or bool(best[0] - best[1] >= threshold)
         p = float(((x if rule == "ut_act" else y) @ weight + bias).sigmoid())
         if rule == "pondernet":
             mass = 1.0 if last else 1 - (1 - mass) * (1 - p)

@@ -5,7 +5,7 @@
    panels of W columns; widths are multiples of the lanes of a vector, and what pads them is zero. */
 #include "layers.h"
 
-typedef enum { NEVER, ACT, UNIVERSAL, PONDER, SATURATION } Rule;
+typedef enum { NEVER, ACT, UNIVERSAL, PONDER, SATURATION, MARGIN } Rule;
 
 typedef struct {
   Stack stack;
@@ -157,9 +157,10 @@ INLINE float dot(const float *a, const float *b, int64_t n) {
 }
 
 /* Whether a row is done behind a depth, by the rules of modules/policies: from states x to y, which is changed; `mass` is
-   what the rule carries, 0 at the start, and `result` UT's accumulator */
+   what the rule carries, 0 at the start, or the margin, and `result` UT's accumulator */
 static int halts(const Decoder *d, const float *x, float *y, int last, float *mass, float *result) {
   const int64_t C = d->stack.width;
+  if (d->rule == MARGIN) return *mass >= d->threshold;
   if (d->rule == SATURATION) {
     const float xx = sqrtf(dot(x, x, C)), yy = sqrtf(dot(y, y, C));
     return dot(x, y, C) / ((xx > 1e-8f ? xx : 1e-8f) * (yy > 1e-8f ? yy : 1e-8f)) >= d->threshold;
@@ -202,6 +203,66 @@ static void fill(const Search *s, const int64_t *reached, const float *states, i
   }
 }
 
+/* what the words say of some rows of states, without keeping a logit: the log of the sum over all of them, and, where there
+   is room for them, the maxima of groups, rows x groups, and how far the best word is ahead of the second, in probability */
+static int scan(const Decoder *d, const float *states, int64_t rows, float heat, float *total, float *maxima, float *margin) {
+  const Map *map = &d->words;
+  const int64_t groups = map->out / GROUP, block = TILE * 16;
+  float out[PANELS][TILE * W];
+  float *tops = malloc(sizeof(float) * block * (1 + 3 * LANES)), *sums = tops + block;
+  if (!tops) return 1;
+  float *best = sums + block * LANES, *second = best + block * LANES;
+  for (int64_t from = 0; from < rows; from += block) {
+    const int64_t to = rows < from + block ? rows : from + block;
+    for (int64_t i = 0; i < block; i++) tops[i] = -1e30f;
+    for (int64_t i = 0; i < block * LANES; i++) sums[i] = 0, best[i] = second[i] = -INFINITY;
+    for (int64_t g = 0; g < groups; g++)
+      for (int64_t r = from, n; r < to; r += n) {
+        n = take(to - r);
+        for (int p = 0; p < PANELS; p++) {
+          const int64_t word = g * GROUP + p * W;
+          some(n, states + r * map->in, map->in, map->panels + word * map->in, map->bias + word, out[p]);
+        }
+        for (int64_t i = 0; i < n; i++) {
+          const int64_t at = r - from + i;
+          V x[GROUP / LANES], most = all(-INFINITY), e = {0};
+          UNROLL for (int c = 0; c < GROUP / LANES; c++) {
+            x[c] = load(out[c / VECTORS] + i * W + c % VECTORS * LANES) * heat;
+            most = larger(x[c], most);
+          }
+          const float top = largest(most);
+          float *sum_of = sums + at * LANES;
+          if (maxima) maxima[(r + i) * groups + g] = top;
+          if (top > tops[at]) {
+            store(sum_of, load(sum_of) * expf(tops[at] - top));
+            tops[at] = top;
+          }
+          UNROLL for (int c = 0; c < GROUP / LANES; c++) e += exponential(x[c] - tops[at]);
+          store(sum_of, load(sum_of) + e);
+          if (margin) UNROLL for (int c = 0; c < GROUP / LANES; c++) {
+            const V one = load(best + at * LANES), two = load(second + at * LANES), lower = pick((I)(one > x[c]), x[c], one);
+            store(best + at * LANES, larger(one, x[c]));
+            store(second + at * LANES, larger(two, lower));
+          }
+        }
+      }
+    for (int64_t r = from; r < to; r++) {
+      const int64_t at = r - from;
+      total[r] = tops[at] + logf(sum(load(sums + at * LANES)));
+      if (!margin) continue;
+      float one = -INFINITY, two = -INFINITY;
+      for (int64_t i = 0; i < 2 * LANES; i++) { /* the two best of the best and second of each lane */
+        const float x = i < LANES ? best[at * LANES + i] : second[at * LANES + i - LANES];
+        two = x > one ? one : x > two ? x : two;
+        one = x > one ? x : one;
+      }
+      margin[r] = expf(one - total[r]) - expf(two - total[r]);
+    }
+  }
+  free(tops);
+  return 0;
+}
+
 /* all depths for rows first..last, to s->out */
 static int decode(const Search *s, const Step *q, int64_t first, int64_t last) {
   const Decoder *d = s->decoder;
@@ -224,6 +285,11 @@ static int decode(const Search *s, const Step *q, int64_t first, int64_t last) {
     if (d->rule) memcpy(old, x, sizeof(float) * n * C);
     decode_layer(s, depth, row, n, x, &m);
     if (!d->rule) continue;
+    if (d->rule == MARGIN && depth < k->depths - 1) {
+      const float *read = x;
+      if (k->last.gain) normalize(&k->last, x, n, k->real, C, m.y), read = m.y;
+      if (scan(d, read, n, 1, m.z, NULL, mass)) return room_close(&m), free(x), free(row), 1;
+    }
     int64_t left = 0;
     for (int64_t i = 0; i < n; i++) {
       float *y = x + i * C, *sums = result + i * C;
@@ -251,7 +317,7 @@ static int decode(const Search *s, const Step *q, int64_t first, int64_t last) {
   return 0;
 }
 
-/* the logits of a group of words for a row, changed as the step asks: GROUP of them; the same bits as in `score` */
+/* the logits of a group of words for a row, changed as the step asks: GROUP of them; the same bits as in `scan` */
 static void group(const Search *s, const Step *q, int64_t row, int64_t g, float *logits) {
   const Map *map = &s->decoder->words;
   for (int p = 0; p < PANELS; p++) {
@@ -263,44 +329,12 @@ static void group(const Search *s, const Step *q, int64_t row, int64_t g, float 
     if (q->changed[i] / GROUP == g) logits[q->changed[i] % GROUP] += q->change[i];
 }
 
-/* the maxima of groups of words and the log of the sum over all words, without keeping a logit */
+/* the logits of a step's rows, but for what is kept of them; words that are changed are looked at again */
 static int score(const Search *s, const Step *q, int64_t first, int64_t last) {
-  const Map *map = &s->decoder->words;
-  const int64_t groups = map->out / GROUP, block = TILE * 16;
-  float out[PANELS][TILE * W];
-  float *tops = malloc(sizeof(float) * block * (1 + LANES)), *totals = tops + block;
-  if (!tops) return 1;
-  for (int64_t from = first; from < last; from += block) {
-    const int64_t to = last < from + block ? last : from + block;
-    for (int64_t i = 0; i < block; i++) tops[i] = -1e30f;
-    memset(totals, 0, sizeof(float) * block * LANES);
-    for (int64_t g = 0; g < groups; g++)
-      for (int64_t r = from, n; r < to; r += n) {
-        n = take(to - r);
-        for (int p = 0; p < PANELS; p++) {
-          const int64_t word = g * GROUP + p * W;
-          some(n, s->out + r * map->in, map->in, map->panels + word * map->in, map->bias + word, out[p]);
-        }
-        for (int64_t i = 0; i < n; i++) {
-          V x[GROUP / LANES], most = all(-INFINITY), e = {0};
-          UNROLL for (int c = 0; c < GROUP / LANES; c++) {
-            x[c] = load(out[c / VECTORS] + i * W + c % VECTORS * LANES) * q->heat;
-            most = larger(x[c], most);
-          }
-          const float top = largest(most);
-          float *total = totals + (r - from + i) * LANES, *t = tops + (r - from + i);
-          s->maxima[(r + i) * groups + g] = top;
-          if (top > *t) {
-            store(total, load(total) * expf(*t - top));
-            *t = top;
-          }
-          UNROLL for (int c = 0; c < GROUP / LANES; c++) e += exponential(x[c] - *t);
-          store(total, load(total) + e);
-        }
-      }
-    for (int64_t r = from; r < to; r++) s->total[r] = tops[r - from] + logf(sum(load(totals + (r - from) * LANES)));
-  }
-  free(tops);
+  const Decoder *d = s->decoder;
+  const int64_t groups = d->words.out / GROUP;
+  float *maxima = s->maxima + first * groups;
+  if (scan(d, s->out + first * d->words.in, last - first, q->heat, s->total + first, maxima, NULL)) return 1;
   for (int64_t r = first; r < last; r++)
     for (int64_t i = 0; i < q->changes; i++) {
       const int64_t g = q->changed[i] / GROUP;
