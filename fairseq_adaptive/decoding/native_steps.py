@@ -42,13 +42,14 @@ def native_steps(generator, net_input) -> Optional["NativeSteps"]:
         UsageError: where it is asked for by name and cannot be had
     """
     model = generator.model.models[0]
-    weight = model.decoder.embed_tokens.weight if hasattr(model.decoder.embed_tokens, "weight") else None
-    if weight is not None and OP.choose(weight.device.type, weight.dtype)[0] != "native":
+    weight = getattr(model.decoder.embed_tokens, "weight", None)
+    known = isinstance(weight, Tensor)
+    if known and OP.choose(weight.device.type, weight.dtype)[0] != "native":
         OP.implementation(weight, weight.dtype)  # says so once
         return None
     try:
-        if weight is None:
-            raise Unfit("the embedding is adaptive")
+        if not known:
+            raise Unfit(f"the embedding is {type(model.decoder.embed_tokens).__name__}")
         _check(generator, len(net_input["src_tokens"]) * generator.beam_size)
         return NativeSteps(generator, OP.implementation(weight, weight.dtype), net_input)
     except Unfit as error:

@@ -231,6 +231,27 @@ def test_what_does_not_fit(build, batch, dictionary, flags, options, why, monkey
         search([model], dictionary, batch, **options)
 
 
+def test_a_source_without_words(build, batch, dictionary, monkeypatch, made):
+    model, batch = single(build), {name: each.clone() for name, each in batch.items()}
+    batch["src_tokens"][1] = dictionary.pad()
+    monkeypatch.setenv(KERNELS, "native")
+    with pytest.raises(UsageError, match="a source has no words"):
+        search([model], dictionary, batch)
+    assert not made
+
+
+def test_adaptive_input(build, batch, dictionary, monkeypatch, made):
+    flags = {name: value for name, value in {**TINY, **UNIQUE}.items() if name.startswith("decoder")}
+    adaptive = {"adaptive_input": True, "adaptive_input_cutoff": "10,20", "adaptive_softmax_cutoff": "10,20"}
+    sizes = {"decoder_input_dim": 16, "decoder_output_dim": 16}
+    model = build("shared_transformer_lm_base", dtype=torch.float32, **sizes, **adaptive, **flags)
+    search([model], dictionary, batch)
+    assert not made
+    monkeypatch.setenv(KERNELS, "native")
+    with pytest.raises(UsageError, match="the embedding is AdaptiveInput"):
+        search([model], dictionary, batch)
+
+
 def test_what_is_around_does_not_fit(build, batch, dictionary, made):
     model = single(build)
     for context in (FlopCounterMode(display=False), torch.autocast("cpu", torch.bfloat16), torch.device("cpu")):

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ def fresh():
     yield
     for each in (steps.library, native._attempt, registry._load):
         each.cache_clear()
+
+
+def test_sources_are_in_the_package():
+    package = ROOT / "fairseq_adaptive"
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "fairseq_adaptive"
+    ]
+    told = {path for pattern in told for path in package.glob(pattern)}
+    assert {path for path in package.rglob("*") if path.suffix in (".c", ".h")} <= told and steps.SOURCE in told
 
 
 @needs_compiler
