@@ -33,6 +33,7 @@ from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser, Range
 def fairseq_search(args, path, generator_class=None):
     """Return the model, its task, and ``decode(samples)`` as ``fairseq-generate`` does it."""
     command = [args.data, "--path", path, "--beam", str(args.beam), "--cpu"]
+    command += ["--max-len-a", str(args.max_len_a), "--max-len-b", str(args.max_len_b)]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_generation_parser(), command))
     (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": args.data})
     model.prepare_for_inference_(cfg)
@@ -78,7 +79,9 @@ def ctranslate2_search(args, folder, state, words, kind):
         for sample in samples:
             rows = sample["net_input"]["src_tokens"].tolist()
             tokens = [[words[i] for i in row if i not in (words.pad(), words.eos())] for row in rows]
-            translator.translate_batch(tokens, beam_size=args.beam, num_hypotheses=args.beam)
+            longest = int(args.max_len_a * len(rows[0]) + args.max_len_b)
+            options = {"beam_size": args.beam, "num_hypotheses": args.beam, "max_decoding_length": longest}
+            translator.translate_batch(tokens, **options)
 
     return decode
 
@@ -95,6 +98,8 @@ def main():
     parser.add_argument("data", help="folder of fairseq-preprocess")
     parser.add_argument("checkpoint", help="of a shared_transformer")
     parser.add_argument("--beam", type=Range(int, 1, 1000), default=5)
+    parser.add_argument("--max-len-a", type=Range(float, 0, 100), default=0.0, help="as of fairseq-generate")
+    parser.add_argument("--max-len-b", type=Range(int, 1, 1000), default=200)
     parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 64])
     parser.add_argument("--sentences", type=COUNT, default=192, help="of the test set, a round (an eighth at batch 1)")
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
