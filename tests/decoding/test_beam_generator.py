@@ -125,9 +125,9 @@ PRE_LN = {"decoder_normalize_before": True, "decoder_unique_layers": 1}
 
 def halting(build, rule, **flags):
     """A model whose tokens halt at different depths."""
-    thresholds = {"act": 0.9, "ut_act": 0.9, "pondernet": 0.5, "saturation": 0.8, "margin": 0.3}
-    name = "decoder_halting" if rule == "margin" else "halting"
-    model = shared(build, **{name: rule}, halting_threshold=thresholds[rule], **flags)
+    thresholds = {"pondernet": 0.5, "saturation": 0.8, "margin": 0.3, "patience": None, "stick_breaking": 0.8}
+    name = "decoder_halting" if rule in ("margin", "patience") else "halting"
+    model = shared(build, **{name: rule}, halting_threshold=thresholds.get(rule, 0.9), **flags)
     for module in model.modules():
         if isinstance(module, LearnedHalting):
             torch.nn.init.normal_(module.unit.weight, std=0.4)
@@ -135,7 +135,7 @@ def halting(build, rule, **flags):
     return model
 
 
-@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation", "margin"))
+@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation", "margin", "stick_breaking", "patience"))
 @pytest.mark.parametrize("rows, flags", [(1, {}), (3, PRE_LN), (64, {})], ids=str)
 def test_halting_equals_fairseq(build, batch, dictionary, rule, rows, flags, monkeypatch):
     model = halting(build, rule, **flags)

@@ -8,7 +8,7 @@ from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.modules.policies import ACT, Margin, UniversalACT
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
 
-RULES = ("act", "ut_act", "pondernet", "saturation")
+RULES = ("act", "ut_act", "pondernet", "saturation", "stick_breaking")
 TINY = {
     f"{side}_{name}": value
     for side in ("encoder", "decoder")

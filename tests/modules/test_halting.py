@@ -1,10 +1,22 @@
 """Halting rules against loops over tokens in float64, their gradients, and what they make of odd input."""
 
+import math
+
 import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.policies import ACT, ConfidenceExit, Place, UniversalACT, build_policy
+from fairseq_adaptive.modules import Step, Trace
+from fairseq_adaptive.modules.policies import (
+    ACT,
+    ConfidenceExit,
+    LoopGate,
+    Patience,
+    Place,
+    StickBreaking,
+    UniversalACT,
+    build_policy,
+)
 from fairseq_adaptive.modules.policies.pondernet import PonderNet, prior_divergence, truncated_geometric
 
 DEPTHS, TOKENS, DIM = 6, 40, 5
@@ -118,6 +130,78 @@ def test_pondernet_trains_on_the_expectation_and_halts_at_the_median():
     torch.testing.assert_close(result[3], state)
 
 
+def test_loop_gate_is_pondernet_with_a_uniform_prior():
+    """ln N - entropy, by hand; a uniform distribution costs nothing, and a gradient pulls towards it."""
+    torch.manual_seed(2)
+    p = torch.rand(DEPTHS, 1, TOKENS, dtype=torch.float64).softmax(0).requires_grad_()
+    tokens = torch.ones(1, TOKENS, dtype=torch.bool)
+    tokens[0, 0] = False  # padding
+    rule = LoopGate(DIM)
+    price = rule.price(Trace(tokens, DEPTHS, distribution=p))
+    by_hand = [math.log(DEPTHS) + float((p[:, 0, token] * p[:, 0, token].log()).sum()) for token in range(1, TOKENS)]
+    assert float(price) == pytest.approx(sum(by_hand) / len(by_hand))
+    price.backward()
+    assert (p.grad[:, 0, 0] == 0).all() and (p.grad[:, 0, 1:] != 0).any()
+    uniform = torch.full((DEPTHS, 1, TOKENS), 1 / DEPTHS, dtype=torch.float64)
+    assert float(rule.price(Trace(tokens, DEPTHS, distribution=uniform))) == pytest.approx(0, abs=1e-12)
+    assert float(rule.price(Trace(tokens, DEPTHS))) == 0
+
+
+def test_stick_breaking_by_hand():
+    """State, depth and price of each token by a loop; what is left of a token's probability goes to its last state."""
+    torch.manual_seed(4)
+    rule = rule_of(StickBreaking)
+    rule.threshold = 0.8
+    x = torch.randn(TOKENS, DIM, dtype=torch.float64)
+    result, updates, _, p = run(rule, x)
+    costs = []
+    for token in range(TOKENS):
+        state, left, total, cost, depth = x[token], 1.0, 0.0, 0.0, 0
+        while depth < DEPTHS and 1 - left < 0.8:
+            state, depth = transition(state), depth + 1
+            halts = torch.sigmoid(rule.unit.weight[0] @ state + rule.unit.bias[0])
+            assert float(p[depth - 1, token]) == pytest.approx(float(left * halts))
+            total, cost, left = total + left * halts * state, cost + depth * float(left * halts), left * (1 - halts)
+        torch.testing.assert_close(result[token], total + left * state)
+        assert updates[token] == depth
+        costs.append(cost + depth * float(left))
+    alive = torch.arange(DEPTHS)[:, None] < updates
+    steps = [Step(0, alive[depth, None], probability=p[depth, None]) for depth in range(DEPTHS)]
+    price = rule.price(Trace(torch.ones(1, TOKENS, dtype=torch.bool), DEPTHS, steps))
+    assert float(price) == pytest.approx(sum(costs) / TOKENS) and updates.unique().numel() > 1
+
+
+def test_patience_waits_for_the_same_word():
+    words = torch.tensor([[1, 2, 2, 2, 2], [3, 3, 3, 1, 1], [1, 2, 3, 4, 1], [5, 5, 2, 2, 2]])  # tokens x depths
+    state = torch.zeros(4, DIM, dtype=torch.float64)
+    for patience, expected in ((1, [3, 2, 5, 2]), (2, [4, 3, 5, 5])):
+        depth = iter(range(5))
+        rule = Patience(lambda x: torch.nn.functional.one_hot(words[:, next(depth)], 6).double(), patience).eval()
+        carry, running, updates = rule.start(state), torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.long)
+        for number in range(5):
+            updates += running
+            verdict = rule.step(state, state, carry, running, number == 4)
+            carry, running = verdict.carry, verdict.running
+        assert updates.tolist() == expected
+    with pytest.raises(UsageError, match="asks the word scores"):
+        Patience(None)
+    with pytest.raises(UsageError, match="whole number of 1 or more"):
+        Patience(lambda x: x, 0)
+
+
+@pytest.mark.parametrize("kind", (PonderNet, LoopGate, StickBreaking))
+def test_one_knob_after_training(kind):
+    """The higher the threshold, the more depths a token takes: it is its distribution's quantile."""
+    torch.manual_seed(5)
+    rule, x = rule_of(kind).eval(), torch.randn(TOKENS, DIM, dtype=torch.float64)
+    taken = []
+    for threshold in (0.05, 0.2, 0.5, 0.8, 0.95, 1.0):
+        rule.threshold = threshold
+        taken.append(run(rule, x)[1])
+    assert all((later >= earlier).all() for earlier, later in zip(taken, taken[1:]))
+    assert (taken[0] < taken[-1]).any() and (taken[-1] == DEPTHS).all()
+
+
 def test_prior_is_truncated_and_renormalised_and_kl_has_the_papers_direction():
     prior = truncated_geometric(0.2, 5)
     expected = torch.tensor([0.2, 0.16, 0.128, 0.1024, 0.08192], dtype=torch.float64) / 0.67232
@@ -172,7 +256,7 @@ def test_confidence_exit_halts_in_evaluation_only():
 
 
 @pytest.mark.parametrize("threshold", (0.0, -1.0, 1.01))
-@pytest.mark.parametrize("name", ("act", "ut_act", "pondernet", "saturation"))
+@pytest.mark.parametrize("name", ("act", "ut_act", "pondernet", "saturation", "loop_gate", "stick_breaking"))
 def test_refuses_impossible_thresholds(name, threshold):
     with pytest.raises(UsageError, match="above 0 and at most 1"):
         build_policy("halting", name, Place(DIM, 1), threshold=threshold)

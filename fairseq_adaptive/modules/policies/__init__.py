@@ -16,6 +16,9 @@ from fairseq_adaptive.modules.policies.confidence import ConfidenceExit, Margin,
 from fairseq_adaptive.modules.policies.mixture_of_depths import MixtureOfDepths
 from fairseq_adaptive.modules.policies.mixture_of_recursions import ExpertChoice
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
+from fairseq_adaptive.modules.policies.loop_gate import LoopGate
+from fairseq_adaptive.modules.policies.stick_breaking import StickBreaking
+from fairseq_adaptive.modules.policies.patience import Patience
 from fairseq_adaptive.modules.policies.registry import build_policy, policies, register_policy
 from fairseq_adaptive.modules.policies.search import Search
 from fairseq_adaptive.modules.policies.skimming import Skimming
@@ -30,16 +33,19 @@ __all__ = [
     "ExpertChoice",
     "Halting",
     "LearnedHalting",
+    "LoopGate",
     "Margin",
     "MixtureOfDepths",
     "Place",
     "Policy",
+    "Patience",
     "PonderNet",
     "Reader",
     "Router",
     "Saturation",
     "Search",
     "Skimming",
+    "StickBreaking",
     "Tape",
     "TokenChoice",
     "UniversalACT",
