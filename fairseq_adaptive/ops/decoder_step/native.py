@@ -155,6 +155,11 @@ def _up(size, unit):
     return -(-size // unit) * unit
 
 
+def _padded(tensor, *amounts):
+    """``F.pad``, which copies also where there is nothing to add."""
+    return F.pad(tensor, amounts) if any(amounts) else tensor
+
+
 def _address(tensor):
     return None if tensor is None else tensor.data_ptr()
 
@@ -169,8 +174,7 @@ class _Packing:
     def keep(self, tensor, *sizes):
         """A contiguous float32 copy, or the tensor itself, zero behind its end up to some sizes of the last dimensions."""
         pad = [amount for have, want in zip(reversed(tensor.shape), reversed(sizes)) for amount in (0, want - have)]
-        tensor = F.pad(tensor, pad) if any(pad) else tensor
-        self.kept.append(tensor.detach().contiguous())
+        self.kept.append(_padded(tensor, *pad).detach().contiguous())
         return self.kept[-1]
 
     def map(self, weight, bias, unit=None, fill=0.0):
@@ -178,7 +182,9 @@ class _Packing:
         outer, inner = weight.shape
         width = _up(outer, unit or self.lanes)
         weight = weight.detach().contiguous()
-        panels = weight.new_zeros(self.library.packed_size(width, inner))
+        panels, written = (self.library.packed_size(size, inner) for size in (width, outer))
+        panels = weight.new_empty(panels)
+        panels[written:] = 0
         self.library.pack(weight.data_ptr(), outer, inner, panels.data_ptr())
         biases = weight.new_full((_up(width, self.panel),), fill)
         biases[:outer] = 0 if bias is None else bias.detach()
@@ -195,21 +201,21 @@ class _Packing:
         """A map to heads, which are padded one by one."""
         weight = each.weight.unflatten(0, (parts * heads, -1))
         head = _up(weight.size(1), self.lanes)
-        weight = F.pad(weight, (0, _up(weight.size(2), self.lanes) - weight.size(2), 0, head - weight.size(1)))
+        weight = _padded(weight, 0, -weight.size(2) % self.lanes, 0, head - weight.size(1))
         bias = each.bias
         if bias is not None:
             bias = bias.unflatten(0, (parts * heads, -1))
-            bias = F.pad(bias, (0, head - bias.size(1))).flatten()
+            bias = _padded(bias, 0, head - bias.size(1)).flatten()
         return self.map(weight.flatten(0, 1), bias)
 
     def merge(self, each: naive.Map, heads):
         """A map of heads."""
         weight = each.weight.unflatten(1, (heads, -1))
-        weight = F.pad(weight, (0, _up(weight.size(2), self.lanes) - weight.size(2)))
+        weight = _padded(weight, 0, -weight.size(2) % self.lanes)
         return self.map(weight.flatten(1), each.bias)
 
     def plain(self, each: naive.Map):
-        return self.map(F.pad(each.weight, (0, -each.weight.size(1) % self.lanes)), each.bias)
+        return self.map(_padded(each.weight, 0, -each.weight.size(1) % self.lanes), each.bias)
 
     def layer(self, layer: naive.Layer, heads):
         maps = {"qkv": self.heads(layer.qkv, 3, heads), "merge": self.merge(layer.merge, heads)}
@@ -269,7 +275,7 @@ class Packed:
             return
         halting, group = given.halting, self.library.group_width()
         unit = None if halting.weight is None else packing.keep(halting.weight, self.width)
-        words = F.pad(given.words, (0, self.width - self.real))
+        words = _padded(given.words, 0, self.width - self.real)
         self.structure = _Decoder(
             stack=self.structure,
             embedding=packing.keep(given.embedding).data_ptr(),
@@ -318,7 +324,7 @@ class _Threads:
 def encode(stack: Packed, x: Tensor, lengths: List[int], threads: int = 1) -> Tensor:
     """As :func:`naive.encode`; ``threads`` share the sentences."""
     structure, lengths_ = stack.structure, _lengths(lengths)
-    states = F.pad(x, (0, stack.width - stack.real)).contiguous()
+    states = _padded(x, 0, stack.width - stack.real).contiguous()
     states = states.clone() if states.data_ptr() == x.data_ptr() else states
     starts = [0]
     for length in lengths:
@@ -354,7 +360,7 @@ class Search:
         self._handle = handle
         if states is not None:
             inner = decoder.structure.stack.layers[0].source.inner
-            states = F.pad(states, (0, inner - states.size(1))).contiguous()
+            states = _padded(states, 0, inner - states.size(1)).contiguous()
             self._split(
                 lambda first, last: self._library.search_source(handle, states.data_ptr(), first, last), len(lengths)
             )
