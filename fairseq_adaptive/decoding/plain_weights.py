@@ -185,7 +185,7 @@ def decoder_weights(decoder) -> Found:
             halting,
         )
 
-    return make, _parts(decoder), (*_rest(stack), decoder.embed_scale, getattr(rule, "threshold", None))
+    return make, _parts(decoder), (*_rest(stack), decoder.embed_scale, type(rule), getattr(rule, "threshold", None))
 
 
 def encoder_weights(encoder, net_input) -> Found:

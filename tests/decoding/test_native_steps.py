@@ -352,3 +352,14 @@ def test_a_first_word_that_does_not_exist(build, batch, dictionary):
     sample = {"net_input": {name: value for name, value in batch.items() if name != "prev_output_tokens"}}
     with pytest.raises(IndexError, match="none of 48 words"):
         generator.generate([], sample, bos_token=48)
+
+
+def test_another_threshold_is_seen(build, batch, dictionary, both):
+    """Also while weights are constant."""
+    model = single(build, decoder_halting="saturation", halting_threshold=0.99)
+    with constant_weights():
+        before = both([model], batch)[0]
+        model.decoder.layers.halting.threshold = 0.5
+        ours, theirs = both([model], batch)
+    assert_same(ours, theirs)
+    assert ours[0][0]["score"] != before[0][0]["score"]
