@@ -1,13 +1,14 @@
 """Beam search without the overhead of fairseq's: same hypotheses, same scores."""
 
 import math
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
+from fairseq_adaptive.decoding.native_steps import native_steps, refuse
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 
 _CHUNK = 128
@@ -49,10 +50,91 @@ def best_candidates(lprobs: Tensor, scores: Tensor, count: int) -> Tuple[Tensor,
     return best, word, beam
 
 
+class TorchSteps:
+    """Steps of a search in which the models' decoders run as fairseq calls them.
+
+    Args:
+        generator: the :class:`BeamGenerator`
+        encoder_outs: of each model
+        states: of each model, from ``begin_search``
+    """
+
+    def __init__(self, generator, encoder_outs, states):
+        self._generator, self._encoder_outs, self._states = generator, encoder_outs, states
+        self._attended: List[Tensor] = []  # attention weights of all rows, step after step, [rows, S]
+
+    def __call__(self, step: int, max_len: int, tokens: Tensor, past: Tensor, order: Optional[Tensor], sentences: int):
+        """Find the best continuations of the rows of each sentence.
+
+        Args:
+            step: number of words so far
+            max_len: at which number nothing but the end may follow
+            tokens: (B Q) x T, of which ``step + 1`` are there
+            past: (B Q), scores of the hypotheses so far
+            order: (B Q), the rows of the step before that these continue; None in the first step, where Q is 1
+            sentences: B
+
+        Returns:
+            B x K each, best first: scores, words, and rows
+        """
+        generator, model = self._generator, self._generator.model
+        if order is not None:
+            model.reorder_incremental_state(self._states, order)
+        lprobs, attention = model.forward_decoder(
+            tokens[:, : step + 1], self._encoder_outs, self._states, generator.temperature
+        )
+        if attention is not None:
+            self._attended.append(attention)
+        generator._restrict(lprobs, tokens, step, max_len)
+        rows = lprobs.size(0) // sentences
+        past, lprobs = past.type_as(lprobs).view(sentences, rows), lprobs.view(sentences, rows, -1)
+        count = generator.candidates(lprobs[0].numel())
+        best, words, hypotheses = best_candidates(lprobs, past, count)
+        if math.isnan(best.sum()):  # for topk the greatest of all
+            lprobs = lprobs.masked_fill(lprobs.isnan(), -math.inf)
+            best, words, hypotheses = best_candidates(lprobs, past, count)
+        return best, words, hypotheses + torch.arange(sentences, device=words.device).unsqueeze(1) * rows
+
+    def attention(self, sentence: int, tokens: Tensor, rows: Tensor):
+        """S x T, the attention weights of a hypothesis, whose words were rows of all steps one after the other."""
+        if not self._attended:
+            return torch.empty(0)
+        if len(self._attended) > 1:
+            self._attended = [torch.cat(self._attended).float()]
+        return self._attended[0].index_select(0, rows).t()
+
+    def close(self):
+        """Nothing is kept but tensors."""
+
+
+class Hypothesis(dict):
+    """A hypothesis as fairseq has them, whose attention weights are computed when they are asked for.
+
+    Args:
+        entries: of the hypothesis
+        attention: makes ``attention``
+    """
+
+    def __init__(self, entries, attention):
+        super().__init__(entries)
+        self._attention = attention
+
+    def __missing__(self, name):
+        if name != "attention":
+            raise KeyError(name)
+        self[name] = self._attention()
+        return self[name]
+
+    def get(self, name, default=None):
+        return self[name] if name in self or name == "attention" else default
+
+
 class BeamGenerator(SequenceGenerator):
     """:class:`fairseq.sequence_generator.SequenceGenerator` with a lean loop for plain beam search.
 
-    Sampling, constraints, prefixes, language models in fusion and other kinds of search take fairseq's own loop.
+    Sampling, constraints, prefixes, language models in fusion and other kinds of search take fairseq's own loop. In the
+    lean one each step of one model that is all known is one call of :mod:`fairseq_adaptive.ops.decoder_step` where that
+    runs.
     """
 
     @constant_weights()
@@ -68,43 +150,43 @@ class BeamGenerator(SequenceGenerator):
         )
         states = [decoder.begin_search(self.beam_size) for decoder in decoders] if lean else [None]
         if not all(states):
+            refuse("it is no plain beam search" if not lean else "its decoder is not plain, and the log says why")
             return super()._generate(sample, prefix_tokens, constraints, bos_token)
         return self._search(net_input, states, self.eos if bos_token is None else bos_token)
 
+    def candidates(self, continuations: int) -> int:
+        """How many of a sentence's continuations are looked at: some of them may end."""
+        return min(2 * self.beam_size, continuations - 1)
+
     def _search(self, net_input, states, bos):
-        source, beam = net_input["src_tokens"], self.beam_size
+        source = net_input["src_tokens"]
         sentences, length = source.shape
         max_len = min(int(self.max_len_a * length + self.max_len_b), self.max_len - 1)
         assert self.min_len <= max_len, "min_len cannot be larger than max_len, please adjust these!"
-        encoder_outs = self.model.forward_encoder(net_input)
+        steps = native_steps(self, net_input)
+        if steps is None:
+            steps = TorchSteps(self, self.model.forward_encoder(net_input), states)
+        try:
+            return self._loop(steps, source, max_len, bos)
+        finally:
+            steps.close()
+
+    def _loop(self, steps, source, max_len, bos):
+        beam, sentences = self.beam_size, len(source)
         finished: List[List[dict]] = [[] for _ in range(sentences)]
         running = list(range(sentences))  # the sentences behind the rows
         tokens = source.new_full((sentences, max_len + 2), self.pad)  # (B Q) x T, with Q = 1 in the first step
         tokens[:, 0] = bos
         scores = torch.zeros(sentences, max_len + 1, device=source.device)  # (B Q) x T, of all words so far
-        first = torch.arange(sentences, device=source.device).unsqueeze(1)  # B x 1, the first row of each sentence
-        closed = None  # B x beam, hypotheses that nothing may follow; none where None
-        attended, made = [], 0  # attention weights of all rows, step after step, [rows, S], and how many there are
-        where = source.new_zeros(sentences, max_len + 1)  # (B Q) x T, the row among them of each word
+        where = source.new_zeros(sentences, max_len + 1)  # (B Q) x T, the row among those of all steps of each word
+        made = 0
+        order = closed = None  # closed: B x beam, hypotheses that nothing may follow; none where None
         for step in range(max_len + 1):
-            lprobs, attention = self.model.forward_decoder(
-                tokens[:, : step + 1], encoder_outs, states, self.temperature
-            )
-            if attention is not None:
-                attended.append(attention)
-                where[:, step] = torch.arange(made, made + len(attention), device=where.device)
-                made += len(attention)
-            self._restrict(lprobs, tokens, step, max_len)
-            scores = scores.type_as(lprobs)
-            rows = lprobs.size(0) // len(running)
-            past = (scores[:, step - 1] if step else scores[:, 0]).view(-1, rows)
-            lprobs = lprobs.view(len(running), rows, -1)
-            count = min(2 * beam, rows * lprobs.size(2) - 1)
-            best, words, hypotheses = best_candidates(lprobs, past, count)
-            if math.isnan(best.sum()):  # for topk the greatest of all
-                lprobs = lprobs.masked_fill(lprobs.isnan(), -math.inf)
-                best, words, hypotheses = best_candidates(lprobs, past, count)
-            hypotheses = hypotheses + first * rows
+            past = scores[:, max(step - 1, 0)]
+            best, words, hypotheses = steps(step, max_len, tokens, past, order, len(running))
+            scores, count = scores.type_as(best), best.size(1)
+            where[:, step] = torch.arange(made, made + len(tokens), device=where.device)
+            made += len(tokens)
             ends = words.eq(self.eos) & best.ne(-math.inf)
             if closed is None and not ends.any():
                 best, words, hypotheses = best[:, :beam], words[:, :beam], hypotheses[:, :beam]
@@ -118,7 +200,7 @@ class BeamGenerator(SequenceGenerator):
                 if closed is not None:
                     ends[:, :beam] |= closed
                 if len(kept) < len(running):
-                    running, first = [running[index] for index in kept], first[: len(kept)]
+                    running = [running[index] for index in kept]
                     kept = torch.tensor(kept, device=source.device)
                     best, words, hypotheses, ends = (each[kept] for each in (best, words, hypotheses, ends))
                 # the first that go on, in order; where there are too few, a hypothesis is closed
@@ -130,11 +212,13 @@ class BeamGenerator(SequenceGenerator):
             order = hypotheses.flatten()
             tokens, scores, where = (each.index_select(0, order) for each in (tokens, scores, where))
             tokens[:, step + 1], scores[:, step] = words.flatten(), best.flatten()
-            self.model.reorder_incremental_state(states, order)
-        attended = torch.cat(attended).float() if attended else None
-        for hypothesis in sum(finished, []):
-            rows = hypothesis["attention"]
-            hypothesis["attention"] = torch.empty(0) if attended is None else attended.index_select(0, rows).t()
+        for sentence, found in enumerate(finished):
+            for number, hypothesis in enumerate(found):
+                weights = steps.attention(sentence, hypothesis["tokens"], hypothesis.pop("attention"))
+                if callable(weights):
+                    found[number] = Hypothesis(hypothesis, weights)
+                else:
+                    hypothesis["attention"] = weights
         return [sorted(found, key=lambda each: each["score"].item(), reverse=True) for found in finished]
 
     def _restrict(self, lprobs, tokens, step, max_len):

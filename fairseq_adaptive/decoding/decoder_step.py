@@ -21,7 +21,7 @@ from fairseq_adaptive.modules.layers.transformer_layer import DecoderLayer
 from fairseq_adaptive.modules.stack.run import run_packed
 from fairseq_adaptive.modules.stack.stack import DecoderStack
 
-_KNOWN = (DecoderStack, DecoderLayer, CachedAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE)
+KNOWN = (DecoderStack, DecoderLayer, CachedAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE)
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
 
 
@@ -96,10 +96,10 @@ class DecoderStep:
         if stack.kv != "recompute" or stack.recorder is not None or stack.training:
             return False
         layers = [stack.layer(number) for number in range(stack.unique_layers)]
-        why = first_change((stack, *(each for layer in layers for each in layer.modules())), _KNOWN)
+        why = first_change((stack, *(each for layer in layers for each in layer.modules())), KNOWN)
         if why is not None:
             say_once("beam search", why)
-        return why is None and all(map(_plain, layers))
+        return why is None and all(map(plain, layers))
 
     def _start(self, x: Tensor, encoder_out: Optional[Tensor], padding_mask: Optional[Tensor]):
         attention, depths, sentences = self._stack[0].self_attn, len(self._stack), x.size(0)
@@ -344,11 +344,12 @@ class _StepContext:
         return result
 
 
-def _plain(layer) -> bool:
-    attentions = [each for each in (layer.self_attn, layer.encoder_attn) if each is not None]
+def plain(layer) -> bool:
+    """Whether none of fairseq's further options of a layer, of an encoder or a decoder, is in use."""
+    attentions = [each for each in (layer.self_attn, getattr(layer, "encoder_attn", None)) if each is not None]
     return not (
-        layer.cross_self_attention
-        or any(each is not None for each in (layer.c_attn, layer.attn_ln, layer.ffn_layernorm, layer.w_resid))
+        getattr(layer, "cross_self_attention", False)
+        or any(getattr(layer, name, None) is not None for name in ("c_attn", "attn_ln", "ffn_layernorm", "w_resid"))
         or any(each.use_xformers or each.add_zero_attn or each.bias_k is not None for each in attentions)
         or any(each.apply_during_inference for each in layer.modules() if isinstance(each, FairseqDropout))
     )

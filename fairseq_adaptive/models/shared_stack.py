@@ -154,6 +154,7 @@ def _wrap(layer, cfg):
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 
+@known
 class SharedTransformerEncoder(TransformerEncoderBase):
     """fairseq's encoder with M unique layers at N depths.
 

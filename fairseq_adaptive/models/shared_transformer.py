@@ -20,11 +20,13 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_architecture,
     sharing_config,
 )
+from fairseq_adaptive.modules.layers.known import known
 from fairseq_adaptive.ranges import check_ranges, declare_ranges
 
 SIDES = ("encoder", "decoder")
 
 
+@known
 @register_model("shared_transformer")
 class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
     """fairseq's Transformer whose encoder and decoder run M unique layers at N depths.

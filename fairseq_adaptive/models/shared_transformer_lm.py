@@ -21,6 +21,7 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_config,
 )
 from fairseq_adaptive.modules import STRATEGIES
+from fairseq_adaptive.modules.layers.known import known
 from fairseq_adaptive.ranges import LAYERS, check_ranges, ranged
 
 
@@ -43,6 +44,7 @@ class SharedTransformerLanguageModelConfig(PolicyConfig, TransformerLanguageMode
     )
 
 
+@known
 @register_model("shared_transformer_lm", dataclass=SharedTransformerLanguageModelConfig)
 class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
     """fairseq's ``transformer_lm`` whose decoder runs M unique layers at N depths, with adaptive input and softmax."""

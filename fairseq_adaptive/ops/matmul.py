@@ -81,6 +81,33 @@ class _Linear(torch.autograd.Function):
             )
 
 
+def can_prepack(weight: Tensor) -> bool:
+    """Whether oneDNN can lay out ``[O, I]``."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and _LINEAR is not None
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+class Prepacked:
+    """:func:`linear` by oneDNN with a copy of W in its own layout; without gradients.
+
+    Args:
+        weight: ``[O, I]``, for which :func:`can_prepack` is true
+        bias: ``[O]`` or None
+    """
+
+    def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
+        self._packed, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None), bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[..., I]`` -> ``[..., O]``"""
+        return _LINEAR(x, self._packed, self._bias, "none", [], "")
+
+
 def products(x: Tensor, y: Tensor, added: Optional[Tensor] = None) -> Tensor:
     """Return ``x_n y_n^T`` for each n, ``[N, I, O]``, plus ``added``, without a gradient.
 

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: ``FAIRSEQ_ADAPTIVE_KERNELS=auto|torch|triton|apex``.
+"""Which implementation of an operation runs: ``FAIRSEQ_ADAPTIVE_KERNELS=auto|torch|triton|apex|native``.
 
 ``auto``, the default, takes the first one that can run and falls back quietly, with one line in the log. A backend that
 is asked for by name must be there and must run in every operation that has a kernel of its kind; the other operations
@@ -6,6 +6,7 @@ run on torch.
 """
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "FAIRSEQ_ADAPTIVE_KERNELS"
 # PyPI's apex is another package, and NVIDIA's imports without its kernels: only the extension module tells
-EXTENSIONS = {"triton": "triton", "apex": "fused_layer_norm_cuda", "torch": "torch"}
+EXTENSIONS = {"triton": "triton", "apex": "fused_layer_norm_cuda", "torch": "torch", "native": ""}  # native is built
 OPS: Dict[str, "Op"] = {}
 
 
@@ -41,6 +42,8 @@ def requested() -> str:
 
 @functools.cache
 def _installed(backend: str) -> bool:
+    if not EXTENSIONS[backend]:
+        return True
     spec = importlib.util.find_spec(EXTENSIONS[backend])
     return spec is not None and spec.origin is not None  # a folder of that name is no package
 
@@ -69,10 +72,17 @@ class Op:
             return f"{EXTENSIONS[backend]} is not installed"
         if backend != "torch" and dtype not in self.dtypes:
             return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
+        if backend == "native":
+            return self._native_obstacle(device)
         interpreted = backend == "triton" and explicit and os.environ.get("TRITON_INTERPRET") == "1"
         if backend != "torch" and device != "cuda" and not interpreted:
             return f"it does not run on {device}"
         return None
+
+    def _native_obstacle(self, device):
+        if device != "cpu":
+            return f"it does not run on {device}"
+        return importlib.import_module(self.backends["native"].partition(":")[0]).obstacle()
 
     def choose(self, device: str, dtype: torch.dtype) -> Tuple[str, str]:
         """Return the backend that runs and the reason.

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Sentences per second of beam search, side by side: stock fairseq's Transformer and search, ours, and CTranslate2.
 
-All three have the weights of one checkpoint of a model with shared layers; stock fairseq's and ours must find the same
-hypotheses with the same scores. CTranslate2 is left out where it is not installed. A model in which tokens halt has no
-plain counterpart: stock is then fairseq's search with the model itself.
+All have the weights of one checkpoint of a model with shared layers. Ours is measured twice, with steps of torch's
+operations and with native ones (FAIRSEQ_ADAPTIVE_KERNELS=torch and native); stock fairseq and both must find the same
+hypotheses with the same scores. CTranslate2, in float32 and int8, is left out where it is not installed, and native steps
+where they cannot run, with the reason. A model in which tokens halt has no plain counterpart: stock is then fairseq's search
+with the model itself. The machine's own speed stands beside: products of as many rows as a step has.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import os
 import statistics
 import tempfile
 import time
+from unittest import mock
 
 import torch
 from common import describe
@@ -20,37 +23,65 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import convert_to_ctranslate2, load_checkpoint, save_checkpoint, unroll_checkpoint
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.modules.policies import Halting
+from fairseq_adaptive.ops.decoder_step import OP, native
+from fairseq_adaptive.ops.registry import VARIABLE
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser, Range
 
 
 def fairseq_search(args, path, generator_class=None):
     """Return the model, its task, and ``decode(samples)`` as ``fairseq-generate`` does it."""
     command = [args.data, "--path", path, "--beam", str(args.beam), "--cpu"]
+    command += ["--max-len-a", str(args.max_len_a), "--max-len-b", str(args.max_len_b)]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_generation_parser(), command))
     (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": args.data})
     model.prepare_for_inference_(cfg)
     generator = task.build_generator([model], cfg.generation, generator_class)
 
+    @constant_weights()  # as in fairseq-generate
     def decode(samples):
         return [found for sample in samples for found in task.inference_step(generator, [model], sample)]
 
     return model, task, decode
 
 
-def ctranslate2_search(args, folder, state, words):
+def on(kernels, decode):
+    """``decode`` with the implementation of some name."""
+
+    def decode_on(samples):
+        with mock.patch.dict(os.environ, {VARIABLE: kernels}):
+            return decode(samples)
+
+    return decode_on
+
+
+def print_speeds(model, beam, batch_sizes):
+    """GFLOP/s of the largest product of a layer and of the output layer, at the rows of a step."""
+    layer, threads = model.decoder.layers[0], torch.get_num_threads()
+    for batch_size in batch_sizes:
+        for linear in filter(None, (layer.fc1, model.decoder.output_projection)):
+            sizes = batch_size * beam, linear.in_features, linear.out_features
+            own, others = native.speeds(sizes[1], sizes[2], sizes[0], threads)
+            print("GFLOP/s, {} rows, {} to {}: torch {:.1f}, native {:.1f}".format(*sizes, others, own), flush=True)
+
+
+def ctranslate2_search(args, folder, state, words, kind):
     try:
         import ctranslate2
     except ImportError:
         return None
-    convert_to_ctranslate2(state, args.data, folder)
-    translator = ctranslate2.Translator(folder, compute_type="float32", intra_threads=torch.get_num_threads())
+    if not os.path.exists(folder):
+        convert_to_ctranslate2(state, args.data, folder)
+    translator = ctranslate2.Translator(folder, compute_type=kind, intra_threads=torch.get_num_threads())
 
     def decode(samples):
         for sample in samples:
             rows = sample["net_input"]["src_tokens"].tolist()
             tokens = [[words[i] for i in row if i not in (words.pad(), words.eos())] for row in rows]
-            translator.translate_batch(tokens, beam_size=args.beam, num_hypotheses=args.beam)
+            longest = int(args.max_len_a * len(rows[0]) + args.max_len_b)
+            options = {"beam_size": args.beam, "num_hypotheses": args.beam, "max_decoding_length": longest}
+            translator.translate_batch(tokens, **options)
 
     return decode
 
@@ -67,6 +98,8 @@ def main():
     parser.add_argument("data", help="folder of fairseq-preprocess")
     parser.add_argument("checkpoint", help="of a shared_transformer")
     parser.add_argument("--beam", type=Range(int, 1, 1000), default=5)
+    parser.add_argument("--max-len-a", type=Range(float, 0, 100), default=0.0, help="as of fairseq-generate")
+    parser.add_argument("--max-len-b", type=Range(int, 1, 1000), default=200)
     parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 64])
     parser.add_argument("--sentences", type=COUNT, default=192, help="of the test set, a round (an eighth at batch 1)")
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
@@ -75,7 +108,7 @@ def main():
     describe(args)
     clock = time.process_time if args.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
-        plain, export = os.path.join(folder, "plain.pt"), None
+        plain, exports = os.path.join(folder, "plain.pt"), {}
         model, task, ours = fairseq_search(args, args.checkpoint)
         if any(isinstance(module, Halting) for module in model.modules()):
             stock = fairseq_search(args, args.checkpoint, SequenceGenerator)[2]
@@ -83,17 +116,26 @@ def main():
             state = unroll_checkpoint(load_checkpoint(args.checkpoint))
             save_checkpoint(state, plain)
             stock = fairseq_search(args, plain, SequenceGenerator)[2]
-            export = ctranslate2_search(args, os.path.join(folder, "ct2"), state, task.source_dictionary)
-        runs = {"stock": stock, "ours": ours}
-    if export:
-        runs["CTranslate2"] = export
+            words, to = task.source_dictionary, os.path.join(folder, "ct2")
+            exports = {kind: ctranslate2_search(args, to, state, words, kind) for kind in ("float32", "int8")}
+        runs = {"stock": stock, "ours, torch": on("torch", ours)}
+        backend, why = OP.choose("cpu", torch.float32)
+        if backend == "native":
+            print_speeds(model, args.beam, args.batch_sizes)
+            runs["ours, native"] = on("native", ours)
+        else:
+            print(f"native steps are left out: {why}")
+        runs.update({f"CTranslate2 {kind}": export for kind, export in exports.items() if export})
     task.load_dataset("test")
     data = task.dataset("test")
     for batch_size in args.batch_sizes:
         count = min(max(args.sentences // 8, 1) if batch_size == 1 else args.sentences, len(data))
         order = data.ordered_indices()[:: len(data) // count][:count].tolist()
         samples = [data.collater([data[i] for i in order[k : k + batch_size]]) for k in range(0, count, batch_size)]
-        require_same(runs["stock"](samples), runs["ours"](samples))
+        expected = runs["stock"](samples)
+        for name in runs:
+            if name.startswith("ours"):
+                require_same(expected, runs[name](samples))
         rounds = []
         for _ in range(args.rounds):
             speeds = {}

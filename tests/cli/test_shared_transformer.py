@@ -8,7 +8,9 @@ import time
 
 import pytest
 import torch
-from cli.helpers import USER_DIR, run, tiny_translation_data
+from cli.helpers import USER_DIR, call, run, tiny_translation_data
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ops.decoder_step import OP
 
 MODEL = "--user-dir {} --arch shared_transformer --layer-sharing cycle_rev --share-all-embeddings --dropout 0.1".format(
     USER_DIR
@@ -141,6 +143,23 @@ def test_generate_does_not_depend_on_the_batch(data, trained):
         for out in (one, many)
     ]
     assert len(hypotheses[0]) == 20 and hypotheses[0] == hypotheses[1]
+
+
+def test_generate_is_the_same_on_native_steps(data, trained, monkeypatch):
+    """Or says in one line why it cannot have them, before the work starts."""
+    if OP.obstacle("native", "cpu", torch.float32):
+        pytest.skip(OP.obstacle("native", "cpu", torch.float32))
+    command = f"{data} --user-dir {USER_DIR} -s src -t tgt --beam 4 --cpu --num-workers 0 --batch-size 7"
+    command = [*command.split(), "--path", trained[0] / "checkpoint_last.pt"]
+    found = []
+    for kernels in ("native", "torch"):
+        monkeypatch.setenv("FAIRSEQ_ADAPTIVE_KERNELS", kernels)
+        lines = re.findall(r"^H-(\d+)\t(\S+)\t(.*)$", call("fairseq-generate", *command), re.M)
+        found.append([(number, round(float(score), 3), text) for number, score, text in lines])
+    assert len(found[0]) == 20 and found[0] == found[1]
+    monkeypatch.setenv("FAIRSEQ_ADAPTIVE_KERNELS", "native")
+    with pytest.raises(UsageError, match="cannot use it in this search: it is no plain beam search"):
+        call("fairseq-generate", *command, "--diverse-beam-groups", "2")
 
 
 def test_interactive_takes_empty_and_refuses_long_lines(data, trained, tmp_path):

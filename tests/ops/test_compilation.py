@@ -20,4 +20,4 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path):
     done = subprocess.run([sys.executable, HERE / "compile_kernels.py"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     compiled = {line.split()[0] for line in done.stdout.splitlines()}
-    assert compiled == set(OPS)
+    assert compiled == {name for name, op in OPS.items() if "triton" in op.backends}

@@ -15,6 +15,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 logger = logging.getLogger(__name__)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_EVERYWHERE = [getattr(torch_module, f"_global{name}") for name in HOOKS]  # torch changes them in place
 _KNOWN = set()
 
 
@@ -35,23 +36,23 @@ def _watches(hook) -> bool:
     return isinstance(getattr(hook, "__self__", None), ModuleTracker)
 
 
-def change(module: nn.Module, types: Tuple = (), called: bool = False) -> Optional[str]:
+def change(module: nn.Module, types: Tuple = (), called: bool = False, ignored: Tuple = ()) -> Optional[str]:
     """What makes a module other than fast paths know it, in words, or None; its children are not looked at.
 
     Args:
         types: which classes are known beside those of :func:`known`
         called: the module is called all the same, so that its hooks are
+        ignored: names of methods that may be its own
     """
     cls = type(module)
     if cls not in types and cls not in _KNOWN:
         return f"{cls.__name__} is none of the known classes"
-    everywhere = (hook for name in HOOKS for hook in getattr(torch_module, f"_global{name}").values())
-    if not called and not all(map(_watches, everywhere)):
+    if not called and any(_EVERYWHERE) and not all(_watches(hook) for hooks in _EVERYWHERE for hook in hooks.values()):
         return "there are global hooks"
     if not called and any(getattr(module, name) for name in HOOKS):
         return f"{cls.__name__} has hooks"
     for name, value in vars(module).items():
-        if callable(value) and callable(getattr(cls, name, None)):
+        if name not in ignored and callable(value) and callable(getattr(cls, name, None)):
             function = value.func if isinstance(value, functools.partial) else value
             if not getattr(function, "computes_the_same", False):
                 return f"{cls.__name__} has a {name} of its own"

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from contextvars import ContextVar
-from typing import Dict, Optional
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +30,7 @@ class PrepackedWeights:
     def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
         self.weight, self.bias, self._packed, self._used = weight, bias, None, False
         self.place = weight.data_ptr(), weight.dtype
-        packable = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.enabled
-        packable &= torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        self._least = matmul.LEAST / weight.size(0) if packable else float("inf")
+        self._least = matmul.LEAST / weight.size(0) if matmul.can_prepack(weight) else float("inf")
 
     def __call__(self, x: Tensor) -> Tensor:
         """... x I -> ... x O"""
@@ -42,8 +40,8 @@ class PrepackedWeights:
             if not self._used:
                 self._used = True
                 return matmul.linear(x, self.weight, self.bias)
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+            self._packed = matmul.Prepacked(self.weight, self.bias)
+        return self._packed(x)
 
 
 # a layer's packed weights by the layer; what others make of weights by keys of their own
@@ -82,6 +80,28 @@ def prepacked_weights(linear: nn.Linear) -> PrepackedWeights:
     if found is None or found.weight is not weight or found.place != (weight.data_ptr(), weight.dtype):  # .to(...)
         found = kept[linear] = PrepackedWeights(weight, linear.bias)
     return found
+
+
+def laid_out(module: nn.Module, weights: Sequence[Tensor], rest: Tuple, make: Callable):
+    """Return what ``make()`` lays out of a module's weights: where weights are constant it is made once.
+
+    Args:
+        weights: that it is made of; with others in their place, or moved, it is made again
+        rest: numbers and names that it is made of
+    """
+    kept = _KEPT.get()
+    if kept is None:
+        return make()
+    weights, place = tuple(weights), (rest, [(each.data_ptr(), each.dtype) for each in weights])
+    found = kept.get(module)
+    if (
+        not isinstance(found, tuple)
+        or found[1] != place
+        or len(found[0]) != len(weights)
+        or any(one is not other for one, other in zip(found[0], weights))
+    ):
+        found = kept[module] = weights, place, make()
+    return found[2]
 
 
 class PrepackedLinear(nn.Linear):
