@@ -1,10 +1,10 @@
 """The adaptive softmax of fairseq's Transformers: its flags checked, and log-probabilities that have a gradient."""
 
-import ast
-
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from fairseq_adaptive.compat.literals import NotLiteral, read_literal, shorten
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.vocabulary.adaptive_input import cluster_ends, cluster_widths
 
@@ -24,15 +24,18 @@ def check_cutoffs(flags, vocab_size: int, width: int, name: str = "adaptive_soft
     cutoffs, flag = getattr(flags, f"{name}_cutoff", None), f"--{name.replace('_', '-')}-cutoff"
     if cutoffs is None:
         return
+    said = f"{flag} {shorten(cutoffs, 40)} is no comma separated list of whole numbers such as 1000,5000"
     try:
-        found = ast.literal_eval(cutoffs) if isinstance(cutoffs, str) else cutoffs
-        found = [found] if isinstance(found, int) else list(found)
-        if not found or not all(type(cutoff) is int for cutoff in found):
-            raise ValueError("no whole numbers")
-    except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{flag} {str(cutoffs)[:40]!r} is no comma separated list of whole numbers such as 1000,5000"
-        ) from error
+        found = read_literal(cutoffs) if isinstance(cutoffs, str) else cutoffs
+    except NotLiteral as error:
+        error.args = (said,)  # what reads checkpoints names the file
+        raise
+    found = [found] if isinstance(found, int) else found
+    if not isinstance(found, (list, tuple)) and not OmegaConf.is_list(found):
+        raise UsageError(said)
+    found = list(found)
+    if not found or not all(type(cutoff) is int for cutoff in found):
+        raise UsageError(said)
     found = found[:-1] if found[-1] == vocab_size else found
     try:
         cluster_ends(vocab_size, found)

@@ -20,6 +20,7 @@ from fairseq_adaptive.ops.cross_entropy import naive as naive_loss
 from fairseq_adaptive.ops.cross_entropy.chunked import CHUNK
 from fairseq_adaptive.ops.halting_update import naive as naive_halting
 from fairseq_adaptive.ops.relative_attention import naive as naive_relative
+from fairseq_adaptive.ops.relative_attention import queries as relative_queries
 from fairseq_adaptive.ops.residual_norm import naive as naive_residual
 from fairseq_adaptive.ops.skim_attention import naive as naive_skimming
 
@@ -33,7 +34,8 @@ class Case:
         naive, fused: take ``leaves`` and ``others`` by name and return tensors, some of which may have a gradient
         leaves: inputs that get a gradient
         others: the other arguments
-        forward, both: bytes that must be moved, or arithmetic operations, in a forward pass and with the backward pass
+        forward, both: bytes that must be moved, or arithmetic operations, in a forward pass and with the backward pass,
+            which there is where there are leaves
         arithmetic: whether these are operations
         library: what torch has for the same, or nearly
     """
@@ -166,6 +168,36 @@ def relative_attention(dtype, sequences, length, heads, width):
     )
 
 
+def relative_attention_queries(dtype, sequences, length, heads, width, share):
+    """A share of the positions of a segment, over the segment and a memory of the same length; in inference."""
+    queried = max(1, int(share * length))
+    place = torch.stack([torch.randperm(length)[:queried].sort().values for _ in range(sequences)]) + length
+    shapes = {
+        "queries": (heads, sequences, queried, width),
+        "keys": (heads, sequences, 2 * length, width),
+        "values": (heads, sequences, 2 * length, width),
+        "distances": (heads, 2 * length + 1, width),
+        "content_bias": (heads, width),
+        "position_bias": (heads, width),
+    }
+    others = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
+
+    def listed(function):
+        return lambda **inputs: [function(**inputs)]
+
+    product = 2 * sequences * heads * queried * 2 * length * width
+    return Case(
+        f"{queried} of {sequences} x {length}, memory {length}, {heads} heads of {width}",
+        listed(naive_relative.query_attention),
+        listed(relative_queries.attend),
+        {},
+        3 * product,
+        0,
+        {**others, "place": place},
+        arithmetic=True,
+    )
+
+
 # name of the operation: function, sizes on a GPU, on a CPU, and to try the script
 CASES: Dict[str, Tuple] = {
     "label_smoothed_cross_entropy": (
@@ -187,5 +219,11 @@ CASES: Dict[str, Tuple] = {
         [(60, 150, 10, 41), (22, 512, 8, 64)],
         [(8, 150, 8, 64)],
         [(2, 5, 2, 4)],
+    ),
+    "relative_attention_queries": (
+        relative_attention_queries,
+        [(60, 150, 10, 41, 0.3), (22, 512, 8, 64, 0.3)],
+        [(8, 150, 8, 64, 0.3)],
+        [(2, 5, 2, 4, 0.5)],
     ),
 }

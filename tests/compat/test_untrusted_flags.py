@@ -87,7 +87,10 @@ def flags_of(arch):
 
 def reached(error):
     """Whether a model was built: its weights, which there are none of, are missing; or a file was refused."""
-    return any(words in str(error) for words in ("loading state_dict", "no longer supported", "is refused"))
+    return any(
+        words in str(error)
+        for words in ("loading state_dict", "another architecture", "no longer supported", "is refused")
+    )
 
 
 def marked(names):

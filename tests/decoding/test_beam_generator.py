@@ -6,72 +6,12 @@ import math
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
-from fairseq.tasks import FairseqTask
 
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator, best_candidates
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.decoding.decoder_step import DecoderStep
 from fairseq_adaptive.modules.policies import LearnedHalting, MixtureOfDepths, register_policy
-
-TINY = {
-    f"{side}_{name}": value
-    for side in ("encoder", "decoder")
-    for name, value in {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 5}.items()
-}
-UNIQUE = {"encoder_unique_layers": 2, "decoder_unique_layers": 2}
-
-
-def shared(build, seed=1, **flags):
-    return lively(build("shared_transformer", seed=seed, **{**TINY, **UNIQUE, **flags}))
-
-
-def lively(model):
-    """Random weights say much the same of all words, and never the end: make hypotheses differ, also in length."""
-    if model.decoder.output_projection is not None:
-        model.decoder.output_projection.weight.data *= 3
-        model.decoder.output_projection.weight.data[2] *= 1.5
-    return model
-
-
-class Task(FairseqTask):
-    def __init__(self, dictionary):
-        super().__init__(None)
-        self.target_dictionary = dictionary
-
-    target_dictionary = None
-
-
-def search(models, dictionary, batch, generator_class=None, prefix_tokens=None, fast=False, **options):
-    """The hypotheses of ``generator_class``, or of the one that fairseq's task builds."""
-    args = argparse.Namespace(**{"beam": 3, "max_len_a": 0, "max_len_b": 24, **options})
-    if fast:
-        for model in models:
-            model.make_generation_fast_(need_attn=bool(options.get("print_alignment")))
-    generator = Task(dictionary).build_generator(models, args, generator_class)
-    torch.manual_seed(3)
-    sample = {"id": torch.arange(len(batch["src_tokens"])), "target": batch["prev_output_tokens"]}
-    sample["net_input"] = {name: value for name, value in batch.items() if name != "prev_output_tokens"}
-    return generator.generate(models, sample, prefix_tokens=prefix_tokens)
-
-
-def assert_same(ours, theirs):
-    assert [len(found) for found in ours] == [len(found) for found in theirs]
-    for our, their in zip(sum(ours, []), sum(theirs, [])):
-        assert our["tokens"].tolist() == their["tokens"].tolist()
-        torch.testing.assert_close(our["score"], their["score"], rtol=1e-6, atol=1e-5, check_dtype=False)
-        torch.testing.assert_close(our["positional_scores"], their["positional_scores"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(our["attention"], their["attention"], rtol=0, atol=1e-5)
-
-
-MODELS = [
-    {},
-    {"encoder_normalize_before": True, "decoder_normalize_before": True, "layer_sharing": "cycle"},
-    {"share_all_embeddings": True, "layer_sharing": "sequence"},
-    {"encoder_learned_pos": True, "decoder_learned_pos": True, "layernorm_embedding": True, "activation_fn": "gelu"},
-    {"adaptive_softmax_cutoff": "20,30"},
-    {"init": "admin", "decoder_unique_layers": 5},
-    {"decoder_input_dim": 12, "decoder_output_dim": 12, "no_token_positional_embeddings": True},
-]
+from searches import MODELS, OPTIONS, PRE_LN, TINY, UNIQUE, Task, assert_same, halting, lively, search, shared
 
 
 @pytest.mark.parametrize("flags", MODELS, ids=lambda flags: "-".join(flags) or "plain")
@@ -82,17 +22,6 @@ def test_equals_fairseq(build, batch, dictionary, flags, fast):
     assert flags or len({len(each["tokens"]) for found in theirs for each in found}) > 2
     assert_same(search(models, dictionary, batch, fast=fast), theirs)
     assert models[0].decoder.begin_search(3)
-
-
-OPTIONS = [
-    {"beam": 1},
-    {"beam": 7, "unnormalized": True},
-    {"beam": 46, "max_len_b": 4},
-    {"min_len": 6, "lenpen": 0.3},
-    {"min_len": 0, "unkpen": 2.0, "temperature": 1.5},
-    {"max_len_b": 5},
-    {"no_repeat_ngram_size": 2},
-]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
@@ -119,21 +48,6 @@ def test_prefix(build, batch, dictionary):
     ours = search(models, dictionary, batch, prefix_tokens=prefix, fast=True)
     assert_same(ours, theirs)
     assert ours[0][0]["tokens"][:2].tolist() == [9, 12]
-
-
-PRE_LN = {"decoder_normalize_before": True, "decoder_unique_layers": 1}
-
-
-def halting(build, rule, **flags):
-    """A model whose tokens halt at different depths."""
-    thresholds = {"pondernet": 0.5, "saturation": 0.8, "margin": 0.3, "patience": None, "stick_breaking": 0.8}
-    name = "decoder_halting" if rule in ("margin", "patience") else "halting"
-    model = shared(build, **{name: rule}, halting_threshold=thresholds.get(rule, 0.9), **flags)
-    for module in model.modules():
-        if isinstance(module, LearnedHalting):
-            torch.nn.init.normal_(module.unit.weight, std=0.4)
-            torch.nn.init.constant_(module.unit.bias, -1.0)
-    return model
 
 
 @pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation", "margin", "stick_breaking", "patience"))

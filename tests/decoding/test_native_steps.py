@@ -8,18 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from decoding.test_beam_generator import (
-    MODELS,
-    OPTIONS,
-    PRE_LN,
-    TINY,
-    UNIQUE,
-    assert_same,
-    halting,
-    lively,
-    search,
-    shared,
-)
+from searches import MODELS, OPTIONS, PRE_LN, TINY, UNIQUE, assert_same, halting, lively, search, shared
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.decoding.native_steps import NativeSteps
 from fairseq_adaptive.errors import UsageError

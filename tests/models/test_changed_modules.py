@@ -21,7 +21,7 @@ from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies import LearnedHalting
 from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 
-from test_beam_generator import TINY, UNIQUE, assert_same, lively, search
+from searches import TINY, UNIQUE, assert_same, lively, search
 
 
 class LoRA(nn.Module):

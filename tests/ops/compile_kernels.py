@@ -51,7 +51,8 @@ def main():
             leaves = {key: leaf.requires_grad_() for key, leaf in case.leaves.items()}
             outputs = case.fused(**leaves, **case.others)
             outputs = [each for each in outputs if each is not None and each.requires_grad]
-            torch.autograd.grad(outputs, list(leaves.values()), [torch.ones_like(each) for each in outputs])
+            if leaves:
+                torch.autograd.grad(outputs, list(leaves.values()), [torch.ones_like(each) for each in outputs])
 
 
 if __name__ == "__main__":
