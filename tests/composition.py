@@ -25,7 +25,7 @@ SCHEDULES = {  # how many unique layers, --layer-sharing, and what serves the de
     "middle_sequence": (4, "middle_sequence", "0 1 1 2 2 3"),
 }
 ROUTERS = ("none", "skimming", "mixture_of_depths", "mixture_of_recursions", "token_choice")
-RULES = ("none", "act", "ut_act", "pondernet", "saturation", "margin")
+RULES = ("none", "act", "ut_act", "pondernet", "stick_breaking", "saturation", "margin")
 READERS = ("none", "first", "later")  # a tape, before the first depth or before the third
 KV = (None, *ANSWERS)
 RECURSIONS, WEIGHED = ("mixture_of_recursions", "token_choice"), ROUTERS[2:]
@@ -126,10 +126,8 @@ def reasons(case: Case) -> List[str]:
     if case.router in RECURSIONS and case.schedule == "own":
         found.append("share layers with --layer-sharing middle_cycle")
     # families
-    if segments and router:
-        found.append("a Transformer-XL takes no router")
-    if segments and case.halting_kv not in (None, "recompute"):
-        found.append("the memory of a Transformer-XL has the states of all tokens")
+    if segments and case.halting_kv == "keep":
+        found.append("--halting-kv keep: the memory of a Transformer-XL")
     if reader and not family.reads:  # the decoder of a pair has no such flag
         found.append("--reader is for encoders")
     if case.rule == "margin" and not family.scores:

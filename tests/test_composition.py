@@ -80,7 +80,7 @@ def test_every_pairing_is_refused_or_not():
                 else:
                     assert not expected, (name, router, rule, pair, expected)
                 count += 1
-    assert count == (7 * 5 - 2) * 6 * 36
+    assert count == (7 * 5 - 2) * 7 * 36
 
 
 def test_a_policy_must_answer():
