@@ -4,8 +4,6 @@ import argparse
 import os
 import sys
 
-import torch
-
 from fairseq_adaptive.errors import UsageError, report_usage_errors
 
 
@@ -47,6 +45,8 @@ def device(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: when there is none
     """
+    import torch  # only here: --help of a command does without
+
     try:
         found = torch.device(text)
         if found.type == "meta":

@@ -1,40 +1,8 @@
 #!/usr/bin/env python3
-"""Writes a model with shared layers as a plain fairseq Transformer, or as a CTranslate2 model, of the shared size."""
+"""The same as ``fairseq-adaptive export``."""
 
-import fairseq_adaptive.plugin  # noqa: F401  safe loading
 from fairseq_adaptive.command import run
-from fairseq_adaptive.interop import (
-    convert_to_ctranslate2,
-    load_checkpoint,
-    require_new,
-    unroll_checkpoint,
-    write_plain,
-)
-from fairseq_adaptive.ranges import Parser
-
-
-def main():
-    parser = Parser(description=__doc__)
-    parser.add_argument("checkpoint", help="of training, or averaged")
-    parser.add_argument("--to", required=True, choices=("fairseq", "ctranslate2"))
-    parser.add_argument(
-        "--output", required=True, metavar="PATH", help="the new checkpoint file or CTranslate2 folder; must not exist"
-    )
-    parser.add_argument("--data-dir", metavar="DATA_BIN", help="for ctranslate2: the folder with the dictionaries")
-    parser.add_argument("--source-lang", help="for ctranslate2: where DATA_BIN has dictionaries only")
-    parser.add_argument("--target-lang", help="for ctranslate2: where DATA_BIN has dictionaries only")
-    args = parser.parse_args()
-    if args.to == "ctranslate2" and not args.data_dir:
-        parser.error("--to ctranslate2 needs --data-dir, the folder with the dictionaries")
-
-    require_new(args.output)
-    state = unroll_checkpoint(load_checkpoint(args.checkpoint))
-    if args.to == "ctranslate2":
-        convert_to_ctranslate2(state, args.data_dir, args.output, args.source_lang, args.target_lang)
-    else:
-        write_plain(state, args.output)
-    print("wrote", args.output)
-
+from fairseq_adaptive.commands.export import main
 
 if __name__ == "__main__":
     run(main)

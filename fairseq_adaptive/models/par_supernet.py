@@ -1,7 +1,7 @@
 """The search for a layout: ``--arch par_supernet``, a Transformer-XL whose blocks choose their kinds.
 
 Mandava et al., *Pay Attention when Required* (2020), Section 3. Train it with ``--optimizer architecture_adam`` and
-``--criterion architecture_entropy_loss``; ``scripts/derive_architecture.py`` reads the layout from a checkpoint.
+``--criterion architecture_entropy_loss``; ``fairseq-adaptive derive`` reads the layout from a checkpoint.
 """
 
 from dataclasses import dataclass, field

@@ -47,7 +47,7 @@ class TransformerXLConfig(PolicyConfig):
     )
     adaptive_softmax_cutoff: Optional[str] = field(
         default=None,
-        metadata={"help": "comma separated list of cutoffs of the vocabulary (scripts/optimal_cutoffs.py finds them)"},
+        metadata={"help": "comma separated list of cutoffs of the vocabulary (fairseq-adaptive cutoffs finds them)"},
     )
     adaptive_softmax_factor: float = ranged(
         1.0, FACTOR, "each cluster's embeddings are this much narrower than those before it"

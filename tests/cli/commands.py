@@ -5,6 +5,7 @@ ends with its status, and what it wrote.
 """
 
 import json
+import logging
 import os
 import select
 import signal
@@ -32,6 +33,8 @@ def serve() -> str:
     import fairseq  # noqa: F401
     import fairseq.trainer  # noqa: F401
 
+    logging.getLogger().handlers.clear()  # commands set up their log before they import fairseq, which writes to it
+    logging.getLogger().setLevel(logging.WARNING)
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         child = os.fork()
