@@ -30,6 +30,7 @@ class Prediction(NamedTuple):
         sentence: the text as :mod:`~fairseq_adaptive.report.depth_map` shades it: where tokens halt by the number of
             updates, else by the layer that skimmed them
         updates: of each token, how many layers computed it
+        tape: how many tape tokens the model read, of ``--arch adatape``; None: it has no tape
     """
 
     label: Union[str, float]
@@ -38,6 +39,7 @@ class Prediction(NamedTuple):
     skimmed: List[Optional[int]]
     sentence: Sentence
     updates: List[int] = []
+    tape: Optional[int] = None
 
 
 class _Row(NamedTuple):
@@ -48,7 +50,12 @@ class _Row(NamedTuple):
 
 class TranskimmerClassifier:
     """A model that ``--task sentence_prediction`` has trained, a Transkimmer or another one: tokens that are skimmed or
-    have halted are not computed.
+    have halted are not computed, and of an AdaTape each prediction tells the length of its tape.
+
+    Example:
+        >>> classifier = TranskimmerClassifier.from_pretrained("checkpoints/skim/checkpoint_best.pt")
+        >>> classifier.predict(["a good film"])[0].label
+        'positive'
 
     Attributes:
         model: fairseq's, in evaluation mode
@@ -136,9 +143,11 @@ class TranskimmerClassifier:
                 updates, layers = trace.updates.tolist(), trace.most
             if not logits.isfinite().all():
                 raise UsageError("the model gives scores that are NaN or infinite: it overflows on this text")
+            tapes = [each.tape_len.tolist() for (each,) in traces.values() if each.reading is not None]
             for place, number in enumerate(numbers):
                 done = updates[place] if updates else [layers] * len(rows[number].tokens)
-                predictions[number] = self._prediction(rows[number], logits[place].float(), done, layers)
+                said = self._prediction(rows[number], logits[place].float(), done, layers)
+                predictions[number] = said._replace(tape=tapes[0][place]) if tapes else said
         return predictions
 
     def _read(self, text) -> _Row:

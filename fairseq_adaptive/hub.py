@@ -9,6 +9,9 @@ output.updates  # B x T
 sentences = model.depths(open("text.txt"))
 print(to_text(sentences[0], colour=True))
 page, tables = to_html(sentences, "Depth"), depth_tables(sentences)
+
+and what is trained here: :class:`~fairseq_adaptive.classifier.TranskimmerClassifier` says labels, of a model with a tape
+its length, too, and :class:`~fairseq_adaptive.reader.TranskimmerReader` answers questions.
 """
 
 import os
@@ -27,6 +30,7 @@ from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.conversion import read_folder
 from fairseq_adaptive.models.albert_act import AlbertActModel as _FairseqModel
 from fairseq_adaptive.modules import Trace, recording
+from fairseq_adaptive.reader import TranskimmerReader  # noqa: F401
 from fairseq_adaptive.report.depth_map import Sentence, read_depths
 
 

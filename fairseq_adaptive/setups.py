@@ -15,6 +15,7 @@ from fairseq_adaptive.models.defaults import flags
 from fairseq_adaptive.models.without_effect import check_criterion_flags, check_model_flags
 
 logger = logging.getLogger(__name__)
+REPORTS = ("report_mcc", "report_acc_and_f1", "report_pearson_and_spearman")  # of sentence_prediction
 
 
 def check_setup(cfg, model: nn.Module, criterion: nn.Module):
@@ -32,6 +33,7 @@ def check_setup(cfg, model: nn.Module, criterion: nn.Module):
     if _ours(type(criterion)) and getattr(type(criterion), "__dataclass", None):
         check_criterion_flags(flags(cfg.criterion), type(criterion))
     _check_targets(found, criterion)
+    _check_reported(cfg, criterion)
     _warn_of_free_policies(found, criterion)
     _warn_of_plain_optimizer(flags(cfg.optimizer) if cfg.optimizer is not None else {}, model)
 
@@ -54,6 +56,21 @@ def _check_targets(found: List[Decision], criterion):
                 reasons = {policy.policy_name: policy.unsteered for policy in steered}
                 said = "; ".join(f"{name}, {reason}" for name, reason in reasons.items())
                 raise UsageError(f"{controller.target.flag} cannot steer {said}")
+
+
+def _check_reported(cfg, criterion):
+    """fairseq makes numbers of labels where it reports these, in the first validation."""
+    for each in _criterions(criterion):
+        asked = [name for name in REPORTS if getattr(each, name, False)]
+        words = getattr(each, "label_dict", None)
+        if asked and words is not None and not getattr(each, "regression_target", False):
+            labels = words.symbols[words.nspecial :][: cfg.task.num_classes]
+            texts = [label for label in labels if not label.isdecimal()]
+            if texts:
+                raise UsageError(
+                    f"--{asked[0].replace('_', '-')} needs labels that are numbers, such as 0 and 1, and here they are "
+                    f"{', '.join(texts[:3])}: leave it out, or binarise the labels as numbers"
+                )
 
 
 def _warn_of_free_policies(found: List[Decision], criterion):

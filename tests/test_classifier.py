@@ -195,3 +195,58 @@ def test_serves_several_threads(classifier):
         ]
 
     assert_threads_equal_one(classifier().predict, [TEXTS, TEXTS[:1] * 3, TEXTS[1:2], TEXTS[3:]], same)
+
+
+ADATAPE = (
+    "--task sentence_prediction --max-positions 16 --init-token 0 --num-classes 2 --arch adatape_tiny --encoder-layers 3 "
+    "--encoder-embed-dim 16 --encoder-ffn-embed-dim 32 --encoder-attention-heads 2 --tape-tokens 6 --tape-threshold 2 "
+    "--criterion tape_ponder_loss"
+)
+
+
+@pytest.fixture(scope="module")
+def adatape(data, tmp_path_factory):
+    """``adatape(flags ...)``: a classifier of a model with a tape and random weights."""
+
+    def adatape(*flags):
+        state = new_state([*ADATAPE.split(), *flags], {})
+        state["cfg"]["task"]["data"] = str(data)
+        cfg = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+        torch.manual_seed(3)
+        model = tasks.setup_task(cfg.task).build_model(cfg.model)
+        for name, weight in model.named_parameters():
+            if name.endswith("tape.reader.norm.weight"):
+                weight.data *= 2.5  # more certain, some more than others
+        state["model"] = model.state_dict()
+        path = tmp_path_factory.mktemp("model") / "checkpoint.pt"
+        save_checkpoint(state, path)
+        return TranskimmerClassifier.from_pretrained(path, device="cpu")
+
+    return adatape
+
+
+@pytest.mark.parametrize("flags", ("", "--tape-layer 1", "--tape-layer 0 --halting act", "--tape-layer 0 --skimming"))
+def test_tells_the_length_of_the_tape(adatape, flags):
+    classifier = adatape(*flags.split())
+    together, alone = (classifier.predict(TEXTS, batch_size=size) for size in (4, 1))
+    lengths = [each.tape for each in together]
+    assert lengths == [each.tape for each in alone] and len(set(lengths)) > 1
+    assert all(0 < length <= 6 for length in lengths)
+    assert all(len(each.tokens) == len(each.updates) == len(each.sentence.tokens) for each in together)
+    (text,) = classifier.predict(TEXTS[:1])
+    with recording(classifier.model) as traces, torch.no_grad():
+        tokens = torch.tensor([[classifier.task.source_dictionary.index(each) for each in text.tokens]])
+        classifier.model(tokens, features_only=True, classification_head_name="sentence_classification_head")
+    assert text.tape == int(traces[STACK][0].tape_len[0])
+
+
+def test_without_a_tape_there_is_no_length(adatape, classifier):
+    assert adatape("--tape-tokens", "0").predict(TEXTS)[0].tape is None
+    assert classifier().predict(TEXTS)[0].tape is None
+
+
+def test_a_tape_serves_several_threads(adatape):
+    def same(one, other):
+        return [(each.tape, each.probabilities) for each in one] == [(each.tape, each.probabilities) for each in other]
+
+    assert_threads_equal_one(adatape().predict, [TEXTS, TEXTS[:1] * 3, TEXTS[1:2], TEXTS[3:]], same, times=5)

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 
-from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_folder
 from fairseq_adaptive.ranges import BATCH, NUMBER, Parser
 
@@ -25,26 +24,16 @@ def main(argv=None, prog=None):
     args = parser.parse_args(argv)
 
     import torch
-    from fairseq import checkpoint_utils, tasks, utils
-    from omegaconf import OmegaConf
+    from fairseq import utils
 
-    import fairseq_adaptive.plugin  # noqa: F401  registers models
-    from fairseq_adaptive.interop.checkpoint import load_checkpoint
+    from fairseq_adaptive.reader import TranskimmerReader
 
     logging.getLogger().setLevel(logging.WARNING)
     require_new(args.output)
-    cfg = OmegaConf.create(load_checkpoint(args.path)["cfg"], flags={"allow_objects": True})
-    if cfg.task._name != "question_answering":
-        raise UsageError(f"{args.path} was trained with --task {cfg.task._name}, not question_answering")
-    for name, value in (("data", args.data), ("null_threshold", args.null_threshold)):
-        if value is not None:
-            cfg.task[name] = value
-    task = tasks.setup_task(cfg.task)
-    data = task.load_file("test", args.questions)
-    (model,), _ = checkpoint_utils.load_model_ensemble([args.path], task=task)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
-    model = model.to(device).eval()
-    model.make_generation_fast_()
+    reader = TranskimmerReader.from_pretrained(args.path, args.data, null_threshold=args.null_threshold, device=device)
+    task, model = reader.task, reader.model
+    data = task.load_file("test", args.questions)
     order = data.ordered_indices().tolist()
     with torch.no_grad():
         for first in range(0, len(order), args.batch_size):

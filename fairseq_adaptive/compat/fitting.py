@@ -24,6 +24,8 @@ def check_before_training():
         for module in model.modules():
             if isinstance(module, LayerStack):
                 module.changed  # noqa: B018  raises
+        for each in criterion.modules():
+            _check_adaptive_softmax(each, model)
         check = getattr(criterion, "check_model", None)
         if check is not None:
             check(model)
@@ -42,3 +44,23 @@ def check_before_training():
         return stock_save(self, filename, *args, **kwargs)
 
     Trainer.__init__, Trainer.train_step, Trainer.save_checkpoint = __init__, train_step, save_checkpoint
+
+
+def _check_adaptive_softmax(criterion, model):
+    """``adaptive_loss`` asserts its adaptive softmax in the first step, and takes no other than fairseq's own."""
+    from fairseq.criterions.adaptive_loss import AdaptiveLoss
+    from fairseq.modules import AdaptiveSoftmax
+
+    if not isinstance(criterion, AdaptiveLoss):
+        return
+    softmax = getattr(getattr(model, "decoder", None), "adaptive_softmax", None)
+    if softmax is None:
+        raise UsageError(
+            "--criterion adaptive_loss needs a model with an adaptive softmax: add --adaptive-softmax-cutoff, or take "
+            "another criterion, such as cross_entropy"
+        )
+    if not isinstance(softmax, AdaptiveSoftmax):
+        raise UsageError(
+            f"--criterion adaptive_loss is for fairseq's adaptive softmax, and this model has a {type(softmax).__name__}: "
+            "use --criterion adaptive_cross_entropy"
+        )

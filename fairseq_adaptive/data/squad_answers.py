@@ -71,6 +71,26 @@ def n_best(found: Sequence[Candidate], count: int, null: Candidate = None) -> Li
     ]
 
 
+def concluded(found: Sequence[Candidate], null: Candidate, count: int, threshold: float):
+    """The answer to a question.
+
+    Args:
+        found: candidates of all windows
+        null: what "no answer" has; None in version 1, where there is always one
+        count: how many of the best ones to keep
+        threshold: "no answer" is given where it scores by more than this above the best one
+
+    Returns:
+        the text, the list of :func:`n_best`, and by how much "no answer" scores above the best answer, in version 2
+    """
+    best = n_best(found, count, null)
+    if null is None:
+        return best[0]["text"], best, None
+    chosen = max(found, default=null)
+    odds = null.score - chosen.score
+    return "" if odds > threshold else chosen.text, best, odds
+
+
 def normalise(text: str) -> str:
     """Lower-cased, without punctuation and articles, single spaces between words."""
     text = "".join(char for char in text.lower() if char not in string.punctuation)

@@ -226,7 +226,12 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         dictionary: target dictionary
         embed_tokens: target embedding
         no_encoder_attn: without cross-attention
+
+    Attributes:
+        alignment_layer, alignment_heads: whose attention to the source comes out; None: the last depth, all heads
     """
+
+    alignment_layer = alignment_heads = None
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
         check_cutoffs(cfg, len(dictionary), cfg.decoder.output_dim)
@@ -279,7 +284,9 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         alignment_heads=None,
     ):
         """As fairseq's; with policies the attention weights are those of the last depth of each token, up to
-        ``alignment_layer``."""
+        ``alignment_layer``. Where a call names no layer or heads, as in generation, it is those of the decoder."""
+        alignment_layer = self.alignment_layer if alignment_layer is None else alignment_layer
+        alignment_heads = self.alignment_heads if alignment_heads is None else alignment_heads
         step = (incremental_state or {}).get(_SEARCH)
         if step is not None:
             return self._search_features(prev_output_tokens, encoder_out, step)

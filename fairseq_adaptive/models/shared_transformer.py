@@ -9,6 +9,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator
+from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.policy_flags import add_policy_args
 from fairseq_adaptive.models.shared_stack import (
@@ -21,7 +22,7 @@ from fairseq_adaptive.models.shared_stack import (
     sharing_config,
 )
 from fairseq_adaptive.modules.layers.known import known
-from fairseq_adaptive.ranges import check_ranges, declare_ranges
+from fairseq_adaptive.ranges import LAYERS, Range, check_ranges, declare_ranges
 
 SIDES = ("encoder", "decoder")
 
@@ -41,13 +42,35 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
         gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
         add_sharing_args(parser, SIDES)
         add_policy_args(parser, SIDES)
+        parser.add_argument(
+            "--alignment-layer",
+            type=Range(int, 0, LAYERS.most - 1),
+            metavar="D",
+            help="depth of the decoder, counted from 0, whose attention to the source is taught by --load-alignments "
+            "and printed by --print-alignment (default: the last)",
+        )
+        parser.add_argument(
+            "--alignment-heads",
+            type=Range(int, 1, 1024),
+            metavar="H",
+            help="how many heads of it, the first ones, are averaged (default: all)",
+        )
         declare_ranges(parser)
 
     @classmethod
     def build_model(cls, args, task):
         shared_transformer(args)
         check_ranges(args, cls)
-        return super().build_model(sharing_config(args, SIDES), task)
+        aligned = [getattr(args, name, None) for name in ("alignment_layer", "alignment_heads")]
+        for name, given, most in (
+            ("--alignment-layer", aligned[0], args.decoder_layers - 1),
+            ("--alignment-heads", aligned[1], args.decoder_attention_heads),
+        ):
+            if given is not None and given > most:
+                raise UsageError(f"{name} {given} is impossible: the decoder has it up to {most}")
+        model = super().build_model(sharing_config(args, SIDES), task)
+        model.decoder.alignment_layer, model.decoder.alignment_heads = aligned
+        return model
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens):

@@ -6,7 +6,7 @@ import math
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 import torch
 from fairseq.data import Dictionary
@@ -17,8 +17,8 @@ from omegaconf import II, MISSING
 
 from fairseq_adaptive.data import squad_answers
 from fairseq_adaptive.data.span_dataset import SpanDataset
-from fairseq_adaptive.data.squad import cut, load_tokenizer, read_squad, windows_of
-from fairseq_adaptive.data.squad_answers import Candidate, candidates, n_best
+from fairseq_adaptive.data.squad import Question, Window, cut, load_tokenizer, read_squad, windows_of
+from fairseq_adaptive.data.squad_answers import Candidate, candidates, concluded
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.watched import Watched
 from fairseq_adaptive.ranges import NUMBER, POSITIONS, Range, check_ranges, ranged
@@ -93,26 +93,15 @@ class QuestionAnsweringTask(FairseqTask):
         Raises:
             UsageError: as :func:`~fairseq_adaptive.data.squad.read_squad`
         """
-        cfg = self.cfg
         questions, version_2 = read_squad(path)
         contexts, windows, offsets, unknown, pieces = {}, [], [], 0, 0
         for number, question in enumerate(questions):
             if question.context not in contexts:
-                contexts[question.context] = new, _ = cut(self._tokenizer, question.context)
+                contexts[question.context] = new, _ = self.cut(question.context)
                 unknown += sum(self.dictionary.index(each) == self.dictionary.unk() for each in new)
                 pieces += len(new)
             context = contexts[question.context]
-            windows += windows_of(
-                number,
-                question,
-                cut(self._tokenizer, question.text)[0],
-                context,
-                self.dictionary,
-                cfg.max_positions,
-                cfg.doc_stride,
-                cfg.max_query_length,
-                self._double,
-            )
+            windows += self.windows(number, question, context)
             offsets.append(context[1])
         if unknown > 0.5 * pieces:
             raise UsageError(f"dict.txt lacks {unknown} of {pieces} pieces of {path}: it is not that of --tokenizer")
@@ -120,8 +109,27 @@ class QuestionAnsweringTask(FairseqTask):
             raise UsageError(f"{path} has no answers to learn from")
         self._questions[split], self._offsets[split], self._version_2[split] = questions, offsets, version_2
         logger.info("%s: %d questions, %d windows, version %d", path, len(questions), len(windows), 1 + version_2)
-        self.datasets[split] = SpanDataset(windows, self.dictionary.pad(), cfg.seed, split)
+        self.datasets[split] = SpanDataset(windows, self.dictionary.pad(), self.cfg.seed, split)
         return self.datasets[split]
+
+    def cut(self, text: str):
+        """Pieces of a text, and of each where it begins and ends there."""
+        return cut(self._tokenizer, text)
+
+    def windows(self, number: int, question: Question, context) -> List[Window]:
+        """The windows of a question, the ``number``-th; ``context`` is what :meth:`cut` gives of its context."""
+        cfg = self.cfg
+        return windows_of(
+            number,
+            question,
+            self.cut(question.text)[0],
+            context,
+            self.dictionary,
+            cfg.max_positions,
+            cfg.doc_stride,
+            cfg.max_query_length,
+            self._double,
+        )
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
@@ -183,14 +191,11 @@ class QuestionAnsweringTask(FairseqTask):
         answers, lists, odds = {}, {}, {}
         for number, (found, null) in self._found[split].items():
             question, version_2 = self._questions[split][number], self._version_2[split]
-            best = n_best(found, self.cfg.n_best_size, null if version_2 else None)
-            lists[question.id] = best
+            answers[question.id], lists[question.id], above = concluded(
+                found, null if version_2 else None, self.cfg.n_best_size, self.cfg.null_threshold
+            )
             if version_2:
-                chosen = max(found, default=null)
-                odds[question.id] = null.score - chosen.score
-                answers[question.id] = "" if odds[question.id] > self.cfg.null_threshold else chosen.text
-            else:
-                answers[question.id] = best[0]["text"]
+                odds[question.id] = above
         return answers, lists, odds
 
     def evaluate(self, split: str) -> Dict[str, float]:

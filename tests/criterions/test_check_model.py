@@ -22,6 +22,17 @@ REFUSED = (
     ("shared_transformer", "--criterion span_prediction", "a model that it can give a span head"),
     ("shared_transformer", "--criterion masked_lm_sop", "use --task masked_lm_sop"),
     ("albert_act", "--criterion masked_lm_sop", "use --task masked_lm_sop"),
+    (
+        "par_transformer_xl",
+        "--criterion adaptive_loss --ddp-backend legacy_ddp",
+        "use --criterion adaptive_cross_entropy",
+    ),
+    (
+        "halting_transformer_xl",
+        "--task-criterion adaptive_loss --ddp-backend legacy_ddp",
+        "use --criterion adaptive_cross_entropy",
+    ),
+    ("shared_transformer", "--criterion adaptive_loss --ddp-backend legacy_ddp", "add --adaptive-softmax-cutoff"),
     ("par_transformer_xl", "--criterion architecture_entropy_loss", "is for --arch par_supernet"),
     ("par_transformer_xl", "--criterion fused_label_smoothed_cross_entropy", "it has an adaptive softmax"),
     ("adatape_vit", "--criterion fused_label_smoothed_cross_entropy", "no decoder that gives features"),

@@ -3,7 +3,8 @@
 import argparse
 
 import pytest
-from families import FAMILIES, Family, build_trainer, write_data
+from fairseq.logging import metrics
+from families import FAMILIES, Family, build_trainer, train, write_data
 from omegaconf import OmegaConf
 
 from fairseq_adaptive.criterions.task_criterion import PASSED, passed_flags
@@ -46,8 +47,54 @@ def test_flags_that_do_not_fit():
         passed_flags(cfg, PASSED[1:], {})
 
 
-def test_reports_of_classification(data, monkeypatch):
-    inner = criterion_of(data, monkeypatch, "skim_loss", "--report-mcc", "--report-acc-and-f1").task_criterion
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """The same with labels 1 and 0, which reports need."""
+    folder = write_data(tmp_path_factory.mktemp("numbers"))
+    dictionary = folder / "labels" / "label" / "dict.txt"
+    dictionary.write_text(dictionary.read_text().replace("good", "1").replace("bad", "0"))
+    return folder
+
+
+CLASSIFICATION = {
+    "sentence_prediction": ("", "accuracy"),
+    "skim_loss": ("", "accuracy"),
+    "adaptive_compute_loss": ("--task-criterion sentence_prediction", "accuracy"),
+}
+
+
+@pytest.mark.parametrize("criterion", CLASSIFICATION)
+def test_reports_after_another_training_of_the_process(numbers, monkeypatch, criterion):
+    """Trainings of a process share no meters: the first derives what the second logs as a number, and logs a loss."""
+    flags = "--task-criterion label_smoothed_cross_entropy --label-smoothing 0.2 --report-accuracy".split()
+    monkeypatch.setitem(FAMILIES, "before", Family("pairs", f"{TRANSLATION} --halting act --criterion ponder_loss"))
+    train(*build_trainer("before", numbers, *flags), 1)
+    assert metrics.get_smoothed_values("train")["ponder_loss"] > 0
+    more, accuracy = CLASSIFICATION[criterion]
+    monkeypatch.setitem(FAMILIES, "reporting", Family("labels", f"{LABELS} --criterion {criterion} {more}"))
+    trainer, batches = build_trainer("reporting", numbers, "--report-mcc", "--report-acc-and-f1")
+    batches = list(batches)
+    logged = train(trainer, batches, 2)
+    assert all(accuracy in each for each in logged) and "mcc" not in logged[0]
+    trained = metrics.get_smoothed_values("train")
+    assert "ponder_loss" not in trained and trained["num_updates"] == 2
+    with metrics.aggregate(new_root=True) as log:
+        trainer.valid_step(batches[0])
+    assert {"mcc", "f1", "acc_and_f1", accuracy} <= set(log.get_smoothed_values())
+
+
+@pytest.mark.parametrize("criterion", CLASSIFICATION)
+def test_reports_of_labels_that_are_texts(data, monkeypatch, criterion):
+    """fairseq ended in ``int('bad')`` in the first validation."""
+    monkeypatch.setitem(
+        FAMILIES, "reporting", Family("labels", f"{LABELS} --criterion {criterion} {CLASSIFICATION[criterion][0]}")
+    )
+    with pytest.raises(UsageError, match="--report-mcc needs labels that are numbers, .* here they are (good|bad)"):
+        build_trainer("reporting", data, "--report-mcc")
+
+
+def test_reports_of_classification(numbers, monkeypatch):
+    inner = criterion_of(numbers, monkeypatch, "skim_loss", "--report-mcc", "--report-acc-and-f1").task_criterion
     assert [name for name in PASSED[2:] if getattr(inner, name)] == ["report_mcc", "report_acc_and_f1"]
 
 
