@@ -257,7 +257,7 @@ def test_a_supernet_takes_a_router(build, kv):
 
 
 def test_compute_is_counted_by_blocks(build):
-    """By hand, for a layout that begins with each kind; the memory is in neither side."""
+    """By hand, for a layout that begins with each kind: maps, distances once a batch, and scores of all places."""
     from fairseq_adaptive.modules.stack.compute import stack_macs
 
     for layout in ("fa", "af"):
@@ -272,7 +272,8 @@ def test_compute_is_counted_by_blocks(build):
         expected = dense = 0
         for kind, step in zip(layout, trace.steps):
             for computed, count in ((True, step.alive.sum(1).double()), (False, torch.full((2,), 6.0).double())):
-                macs = 2 * 16 * 32 * count if kind == "f" else 4 * 16 * 16 * count + 3 * 16 * count**2
-                expected, dense = (expected + macs.sum(), dense) if computed else (expected, dense + macs.sum())
+                macs = 2 * 16 * 32 * count if kind == "f" else 4 * 16 * 16 * count + 16 * count * (3 * 6 + 1)
+                total = macs.sum() + (16 * 16 * 7 if kind == "a" else 0)
+                expected, dense = (expected + total, dense) if computed else (expected, dense + total)
         expected += 2 * 2 * 6 * 16  # the router
         assert [float(each) for each in stack_macs(model.decoder.blocks, trace)] == [float(expected), float(dense)]

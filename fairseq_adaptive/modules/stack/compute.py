@@ -126,6 +126,8 @@ def stack_macs(
     router, rule = policies_of(stack)
     keys, spent = KeysMade(stack, tokens), torch.zeros((), dtype=torch.double, device=tokens.device)
     spent = spent + reading_macs(reader, trace, width)
+    # a Transformer-XL masks who is hidden: its distances are those of all places
+    whole = stack.sees_others or not stack.adaptive or trace.memory is not None
     going, done, ran = tokens, torch.zeros_like(tokens), set()
     on_tape = torch.arange(tokens.size(1), device=tokens.device) >= tokens.size(1) - trace.tape_room
     expected = None if trace.distribution is None else rule.decided(trace)  # nobody is done in such a training step
@@ -148,7 +150,7 @@ def stack_macs(
             computed.sum(1).double(),
             (computed & on_tape).sum(1).double(),
             made.sum(1).double(),
-            (there if stack.sees_others or not stack.adaptive else computed).sum(1).double(),
+            (there if whole else computed).sum(1).double(),
             **_beside(trace, depth, not stack.adaptive or (number not in ran and bool(computed.any()))),
             projects=number not in ran,
         )
