@@ -232,7 +232,7 @@ def test_sums_of_a_trace(autocast):
         traces.append(
             [
                 trace.updates.sum(),
-                trace.at_limit(),
+                PonderNet(4).at_limit(trace),
                 trace.reluctance(),
                 trace.histogram(),
                 divergence,
