@@ -253,18 +253,14 @@ def test_faults_of_a_program_keep_their_traceback(fault, imported):
     assert done.returncode == 1 and "Traceback" in done.stderr and "\nerror: " not in done.stderr, done.stderr
 
 
-USAGE_ERROR = "from fairseq_adaptive.errors import UsageError\nraise UsageError('use another')"
-
-
 @pytest.mark.parametrize(
     "code, where, line",
     [
         ("from fairseq_cli.train import cli_main; cli_main()", "", "absent"),
         ("from fairseq_cli.train import cli_main; cli_main()", LIGHT, "absent"),
-        (USAGE_ERROR, "import fairseq_adaptive.hub", "use another"),
         ("open('absent')", "from fairseq_adaptive import errors; errors.report_usage_errors()", "absent"),
     ],
-    ids=["fairseq", "modules first", "hub", "a command of ours"],
+    ids=["fairseq", "modules first", "a command of ours"],
 )
 def test_usage_errors_are_one_line(code, where, line, tmp_path):
     flags = [

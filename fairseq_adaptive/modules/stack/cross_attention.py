@@ -62,11 +62,13 @@ class PackedCrossAttention:
         groups = Groups(places.div(each, rounding_mode="floor"), keys.size(0))
         keys, values = groups.select(keys), groups.select(values)
         mask = None if mask is None else groups.select(mask)
-        if depth in self._weights_at:
-            scores = heads(groups.pad(attention.q_proj(x)), attention) @ keys.transpose(2, 3) * keys.size(-1) ** -0.5
-            weights = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
-            weights = groups.unpad(weights.transpose(1, 2))  # P x H x S
-            if self._weights is None:
-                self._weights = weights.new_zeros((self._batch * self._length, *weights.shape[1:]))
-            self._weights.index_copy_(0, places, weights)
-        return attend_from(attention, x, groups, keys, values, mask)
+        if depth not in self._weights_at:
+            return attend_from(attention, x, groups, keys, values, mask)
+        scores = heads(groups.pad(attention.q_proj(x)), attention) @ keys.transpose(2, 3) * keys.size(-1) ** -0.5
+        weights = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+        out = groups.unpad((weights @ values).transpose(1, 2).flatten(2))
+        weights = groups.unpad(weights.transpose(1, 2))  # P x H x S
+        if self._weights is None:
+            self._weights = weights.new_zeros((self._batch * self._length, *weights.shape[1:]))
+        self._weights.index_copy_(0, places, weights)
+        return attention.out_proj(out)
