@@ -128,11 +128,15 @@ def test_commands_refuse(name, folder, tmp_path):
     (tmp_path / CODE).touch()
     env = {"SECRET": SECRET, "PYTHONPATH": str(Path(USER_DIR).parent)}
     done = run(*command, check=False, cwd=tmp_path, env=env)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    ends = (
+        "fairseq_adaptive.errors.UsageError: " if name == "hub" else "error: "
+    )  # a user's own program has a traceback
+    errors = [line for line in done.stderr.splitlines() if line.startswith(ends)]
     assert done.returncode != 0 and len(errors) == 1, done.stderr
     payload = "activation_fn" if "environment" in str(command) else "adaptive_softmax_cutoff"
     assert f".pt is refused: its flag model.{payload} is " in errors[0], errors
-    assert "Traceback" not in done.stdout + done.stderr and SECRET not in done.stdout + done.stderr
+    assert name == "hub" or "Traceback" not in done.stdout + done.stderr
+    assert SECRET not in done.stdout + done.stderr
     assert not (tmp_path / "PWNED").exists() and sorted(folder.rglob("*")) == before
 
 
@@ -140,5 +144,5 @@ def test_a_teacher_is_refused(folder):
     state = torch.load(folder / "code.pt", weights_only=False)
     state["cfg"]["task"]["_name"] = "any"  # which the registry does not know: it is taken for the student's
     torch.save(state, folder / "teacher.pt")
-    with pytest.raises(UsageError, match="teacher.pt is refused: its flag model.adaptive_softmax_cutoff"):
+    with pytest.raises(UsageError, match="adaptive[-_]softmax[-_]cutoff .*__import__"):
         Teacher(str(folder / "teacher.pt"), AnyTask())
