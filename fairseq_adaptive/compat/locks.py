@@ -121,7 +121,7 @@ def _lives(owner):
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # of another user
+        return True  # of another user
     return True
 
 

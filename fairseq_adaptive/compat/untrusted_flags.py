@@ -260,6 +260,9 @@ def guard_flags():
             for shard in range(num_shards)
         }
         building = _Building(paths, task is None, filenames[0])
+        if state is not None and not is_trusted(filenames[0]):  # it was read before, to look at it
+            building.path, building.flags = filenames[0], []
+            _check(filenames[0], state, arg_overrides or {}, building)
         with _set(_building, building):
             try:
                 return stock_build(filenames, arg_overrides, task, strict, suffix, num_shards, state)

@@ -5,6 +5,7 @@ recursions of equal length. Others see nothing of a token that is left out of on
 recursion-wise cache), or all tokens as the first recursion saw them (``first``, the shared cache).
 """
 
+import abc
 from typing import Optional, Sequence
 
 import torch
@@ -81,6 +82,6 @@ class Recursions(Router, nn.Module):
             return 0.0
         return counts.asked * sum(each.numel() for unit in self.units(recursion) for each in unit.parameters())
 
+    @abc.abstractmethod
     def units(self, recursion: int):
         """What is asked at the beginning of a recursion, modules."""
-        raise NotImplementedError
