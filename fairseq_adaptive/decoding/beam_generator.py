@@ -1,5 +1,6 @@
 """Beam search without the overhead of fairseq's: same hypotheses, same scores."""
 
+import functools
 import math
 from typing import List, Optional, Tuple
 
@@ -61,7 +62,6 @@ class TorchSteps:
 
     def __init__(self, generator, encoder_outs, states):
         self._generator, self._encoder_outs, self._states = generator, encoder_outs, states
-        self._attended: List[Tensor] = []  # attention weights of all rows, step after step, [rows, S]
 
     def __call__(self, step: int, max_len: int, tokens: Tensor, past: Tensor, order: Optional[Tensor], sentences: int):
         """Find the best continuations of the rows of each sentence.
@@ -80,11 +80,9 @@ class TorchSteps:
         generator, model = self._generator, self._generator.model
         if order is not None:
             model.reorder_incremental_state(self._states, order)
-        lprobs, attention = model.forward_decoder(
+        lprobs, _ = model.forward_decoder(
             tokens[:, : step + 1], self._encoder_outs, self._states, generator.temperature
         )
-        if attention is not None:
-            self._attended.append(attention)
         generator._restrict(lprobs, tokens, step, max_len)
         rows = lprobs.size(0) // sentences
         past, lprobs = past.type_as(lprobs).view(sentences, rows), lprobs.view(sentences, rows, -1)
@@ -95,20 +93,12 @@ class TorchSteps:
             best, words, hypotheses = best_candidates(lprobs, past, count)
         return best, words, hypotheses + torch.arange(sentences, device=words.device).unsqueeze(1) * rows
 
-    def attention(self, sentence: int, tokens: Tensor, rows: Tensor):
-        """S x T, the attention weights of a hypothesis, whose words were rows of all steps one after the other."""
-        if not self._attended:
-            return torch.empty(0)
-        if len(self._attended) > 1:
-            self._attended = [torch.cat(self._attended).float()]
-        return self._attended[0].index_select(0, rows).t()
-
     def close(self):
         """Nothing is kept but tensors."""
 
 
 class Hypothesis(dict):
-    """A hypothesis as fairseq has them, whose attention weights are computed when they are asked for.
+    """A hypothesis as fairseq has them, whose attention weights are computed when they are asked for: a search need not.
 
     Args:
         entries: of the hypothesis
@@ -167,9 +157,30 @@ class BeamGenerator(SequenceGenerator):
         if steps is None:
             steps = TorchSteps(self, self.model.forward_encoder(net_input), states)
         try:
-            return self._loop(steps, source, max_len, bos)
+            found = self._loop(steps, source, max_len, bos)
         finally:
             steps.close()
+        device = source.device.type
+        modes = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+        def attention(sentence, words):
+            with torch.no_grad(), torch.autocast(device, enabled=modes[0], dtype=modes[1]):
+                return self._attention(net_input, sentence, bos, words)
+
+        return [
+            [Hypothesis(each, functools.partial(attention, sentence, each["tokens"])) for each in hypotheses]
+            for sentence, hypotheses in enumerate(found)
+        ]
+
+    def _attention(self, net_input, sentence, bos, words):
+        """S x T, the mean of the models' attention over the source; empty where there is no source."""
+        models = [model for model in self.model.models if hasattr(model, "encoder")]
+        if not models:
+            return torch.empty(0)
+        source = {name: net_input[name][sentence : sentence + 1] for name in ("src_tokens", "src_lengths")}
+        previous = torch.cat((words.new_tensor([bos]), words[:-1])).unsqueeze(0)
+        found = [model(**source, prev_output_tokens=previous)[1]["attn"][0] for model in models]
+        return sum(each[0].t().float() for each in found if each is not None) / len(self.model.models)
 
     def _loop(self, steps, source, max_len, bos):
         beam, sentences = self.beam_size, len(source)
@@ -178,23 +189,18 @@ class BeamGenerator(SequenceGenerator):
         tokens = source.new_full((sentences, max_len + 2), self.pad)  # (B Q) x T, with Q = 1 in the first step
         tokens[:, 0] = bos
         scores = torch.zeros(sentences, max_len + 1, device=source.device)  # (B Q) x T, of all words so far
-        where = source.new_zeros(sentences, max_len + 1)  # (B Q) x T, the row among those of all steps of each word
-        made = 0
         order = closed = None  # closed: B x beam, hypotheses that nothing may follow; none where None
         for step in range(max_len + 1):
             past = scores[:, max(step - 1, 0)]
             best, words, hypotheses = steps(step, max_len, tokens, past, order, len(running))
             scores, count = scores.type_as(best), best.size(1)
-            where[:, step] = torch.arange(made, made + len(tokens), device=where.device)
-            made += len(tokens)
             ends = words.eq(self.eos) & best.ne(-math.inf)
             if closed is None and not ends.any():
                 best, words, hypotheses = best[:, :beam], words[:, :beam], hypotheses[:, :beam]
             else:
                 if closed is not None:
                     ends[:, :beam] &= ~closed
-                histories = tokens, scores, where
-                kept = self._finish(ends[:, :beam], best, hypotheses, histories, step, max_len, running, finished)
+                kept = self._finish(ends[:, :beam], best, hypotheses, tokens, scores, step, max_len, running, finished)
                 if not kept:
                     break
                 if closed is not None:
@@ -210,15 +216,8 @@ class BeamGenerator(SequenceGenerator):
                 best, words, hypotheses = (each.gather(1, going_on) for each in (best, words, hypotheses))
             assert step < max_len, f"{step} < {max_len}"
             order = hypotheses.flatten()
-            tokens, scores, where = (each.index_select(0, order) for each in (tokens, scores, where))
+            tokens, scores = tokens.index_select(0, order), scores.index_select(0, order)
             tokens[:, step + 1], scores[:, step] = words.flatten(), best.flatten()
-        for sentence, found in enumerate(finished):
-            for number, hypothesis in enumerate(found):
-                weights = steps.attention(sentence, hypothesis["tokens"], hypothesis.pop("attention"))
-                if callable(weights):
-                    found[number] = Hypothesis(hypothesis, weights)
-                else:
-                    hypothesis["attention"] = weights
         return [sorted(found, key=lambda each: each["score"].item(), reverse=True) for found in finished]
 
     def _restrict(self, lprobs, tokens, step, max_len):
@@ -237,13 +236,13 @@ class BeamGenerator(SequenceGenerator):
             rows = lprobs.size(0)
             self.repeat_ngram_blocker(tokens, lprobs, rows, 1, step)
 
-    def _finish(self, ends, best, hypotheses, histories, step, max_len, running, finished) -> List[int]:
+    def _finish(self, ends, best, hypotheses, tokens, scores, step, max_len, running, finished) -> List[int]:
         """Put hypotheses that end here where they belong; return the rows of ``running`` that go on."""
         ended = ends.nonzero().tolist()
         best, hypotheses = best[:, : ends.size(1)][ends], hypotheses[:, : ends.size(1)][ends]
-        words, totals, where = (each.index_select(0, hypotheses) for each in histories)
-        words, totals, where = words[:, 1 : step + 2], totals[:, : step + 1], where[:, : step + 1]
+        words = tokens.index_select(0, hypotheses)[:, 1 : step + 2]
         words[:, step] = self.eos
+        totals = scores.index_select(0, hypotheses)[:, : step + 1]
         totals[:, step] = best
         each_score = torch.cat((totals[:, :1], totals.diff()), 1)
         if self.normalize_scores:
@@ -256,7 +255,6 @@ class BeamGenerator(SequenceGenerator):
                     {
                         "tokens": words[number],
                         "score": best[number],
-                        "attention": where[number],
                         "alignment": torch.empty(0),
                         "positional_scores": each_score[number],
                     }

@@ -73,13 +73,7 @@ class DecoderStep:
     Args:
         stack: a :class:`~fairseq_adaptive.modules.DecoderStack` that :meth:`fits`
         beam: hypotheses of a sentence after the first step, which has one
-
-    Attributes:
-        weights: (B Q) x S, over the source, of the newest tokens at the last depth that computed each, zeros where none did,
-            the mean of the heads; None where there is no source, and before the first step
     """
-
-    weights: Optional[Tensor] = None
 
     def __init__(self, stack, beam: int):
         self._stack, self._beam = stack, beam
@@ -115,7 +109,6 @@ class DecoderStep:
                 keys, values = (self._source_heads(linear(encoder_out)) for linear in each)
                 self._source[number] = keys.transpose(1, 2), values
         if encoder_out is not None:
-            self._length = encoder_out.size(0)
             mask = x.new_zeros(sentences, 1, 1, encoder_out.size(0))
             if padding_mask is not None:
                 mask.masked_fill_(padding_mask.bool()[:, None, None], float("-inf"))
@@ -163,7 +156,6 @@ class DecoderStep:
             self._start(x, encoder_out, padding_mask)
         own, masks, *cache = self._advance(padding)
         if self._stack.adaptive:
-            self.weights = x.new_zeros(len(x), self._length) if self._source else None
             return run_packed(self._stack, _StepContext(self, x, own, masks, *cache))
         for depth, where in enumerate(zip(*cache)):
             x = self.layer(x, depth, masks[0], *where)
@@ -199,13 +191,10 @@ class DecoderStep:
             if kind == 0:
                 new = self._heads(spread(layer.project(y).to(x.dtype)), 3)  # autocast may have changed it
                 torch.nan_to_num(new[1:], 0.0, 0.0, 0.0, out=written)  # as in keys_and_values
-                y = layer.out(gather(self._attend(new[0], keys, values, mask)[0]))
+                y = layer.out(gather(self._attend(new[0], keys, values, mask)))
             elif kind == 1:
                 queries = self._heads(spread(layer.query_source(y)), 1)[0]
-                y, weights = self._attend(queries, *self._source[number], self._source_mask)
-                y = layer.out_source(gather(y))
-                if self._stack.adaptive or depth == len(self._stack) - 1:
-                    self._remember(weights, places)
+                y = layer.out_source(gather(self._attend(queries, *self._source[number], self._source_mask)))
             else:
                 y = layer.fc2(layer.activation(layer.fc1(y)))
             x = x + y if add is None else add(y, x, depth, sublayer, None)
@@ -214,15 +203,8 @@ class DecoderStep:
             sublayer += 1
         return x
 
-    def _remember(self, weights, places):
-        """Keep attention weights over the source, G x Q x S', of the hypotheses at some places; None: of all."""
-        weights = weights.unflatten(0, (-1, self._size[0])).mean(1).flatten(0, 1)[:, : self._length]
-        if places is not None:
-            weights = self.weights.index_copy(0, places, weights.index_select(0, places))
-        self.weights = weights
-
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
-        """B x H x Q x D over G x D x S and G x S x D; ``mask``, G x (1 or Q) x S, is added. -> (B Q) x C, G x Q x S"""
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """B x H x Q x D over G x D x S and G x S x D; ``mask``, G x (1 or Q) x S, is added. -> (B Q) x C"""
         heads, dim = self._size
         queries = queries.reshape(-1, self._rows, dim)
         scores = torch.baddbmm(mask, queries, keys, alpha=dim**-0.5)
@@ -231,7 +213,7 @@ class DecoderStep:
         else:
             weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
         out = torch.bmm(weights, values).view(-1, heads, self._rows, dim)
-        return out.transpose(1, 2).reshape(-1, heads * dim), weights
+        return out.transpose(1, 2).reshape(-1, heads * dim)
 
     def reorder(self, order: Tensor):
         """Go on with other hypotheses.

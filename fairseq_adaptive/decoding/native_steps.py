@@ -95,7 +95,6 @@ class NativeSteps:
         from fairseq_adaptive.ops.decoder_step import native  # loads the library
 
         self._generator, self._decoder = generator, generator.model.models[0].decoder
-        self._net_input = net_input
         threads = torch.get_num_threads()
         weights, parts, rest = decoder_weights(self._decoder)
         lengths, states = self._source(generator.model, net_input, native, threads)
@@ -133,7 +132,6 @@ class NativeSteps:
 
     def __call__(self, step, max_len, tokens, past, order, sentences):
         generator, rows = self._generator, len(tokens) // sentences
-        self._begin = tokens[0, :1].clone()
         asked = Asked(
             tokens=tokens[:, step],
             scores=past,
@@ -169,20 +167,6 @@ class NativeSteps:
                 banned += generator.token_indices_to_suppress.tolist()
             self._lowest[too_short] = {**changes, **dict.fromkeys(banned, -math.inf)}
         return self._lowest[too_short]
-
-    def attention(self, sentence: int, tokens: Tensor, rows: Tensor):
-        """What computes S x T, the attention weights of a hypothesis: few ask for them, and the steps have none."""
-        model, net_input, begin = self._generator.model.models[0], self._net_input, self._begin
-        if not self._generator.model.has_encoder():
-            return torch.empty(0)
-
-        @torch.no_grad()
-        def attend():
-            source = {name: net_input[name][sentence : sentence + 1] for name in ("src_tokens", "src_lengths")}
-            previous = torch.cat((begin, tokens[:-1])).unsqueeze(0)
-            return model(**source, prev_output_tokens=previous)[1]["attn"][0][0].t().float()
-
-        return attend
 
     def close(self):
         """Give the caches back."""

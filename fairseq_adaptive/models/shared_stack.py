@@ -355,8 +355,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         if encoder_out is not None:
             source, mask = encoder_out["encoder_out"][0], next(iter(encoder_out["encoder_padding_mask"]), None)
         x = step(self._embed(newest, positions), source, mask, padding if padding.any() else None)
-        attention = None if step.weights is None else step.weights.unsqueeze(1)
-        return self._leave(x).unsqueeze(1), {"attn": [attention], "inner_states": []}
+        return self._leave(x).unsqueeze(1), {"attn": [None], "inner_states": []}
 
     def reorder_incremental_state_scripting(self, incremental_state, new_order):
         if _SEARCH in incremental_state:
