@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from fairseq_adaptive.modules.layers.cached_attention import CachedAttention
+from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.dropout import FastDropout
 from fairseq_adaptive.modules.layers.known import first_change, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS, PrepackedWeights, prepacked_weights
@@ -21,7 +21,7 @@ from fairseq_adaptive.modules.layers.transformer_layer import DecoderLayer
 from fairseq_adaptive.modules.stack.run import run_packed
 from fairseq_adaptive.modules.stack.stack import DecoderStack
 
-KNOWN = (DecoderStack, DecoderLayer, CachedAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE)
+KNOWN = (DecoderStack, DecoderLayer, FastAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE)
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
 
 

@@ -10,10 +10,10 @@ from torch.nn.modules import module as torch_module
 
 from fairseq_adaptive.decoding.decoder_step import KNOWN, plain
 from fairseq_adaptive.modules.layers.admin import AdminResidual
+from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.known import HOOKS, first_change
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 from fairseq_adaptive.modules.layers.residual import FUSABLE
-from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 from fairseq_adaptive.modules.layers.transformer_layer import EncoderLayer
 from fairseq_adaptive.modules.policies.act import ACT, UniversalACT
 from fairseq_adaptive.modules.policies.confidence import Margin, Saturation
@@ -23,7 +23,7 @@ from fairseq_adaptive.ops.decoder_step import Decoder, Halting, Layer, Map, Norm
 
 _RULES = {ACT: "act", UniversalACT: "ut_act", PonderNet: "pondernet", Saturation: "saturation", Margin: "margin"}
 _ACTIVATIONS = {F.relu: "relu", gelu: "gelu"}
-_ENCODER = (LayerStack, EncoderLayer, ShortAttention, *KNOWN)
+_ENCODER = (LayerStack, EncoderLayer, FastAttention, *KNOWN)
 Found = Tuple[Callable, List[Tensor], Tuple]
 
 

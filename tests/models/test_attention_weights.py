@@ -9,7 +9,7 @@ from fairseq.criterions.label_smoothed_cross_entropy_with_alignment import (
     LabelSmoothedCrossEntropyCriterionWithAlignment,
 )
 
-from fairseq_adaptive.modules.layers import short_attention
+from fairseq_adaptive.modules.layers import attention
 
 TINY = {
     f"{side}_{name}": value
@@ -41,7 +41,7 @@ def forward(model, batch, mode, **options):
 
 @pytest.mark.parametrize("length", ("short", "long"))
 def test_equal_to_stock(build, batch, length, monkeypatch):
-    monkeypatch.setattr(short_attention, "LONGEST", {"short": 128, "long": 0}[length])
+    monkeypatch.setattr(attention, "LONGEST", {"short": 128, "long": 0}[length])
     stock, ours = build("transformer", **TINY, dropout=0.0), build("shared_transformer", **TINY, **ALL_LAYERS)
     ours.load_state_dict(stock.state_dict())
     real = batch["prev_output_tokens"] != 1
@@ -54,7 +54,7 @@ def test_equal_to_stock(build, batch, length, monkeypatch):
 
 @pytest.mark.parametrize("length", ("short", "long"))
 def test_dropout_does_not_change_what_is_returned(build, batch, length, monkeypatch):
-    monkeypatch.setattr(short_attention, "LONGEST", {"short": 128, "long": 0}[length])
+    monkeypatch.setattr(attention, "LONGEST", {"short": 128, "long": 0}[length])
     model = build("shared_transformer", **TINY, **ALL_LAYERS, attention_dropout=0.5)
     weights = forward(model, batch, "train")[1]["attn"][0]
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=1e-6)

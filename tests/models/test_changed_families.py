@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from fairseq_adaptive.modules import LayerStack, RelativeAttention, recording
 from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
-from fairseq_adaptive.modules.layers.short_attention import ShortAttention
+from fairseq_adaptive.modules.layers.attention import FastAttention
 
 ENCODER = {
     "encoder_embed_dim": 16,
@@ -100,10 +100,10 @@ def adapt(owner, name, by=1.0):
 
 def subclass_attention(stack):
     made = {
-        ShortAttention: type(
+        FastAttention: type(
             "Scaled",
-            (ShortAttention,),
-            {"forward": lambda self, *args, **kwargs: scaled(ShortAttention.forward(self, *args, **kwargs))},
+            (FastAttention,),
+            {"forward": lambda self, *args, **kwargs: scaled(FastAttention.forward(self, *args, **kwargs))},
         ),
         RelativeAttention: ScaledRelativeAttention,
     }

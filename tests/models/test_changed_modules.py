@@ -15,11 +15,10 @@ from torch.nn.utils import parametrize
 
 from fairseq_adaptive.models.shared_stack import SharedTransformerDecoder
 from fairseq_adaptive.modules import DecoderLayer, EncoderLayer, LayerStack, recording
-from fairseq_adaptive.modules.layers.cached_attention import CachedAttention
+from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.known import say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies import LearnedHalting
-from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 
 from searches import TINY, UNIQUE, assert_same, lively, search
 
@@ -60,12 +59,7 @@ class ScaledEncoderLayer(EncoderLayer):
         return scaled(super().forward(*args, **kwargs))
 
 
-class ScaledCachedAttention(CachedAttention):
-    def forward(self, *args, **kwargs):
-        return scaled(super().forward(*args, **kwargs))
-
-
-class ScaledShortAttention(ShortAttention):
+class ScaledFastAttention(FastAttention):
     def forward(self, *args, **kwargs):
         return scaled(super().forward(*args, **kwargs))
 
@@ -92,8 +86,7 @@ class Doubled(nn.Module):
 SUBCLASSES = {
     DecoderLayer: ScaledDecoderLayer,
     EncoderLayer: ScaledEncoderLayer,
-    CachedAttention: ScaledCachedAttention,
-    ShortAttention: ScaledShortAttention,
+    FastAttention: ScaledFastAttention,
     nn.LayerNorm: ScaledNorm,
 }
 PARTS = (
@@ -327,7 +320,7 @@ def test_a_global_hook_is_called(build, batch, dictionary):
         assert_same(search([model], dictionary, batch, **OPTIONS), theirs)
     finally:
         handle.remove()
-    assert len(seen) == expected and CachedAttention in seen
+    assert len(seen) == expected and FastAttention in seen
     assert model.decoder.begin_search(3)
 
 
@@ -357,9 +350,8 @@ def test_the_log_says_why_once(build, batch, dictionary, caplog):
             search([model], dictionary, batch, **OPTIONS)
     lines = [record.getMessage() for record in caplog.records if "plain path" in record.getMessage()]
     assert sorted(lines) == [
-        "beam search: the plain path is taken, since ScaledCachedAttention is none of the known classes",
-        "packed runs: the plain path is taken, since ScaledCachedAttention is none of the known classes",
-        "packed runs: the plain path is taken, since ScaledShortAttention is none of the known classes",
+        "beam search: the plain path is taken, since ScaledFastAttention is none of the known classes",
+        "packed runs: the plain path is taken, since ScaledFastAttention is none of the known classes",
     ]
 
 

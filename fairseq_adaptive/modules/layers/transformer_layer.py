@@ -11,10 +11,9 @@ import torch
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
-from fairseq_adaptive.modules.layers.cached_attention import CachedAttention
+from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.known import known
 from fairseq_adaptive.modules.layers.residual import run_sublayers
-from fairseq_adaptive.modules.layers.short_attention import ShortAttention
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies.tape import GatedMLP
 
@@ -70,7 +69,7 @@ class EncoderLayer(_Attends, TransformerEncoderLayerBase):
             self.tape_ffn = GatedMLP(self.embed_dim, tape_ffn_embed_dim, cfg.activation_dropout)
 
     def build_self_attention(self, embed_dim, cfg):
-        return ShortAttention(
+        return FastAttention(
             embed_dim,
             cfg.encoder.attention_heads,
             dropout=cfg.attention_dropout,
@@ -144,7 +143,7 @@ class DecoderLayer(_Attends, TransformerDecoderLayerBase):
     """
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
-        return CachedAttention(
+        return FastAttention(
             embed_dim,
             cfg.decoder.attention_heads,
             dropout=cfg.attention_dropout,
@@ -157,7 +156,7 @@ class DecoderLayer(_Attends, TransformerDecoderLayerBase):
         )
 
     def build_encoder_attention(self, embed_dim, cfg):
-        return CachedAttention(
+        return FastAttention(
             embed_dim,
             cfg.decoder.attention_heads,
             kdim=cfg.encoder.embed_dim,

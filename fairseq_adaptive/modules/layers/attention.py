@@ -1,8 +1,9 @@
-"""fairseq's attention with a fast path for short sequences on a CPU."""
+"""fairseq's attention with fast paths for short sequences on a CPU and for one step of incremental decoding."""
 
 from typing import Dict, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
@@ -11,12 +12,29 @@ from fairseq_adaptive.modules.layers.known import known
 LONGEST = 128  # from here on torch's fused attention is as fast in fp32, and needs less memory
 
 
-@known
-class ShortAttention(MultiheadAttention):
-    """:class:`fairseq.modules.MultiheadAttention`, with sentences on a CPU as two batched products.
+def _attend(queries, keys, values, mask):
+    """Attention of B x H x T x D over B x H x S x D; ``mask`` is true at the keys to see."""
+    if keys.is_cuda or keys.numel() < 2**16:
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    # on a CPU the fused kernel loses to two batched products as soon as its low overhead no longer counts
+    scores = torch.matmul(queries * queries.size(-1) ** -0.5, keys.transpose(2, 3))
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, float("-inf"))
+    return torch.matmul(scores.softmax(-1), values)
 
-    There torch's fused kernel takes up to twice as long in fp32, and six times as long in bfloat16, most of it in the
-    backward pass. Whatever is not plain attention of a whole sequence takes fairseq's path.
+
+@known
+class FastAttention(MultiheadAttention):
+    """:class:`fairseq.modules.MultiheadAttention`, faster where training on a CPU and beam search spend their time.
+
+    *Short sequences* on a CPU are two batched products. There torch's fused kernel takes up to twice as long in fp32, and
+    six times as long in bfloat16, most of it in the backward pass.
+
+    *One query per row against cached keys and values* is a single fused call instead of a dozen small ones. Cross-attention
+    keeps keys and values once per sentence, and its beams are the queries of one attention. Caches have fairseq's layout, so
+    that a step may take either path.
+
+    Whatever is plain neither way takes fairseq's path.
     """
 
     def forward(
@@ -34,6 +52,18 @@ class ShortAttention(MultiheadAttention):
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """As in fairseq: ``query`` T x B x C, ``key`` and ``value`` S x B x C, the result T x B x C and the weights, before
         dropout: H x B x T x S with ``need_head_weights``, their mean B x T x S with ``need_weights``, or None."""
+        cache = None if incremental_state is None else self._get_input_buffer(incremental_state)
+        lean = (
+            cache  # the first step fills the cache, in fairseq's way
+            and "prev_key" in cache
+            and query.size(0) == 1
+            and not (need_weights or need_head_weights or before_softmax or self.training or self.onnx_trace)
+            and attn_mask is None
+            and (static_kv or (key_padding_mask is None and cache.get("prev_key_padding_mask") is None))
+            and (static_kv or key is query)
+        )
+        if lean:
+            return self._step(query, cache, static_kv), None
         short = (
             query.device.type == "cpu"
             and incremental_state is None
@@ -57,6 +87,24 @@ class ShortAttention(MultiheadAttention):
                 before_softmax,
                 need_head_weights,
             )
+        return self._short(query, key, value, key_padding_mask, attn_mask, need_weights, need_head_weights)
+
+    def _step(self, query, cache, static_kv):
+        """1 x B x C against a cache, which gets the new keys and values; the result alike."""
+        keys, values, mask = cache["prev_key"], cache["prev_value"], None
+        if static_kv:
+            mask = self._source_mask(cache)
+        else:
+            keys = cache["prev_key"] = torch.cat((keys, self._heads(self.k_proj(query))), 2)
+            values = cache["prev_value"] = torch.cat((values, self._heads(self.v_proj(query))), 2)
+        sentences = keys.size(0)
+        # the beams of a sentence, 1 x (B beams) x C, are the queries of one attention: B x H x beams x D
+        queries = self.q_proj(query).view(sentences, -1, self.num_heads, self.head_dim).transpose(1, 2)
+        out = _attend(queries, keys, values, mask)
+        return self.out_proj(out.transpose(1, 2).reshape(query.shape))
+
+    def _short(self, query, key, value, key_padding_mask, attn_mask, need_weights, need_head_weights):
+        """Both products of all heads at once."""
         length, sentences, _ = query.shape
         queries = self._rows(self.q_proj(query) * self.scaling)
         scores = torch.bmm(queries, self._rows(self.k_proj(key)).transpose(1, 2))  # BH x T x S
@@ -80,6 +128,17 @@ class ShortAttention(MultiheadAttention):
     def _rows(self, x):
         """T x B x C to BH x T x D."""
         return x.reshape(len(x), -1, self.head_dim).transpose(0, 1)
+
+    def _heads(self, x):
+        return x.view(x.size(1), self.num_heads, 1, self.head_dim)  # 1 x B x C -> B x H x 1 x D
+
+    @staticmethod
+    def _source_mask(cache) -> Optional[Tensor]:
+        """True at source tokens, B x 1 x 1 x S; kept in the cache, where it is reordered like the keys."""
+        if "source_mask" not in cache:
+            padding = cache.get("prev_key_padding_mask")
+            cache["source_mask"] = None if padding is None else ~padding.bool()[:, None, None]
+        return cache["source_mask"]
 
 
 def _additive(key_padding_mask, attn_mask, dtype):

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 
-from fairseq_adaptive.modules.layers import short_attention
-from fairseq_adaptive.modules.layers.short_attention import ShortAttention
+from fairseq_adaptive.modules.layers import attention
+from fairseq_adaptive.modules.layers.attention import FastAttention
 
 FUTURE = torch.full((7, 7), float("-inf")).triu(1)
 PADDING = torch.arange(7) >= torch.tensor([7, 3, 5])[:, None]
@@ -15,7 +15,7 @@ PADDING = torch.arange(7) >= torch.tensor([7, 3, 5])[:, None]
 def pair(**kwargs):
     torch.manual_seed(2)
     theirs = MultiheadAttention(16, 4, **kwargs)
-    ours = ShortAttention(16, 4, **kwargs)
+    ours = FastAttention(16, 4, **kwargs)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
@@ -59,7 +59,7 @@ def test_weights_and_long_sequences_are_fairseqs(monkeypatch):
     ours, theirs = pair(self_attention=True)
     x = torch.randn(7, 3, 16)
     torch.testing.assert_close(ours(x, x, x, need_weights=True), theirs(x, x, x, need_weights=True))
-    monkeypatch.setattr(short_attention, "LONGEST", 6)
+    monkeypatch.setattr(attention, "LONGEST", 6)
     monkeypatch.setattr(torch, "bmm", lambda *args: pytest.fail("the short path was taken"))
     ours(x, x, x, need_weights=False)
 
