@@ -3,6 +3,7 @@ import dataclasses
 import os
 import sys
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,6 +18,11 @@ import fairseq_adaptive.plugin  # noqa: E402, F401  registers models
 
 # the models are so small that a second thread only waits, and for long where other processes use the cores
 torch.set_num_threads(1)
+
+# the same cases in every run; HYPOTHESIS_PROFILE=explore draws others
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 HOOK = sys.excepthook
 

@@ -105,7 +105,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
     needs = "adaptive_compute_loss needs a model with a policy: add --router, --halting or --reader,"
     advice = ("a lower weight in --prices or with warmup_updates there", "raise its weight in --prices")
     task_class = None
-    targets, wanted = {}, None  # of the class that reduces what is logged
+    targets, followed, wanted = {}, {}, None  # of the class that reduces what is logged
 
     def __init__(self, cfg, task, task_criterion):
         super().__init__(task)
@@ -143,9 +143,14 @@ class AdaptiveComputeLoss(FairseqCriterion):
         task_criterion = build_task_criterion(cfg, task)
         # fairseq asks the class, not the instance, how to reduce what it logs
         own = type(cls.__name__, (cls,), {"task_class": type(task_criterion), "wanted": wanted(cfg)})
-        made = own(cfg, task, task_criterion)
-        own.targets = made.valued()
-        return made
+        return own(cfg, task, task_criterion)._follow()
+
+    def _follow(self):
+        """fairseq gives what all workers have evaluated to the class alone: let it know whose targets those are."""
+        names = {target.kind: name for name, target in TARGETS.items()}
+        type(self).targets = self.valued()
+        type(self).followed = {names[kind]: each for kind, each in self.controllers.items()}
+        return self
 
     def valued(self) -> Dict[str, float]:
         """The targets that are given, here or to the task's criterion, names and values."""
@@ -167,7 +172,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
             controller.horizon = updates
 
     def report_targets(self, updates: int):
-        """Warn of targets that were missed, at the end of a training; to be called in all workers."""
+        """Warn of targets that were missed, at the end of a training."""
         for controller in self.controllers.values():
             said = controller.missed(updates)
             if said:
@@ -274,12 +279,15 @@ class AdaptiveComputeLoss(FairseqCriterion):
         weighed, update = weighed and training, 0 if last is None else last.num_updates
         if weighed:
             self._check_weighed(model)
+        if training:
+            self._advance(found, update)
         watched = model if self._teacher is None else Watched(model)
         with recording(model) as traces:
             criterion_model = ExpectedOutput(model, last, traces) if weighed else watched
             loss, size, log = self.task_criterion(criterion_model, sample, reduce)
         found = [each.ran(traces[each.name][0], training) for each in found]
-        self._steer(found, update, training)
+        if training:
+            self._count(found, update)
         terms, price = self.price(found, update)
         if self._teacher is not None:
             distance = self._teacher.loss(watched, self.cfg.distill_temperature)
@@ -291,27 +299,30 @@ class AdaptiveComputeLoss(FairseqCriterion):
         self._report_targets(log, found)
         return loss, size, log
 
-    def _steer(self, found, update, training):
+    def _steered(self, found):
+        """The controllers that follow a training, each with its decisions and what they spend where nothing is saved."""
         for kind, controller in self.controllers.items():
             mine = [each for each in found if each.policy.kind == kind]
-            if not mine:
-                continue
-            if kind == "router" and any(each.macs is None for each in mine):
-                raise UsageError(f"{controller.target.flag} needs layers that say by macs(work) what they cost")
-            spent = [sum(each) for each in zip(*map(controller.target.spent, mine))]
-            if not training:
-                controller.watch(*spent)
-                continue
+            if mine and (controller.steers or kind == "halting"):
+                yield controller, mine, max(map(controller.target.most, mine))
+
+    def _advance(self, found, update):
+        """Steer by the update before, ahead of all batches of this one: they are one, however they are divided."""
+        for controller in self.controllers.values():
             controller.forget()
-            if not (controller.steers or kind == "halting"):
-                continue
-            most = max(map(controller.target.most, mine))
+        for controller, mine, most in self._steered(found):
             move = controller.advance(update, most)
             for each in mine if move else ():
                 each.policy.move(move)
-            # this batch has run before the move
-            ratio = controller.count(*spent, self._way(controller.band(update, most), mine, *spent) - move)
-            if kind == "halting" and controller.value is None:
+
+    def _count(self, found, update):
+        """Count what a batch has spent."""
+        for controller, mine, most in self._steered(found):
+            if controller.target.kind == "router" and any(each.macs is None for each in mine):
+                raise UsageError(f"{controller.target.flag} needs layers that say by macs(work) what they cost")
+            spent = [sum(each) for each in zip(*map(controller.target.spent, mine))]
+            ratio = controller.count(*spent, self._way(controller.band(update, most), mine, *spent))
+            if controller.target.kind == "halting" and controller.value is None:
                 self._warn_of_collapse(ratio, most)
 
     @staticmethod
@@ -408,7 +419,11 @@ class AdaptiveComputeLoss(FairseqCriterion):
         if cls.targets:
             start = f"{cls.mark}target_"
             sums = {name[len(start) :]: value for name, value in totals.items() if name.startswith(start)}
-            log_on_target(cls.wanted, cls.targets, sums, bool(sums.get("evaluated")))
+            evaluated = bool(sums.get("evaluated"))
+            log_on_target(cls.wanted, cls.targets, sums, evaluated)
+            for name, controller in cls.followed.items() if evaluated else ():
+                if sums.get(f"{name}_of"):
+                    controller.watch(sums[f"{name}_spent"], sums[f"{name}_of"])
 
     @classmethod
     def reduce_prices(cls, totals: Dict[str, float]) -> None:

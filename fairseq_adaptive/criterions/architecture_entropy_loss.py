@@ -76,9 +76,7 @@ class ArchitectureEntropyLoss(AdaptiveComputeLoss):
     @classmethod
     def build_criterion(cls, cfg, task):
         own = type(cls.__name__, (cls,), {"wanted": wanted(cfg)})
-        made = own(task, cfg)
-        own.targets = made.valued()
-        return made
+        return own(task, cfg)._follow()
 
     def steering(self):
         """The target is a bound: it is watched, and has a price above it."""

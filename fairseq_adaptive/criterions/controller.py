@@ -212,38 +212,24 @@ class Controller:
             move = self.step * state.get("moves", 0.0) / total
             state["recent"] = 0.8 * state.get("recent", spent / total) + 0.2 * spent / total
             if state.get("evaluated") and self.horizon is not None and update >= self.horizon // 2:
-                state["gap"] = state["recent"] - self._reduced()  # not while the share still falls
+                state["gap"] = state["recent"] - self.spent()  # not while the share still falls
         state.update(update=update, moves=0.0, evaluated=None, **dict.fromkeys(self.target.sums, 0.0))
         return move
 
-    def watch(self, spent: Tensor, total: Tensor):
-        """Count a batch of an evaluation, of this worker."""
+    def watch(self, spent: float, total: float):
+        """Count what all workers have spent in a step of an evaluation."""
         state = self.state if self.steers else self._watched
         before = state.get("evaluated") or (0.0, 0.0)
-        state["evaluated"] = [before[0] + float(spent), before[1] + float(total)]
+        state["evaluated"] = [before[0] + spent, before[1] + total]
 
     def forget(self):
         """A training step has come after an evaluation that nothing was steered by."""
         self._watched.clear()
 
-    @torch.no_grad()
-    def _reduced(self) -> float:
-        """What the last evaluation spent, in all workers."""
-        counts = (self.state if self.steers else self._watched)["evaluated"]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-            counts = torch.tensor(counts, dtype=torch.double, device=device)
-            torch.distributed.all_reduce(counts)
-            counts = counts.tolist()
-        return counts[0] / counts[1]
-
     def spent(self) -> Optional[float]:
-        """What the last evaluation has spent, else the last update; None: nothing was counted. To be called in all
-        workers."""
+        """What the last evaluation has spent, else the last update; None: nothing was counted."""
         state = self.state if self.steers else self._watched
-        if state.get("evaluated"):
-            return self._reduced()
-        spent, total = (state.get(name, 0.0) for name in self.target.sums)
+        spent, total = state.get("evaluated") or (state.get(name, 0.0) for name in self.target.sums)
         return spent / total if total else None
 
     def missed(self, updates: int) -> Optional[str]:

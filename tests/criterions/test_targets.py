@@ -67,7 +67,9 @@ def test_a_published_start_reaches_the_target_within_60_updates(build, dictionar
         if update % 15 == 14:
             model.eval(), criterion.eval()
             with torch.no_grad():
-                logs = [criterion(model, batch())[2] for _ in range(2)]
+                logs = [criterion(model, batch())[2] for _ in range(20)]
+                with metrics.aggregate(new_root=True):
+                    criterion.reduce_metrics(logs)
             evaluated.append(float(sum(log["skim_spent"] for log in logs) / sum(log["skim_dense"] for log in logs)))
             model.train(), criterion.train()
     assert shares[0] > 1.0  # all tokens, and predictors
@@ -112,7 +114,7 @@ def test_training_is_steered_by_what_evaluation_spends():
     for update in range(2):
         controller.advance(update)
         controller.count(torch.tensor(50.0), torch.tensor(100.0))
-    controller.watch(torch.tensor(30.0), torch.tensor(50.0)), controller.watch(torch.tensor(10.0), torch.tensor(50.0))
+    controller.watch(30.0, 50.0), controller.watch(10.0, 50.0)
     saved = json.loads(json.dumps(controller.task.state.state_dict))  # a checkpoint is written after an evaluation
     controller.task.state.merge_state_dict(saved)
     controller.advance(2)
@@ -133,9 +135,9 @@ def test_a_missed_target_is_said_with_what_to_change(name):
             assert f"{TARGETS[name].flag} 1 was missed: it is {share:.3f} after 7 updates" in text
             assert "Train for more updates" in text and (TARGETS[name].advice in text) == (share > 1)
     bound = Controller(None, TARGETS[name], 1.0, steers=False)
-    bound.watch(torch.tensor(0.5), torch.tensor(1.0))
+    bound.watch(0.5, 1.0)
     assert bound.missed(7) is None
-    bound.forget(), bound.watch(torch.tensor(1.5), torch.tensor(1.0))
+    bound.forget(), bound.watch(1.5, 1.0)
     assert "was missed" in bound.missed(7)
 
 

@@ -7,7 +7,7 @@ import torch
 from cli.helpers import USER_DIR, run
 from fairseq import checkpoint_utils, tasks
 from omegaconf import OmegaConf
-from original_transfo_xl import BASE, WORDS, original_losses, random_weights, write_original
+from interop.original_transfo_xl import BASE, WORDS, original_losses, random_weights, write_original
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop import transfo_xl

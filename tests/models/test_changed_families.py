@@ -3,7 +3,7 @@ Transformer-XL, too: packed runs are the dense ones, and adapters do what their 
 
 import pytest
 import torch
-from test_changed_modules import LoRA, called, hooked, overridden, scaled
+from models.test_changed_modules import LoRA, called, hooked, overridden, scaled
 from torch import nn
 from torch.nn.utils import parametrize
 

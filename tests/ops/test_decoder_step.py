@@ -64,7 +64,7 @@ def searches(made, lengths, generator, threads=1):
     return naive.Search(made, lengths, states), native.Search(native.Packed(made), lengths, states, threads)
 
 
-def run(made, lengths, beam=3, steps=4, threads=1, seed=2, **asked):
+def run(made, lengths, beam=3, steps=4, threads=1, seed=2, tolerance=1e-5, **asked):
     """Let both decode the same, sentences that end on the way and rows in any order among them."""
     generator = torch.Generator().manual_seed(seed)
     ours = searches(made, lengths, generator, threads)
@@ -74,7 +74,7 @@ def run(made, lengths, beam=3, steps=4, threads=1, seed=2, **asked):
         position = torch.randn(made.embedding.size(1), generator=generator) if step % 2 else None
         question = Asked(tokens, scores, order, rows, position, 2 * beam, **asked)
         (best, words, origin), (found, *theirs) = (each.step(question) for each in ours)
-        torch.testing.assert_close(found, best, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, best, rtol=tolerance, atol=tolerance)
         apart = best.diff().abs().gt(1e-4)  # what is nearly equal may come in any order
         end = torch.ones(sentences, 1, dtype=torch.bool)
         real = best.isfinite() & torch.cat((end, apart), 1) & torch.cat((apart, end), 1)
@@ -123,7 +123,8 @@ def test_halting(rule, pre_norm):
 @settings(max_examples=25, deadline=None)
 def test_random_cases(head, heads, hidden, source, lengths, beam, threads, rule):
     made = decoder(3, head * heads, heads, hidden, source or None, rule)
-    run(made, lengths, beam, steps=3, threads=threads)
+    # a norm over a few numbers that are nearly equal divides rounding by next to nothing
+    run(made, lengths, beam, steps=3, threads=threads, tolerance=1e-4)
 
 
 @pytest.mark.parametrize(
