@@ -5,11 +5,9 @@ A task's loss and the prices of the model's policies. (fairseq's ``adaptive_loss
 
 import inspect
 import json
-import logging
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Tuple
 
-import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
 from torch import Tensor
@@ -19,16 +17,12 @@ from fairseq_adaptive.criterions.decisions import Decision, decisions
 from fairseq_adaptive.criterions.distillation import Teacher
 from fairseq_adaptive.criterions.expected_output import ExpectedOutput, check_expected
 from fairseq_adaptive.criterions.on_target import SUFFIX, log_on_target, wanted
+from fairseq_adaptive.criterions.steering import Steering
 from fairseq_adaptive.criterions.task_criterion import DistillationConfig, build_task_criterion, check_model
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.modules.stack.compute import decided, stack_macs
 from fairseq_adaptive.modules.watched import Watched
 from fairseq_adaptive.ranges import NUMBER, PRICE, RATE, UPDATES, check_ranges, ranged
-
-logger = logging.getLogger(__name__)
-
-PATIENCE = 100  # updates in a row with all tokens at one end before a warning
 
 
 @dataclass
@@ -130,7 +124,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
                     "in --task-criterion-args, or take another criterion"
                 )
         self._check_metric()
-        self._at_ends = [0, 0]
+        self._steering = Steering(self.controllers, self.advice)
         self._teacher = None  # no module: it is not trained
         if getattr(cfg, "distill_from", None):
             self._teacher = Teacher(cfg.distill_from, task)
@@ -168,15 +162,11 @@ class AdaptiveComputeLoss(FairseqCriterion):
 
     def prepare_targets(self, updates: Optional[int]):
         """Say how many updates the training has, None: no end; fairseq-train does."""
-        for controller in self.controllers.values():
-            controller.horizon = updates
+        self._steering.prepare(updates)
 
     def report_targets(self, updates: int):
         """Warn of targets that were missed, at the end of a training."""
-        for controller in self.controllers.values():
-            said = controller.missed(updates)
-            if said:
-                logger.warning(said)
+        self._steering.report(updates)
 
     def steering(self) -> Dict[str, Dict]:
         """Of each of the :data:`TARGETS` that has a controller what the controller takes."""
@@ -280,14 +270,14 @@ class AdaptiveComputeLoss(FairseqCriterion):
         if weighed:
             self._check_weighed(model)
         if training:
-            self._advance(found, update)
+            self._steering.advance(found, update)
         watched = model if self._teacher is None else Watched(model)
         with recording(model) as traces:
             criterion_model = ExpectedOutput(model, last, traces) if weighed else watched
             loss, size, log = self.task_criterion(criterion_model, sample, reduce)
         found = [each.ran(traces[each.name][0], training) for each in found]
         if training:
-            self._count(found, update)
+            self._steering.count(found, update)
         terms, price = self.price(found, update)
         if self._teacher is not None:
             distance = self._teacher.loss(watched, self.cfg.distill_temperature)
@@ -298,52 +288,6 @@ class AdaptiveComputeLoss(FairseqCriterion):
         self.report(log, found, terms, price, loss, size)
         self._report_targets(log, found)
         return loss, size, log
-
-    def _steered(self, found):
-        """The controllers that follow a training, each with its decisions and what they spend where nothing is saved."""
-        for kind, controller in self.controllers.items():
-            mine = [each for each in found if each.policy.kind == kind]
-            if mine and (controller.steers or kind == "halting"):
-                yield controller, mine, max(map(controller.target.most, mine))
-
-    def _advance(self, found, update):
-        """Steer by the update before, ahead of all batches of this one: they are one, however they are divided."""
-        for controller in self.controllers.values():
-            controller.forget()
-        for controller, mine, most in self._steered(found):
-            move = controller.advance(update, most)
-            for each in mine if move else ():
-                each.policy.move(move)
-
-    def _count(self, found, update):
-        """Count what a batch has spent."""
-        for controller, mine, most in self._steered(found):
-            if controller.target.kind == "router" and any(each.macs is None for each in mine):
-                raise UsageError(f"{controller.target.flag} needs layers that say by macs(work) what they cost")
-            spent = [sum(each) for each in zip(*map(controller.target.spent, mine))]
-            ratio = controller.count(*spent, self._way(controller.band(update, most), mine, *spent))
-            if controller.target.kind == "halting" and controller.value is None:
-                self._warn_of_collapse(ratio, most)
-
-    @staticmethod
-    @torch.no_grad()
-    def _way(band, mine, spent, total) -> float:
-        """How far the thresholds of policies are from where a batch is within its band."""
-        if band is None or not all(each.policy.movable for each in mine) or band[0] <= spent / total <= band[1]:
-            return 0.0
-        aim, sign = (band[1], -1) if spent / total > band[1] else (band[0], 1)
-        near, far = 0.0, 30.0
-        for _ in range(12):
-            way = (near + far) / 2
-            moved = (
-                stack_macs(each.stack, each.trace, decided(each.stack, each.trace, sign * way), each.reader)[0]
-                for each in mine
-            )
-            if (float(sum(moved) / total) - aim) * sign < 0:
-                near = way
-            else:
-                far = way
-        return sign * far
 
     def _report_targets(self, log: Dict, found: List[Decision]):
         for name in self.valued():
@@ -379,26 +323,6 @@ class AdaptiveComputeLoss(FairseqCriterion):
             for name, (value, of) in measures.items():
                 log[f"{self.mark}sum_{each.label}_{name}"] = value
                 log[f"{self.mark}of_{each.label}_{name}"] = of
-
-    def _warn_of_collapse(self, depth, limit):
-        if limit == 1:
-            return
-        for end, reached in enumerate((depth < 1.01, depth > limit - 0.01)):
-            self._at_ends[end] = self._at_ends[end] + 1 if reached else 0
-        if self._at_ends[0] == PATIENCE:
-            logger.warning(
-                "all tokens have halted at the first step for %d updates: there the halting unit gets no "
-                "gradient any more. Start again with %s",
-                PATIENCE,
-                self.advice[0],
-            )
-        if self._at_ends[1] == PATIENCE:
-            logger.warning(
-                "no token has halted before the last of %d steps for %d updates: %s, or set --target-depth",
-                limit,
-                PATIENCE,
-                self.advice[1],
-            )
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:

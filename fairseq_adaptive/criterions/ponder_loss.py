@@ -7,7 +7,7 @@ from typing import Optional
 from fairseq.criterions import register_criterion
 from fairseq.logging import metrics
 
-from fairseq_adaptive.criterions.adaptive_compute_loss import PATIENCE, AdaptiveComputeLoss  # noqa: F401
+from fairseq_adaptive.criterions.adaptive_compute_loss import AdaptiveComputeLoss
 from fairseq_adaptive.criterions.controller import DEPTH
 from fairseq_adaptive.criterions.decisions import log_flops, spent_on
 from fairseq_adaptive.criterions.task_criterion import TaskCriterionConfig

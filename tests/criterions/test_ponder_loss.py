@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from fairseq.tasks.fairseq_task import StatefulContainer
 from omegaconf import OmegaConf
 
-from fairseq_adaptive.criterions.ponder_loss import PATIENCE, PonderLoss, PonderLossConfig
+from fairseq_adaptive.criterions.ponder_loss import PonderLoss, PonderLossConfig
+from fairseq_adaptive.criterions.steering import PATIENCE
 from fairseq_adaptive.criterions.task_criterion import build_task_criterion
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import recording
