@@ -247,6 +247,8 @@ NO_EFFECT = (
         for name, value in (("base_shuffle", 0), ("base_sublayers", 2))
     ),
     ("shared_transformer", {"char_inputs": True}, {}),
+    ("shared_transformer", {"alignment_layer": 0}, {"no_cross_attention": True}),
+    ("shared_transformer", {"alignment_heads": 1}, {"no_cross_attention": True}),
     ("adatape_parity", {"tape_query": "first"}, {}),
     ("adatape", {"tape_cost": "max"}, {"tape_threshold": 3.0}),
     ("adatape", {"layer_sharing": "sequence"}, {"encoder_unique_layers": 1}),
@@ -292,6 +294,8 @@ def test_every_need_was_tried():
         ("ponder_loss", {"target_depth": 2.0, "time_penalty": 0.5}, "--time-penalty without no --target-depth"),
         ("skim_loss", {"target_flops_gain": 2.0}, "--target-flops-gain without --target-flops"),
         ("skim_loss", {"distill_weight": 2.0}, "--distill-weight without --distill-from"),
+        ("ponder_loss", {"kl_weight": 0.1}, "--kl-weight without --halting pondernet"),
+        ("ponder_loss", {"prior_rate": 0.1}, "--prior-rate without --halting pondernet"),
     ),
 )
 def test_flag_of_a_criterion_that_changes_nothing(loss, given, said, caplog):
@@ -304,6 +308,7 @@ def test_needs_are_of_flags_that_there_are():
     fields = {name for each in configs if each is not None for name in each.__dataclass_fields__}
     known = models | {f"{side}_halting_{name}" for side in ("encoder", "decoder") for name in ("threshold", "args")}
     known |= {"encoder_router_args", "decoder_router_args", "encoder_reader_args", "char_inputs"}
+    known |= {"alignment_layer", "alignment_heads"}
     pruning = {"mha_reg_scale_factor", "ffn_reg_scale_factor", "mha_heads_to_keep", "ffn_blocks_to_remove"}
     parsers = {"character_filters", "character_embedding_dim", "char_embedder_highway_layers"}
     assert {name for need in MODEL for name in need.names} <= known | pruning | parsers

@@ -60,6 +60,10 @@ def check_ties(args) -> None:
         raise UsageError("--adaptive-input needs --adaptive-input-cutoff, such as 20000,60000: add it")
     if not getattr(args, "tie_adaptive_weights", False):
         return
+    if args.character_embeddings:
+        raise UsageError(
+            "--tie-adaptive-weights ties what --character-embeddings take the place of: leave out one of them"
+        )
     if not args.adaptive_input or args.adaptive_softmax_cutoff is None:
         raise UsageError("--tie-adaptive-weights needs --adaptive-input and --adaptive-softmax-cutoff: add them")
     for one, other in (

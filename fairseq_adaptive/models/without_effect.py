@@ -103,6 +103,11 @@ MODEL = (
         lambda flags: not flags.get("no_token_positional_embeddings"),
     ),
     Need(
+        ("alignment_layer", "alignment_heads"),
+        "attention to the source, which --no-cross-attention leaves out",
+        lambda flags: not flags.get("no_cross_attention"),
+    ),
+    Need(
         ("relu_dropout",),
         "no --activation-dropout, which takes its place",
         lambda flags: not flags.get("activation_dropout"),
@@ -164,7 +169,24 @@ MODEL = (
     ),
     Need(("quant_noise_pq_block_size",), "--quant-noise-pq", lambda flags: bool(flags.get("quant_noise_pq"))),
 )
+_POLICIES = "policies of the model"  # beside the flags of a criterion
 CRITERION = (
+    Need(
+        ("time_penalty", "time_penalty_warmup_updates"),
+        "a halting rule that has a price of depth (PonderNet's is --kl-weight)",
+        lambda flags: any(each.priced and not each.weighs_depths for each in _halting_of(flags)),
+    ),
+    Need(
+        ("kl_weight", "prior_rate"),
+        "--halting pondernet",
+        lambda flags: any(each.weighs_depths for each in _halting_of(flags)),
+    ),
+    Need(("ponder_penalty",), "a tape", lambda flags: any(each.kind == "reader" for each in flags[_POLICIES])),
+    Need(
+        ("label_smoothing",),
+        "classes, which --regression-target has not",
+        lambda flags: "ponder_penalty" not in flags or not flags.get("regression_target"),
+    ),
     Need(
         ("target_depth_weight", "target_depth_rate"), "--target-depth", lambda flags: flags["target_depth"] is not None
     ),
@@ -209,10 +231,14 @@ def check_model_flags(flags: Dict, owner):
     _check(vars(given), vars(usual), MODEL)
 
 
-def check_criterion_flags(flags: Dict, owner):
-    """Check the flags of a criterion with a dataclass, as :func:`check_model_flags`."""
+def _halting_of(flags):
+    return [each for each in flags[_POLICIES] if each.kind == "halting"]
+
+
+def check_criterion_flags(flags: Dict, owner, policies=()):
+    """Check the flags of a criterion with a dataclass, as :func:`check_model_flags`; ``policies`` are the model's."""
     usual = {each.name: each.default for each in fields(getattr(owner, "__dataclass")) if each.default is not MISSING}
-    _check({**usual, **flags}, usual, CRITERION)
+    _check({**usual, **flags, _POLICIES: list(policies)}, usual, CRITERION)
 
 
 def without_effect(flags: Dict, usual: Dict, needs) -> List:
