@@ -1,7 +1,8 @@
 """Flags that change nothing where another one is not given: refused, or said in one warning where that can be meant.
 
-Found by building each family with and without each of its flags, in several settings, and comparing parameters, outputs in
-training and evaluation, and prices.
+Found by running: tests/models/test_flags_take_effect.py builds each family with each of its flags changed, and
+tests/criterions/test_criterion_flags.py each criterion. Pairs of flags, of which one takes the place of the other, were
+searched through once.
 """
 
 import logging
