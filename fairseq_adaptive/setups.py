@@ -31,7 +31,7 @@ def check_setup(cfg, model: nn.Module, criterion: nn.Module):
     if _ours(type(model)):
         check_model_flags(flags(cfg.model), type(model))
     if _ours(type(criterion)) and getattr(type(criterion), "__dataclass", None):
-        check_criterion_flags(flags(cfg.criterion), type(criterion))
+        check_criterion_flags(flags(cfg.criterion), type(criterion), [each.policy for each in found])
     _check_targets(found, criterion)
     _check_reported(cfg, criterion)
     _warn_of_free_policies(found, criterion)

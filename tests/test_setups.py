@@ -151,6 +151,34 @@ def test_search_with_a_plain_optimizer(caplog):
         *((family, {"halting": "none", "halting_threshold": 0.5}, "--halting-threshold") for family in FAMILIES),
         ("shared_transformer", {"encoder_halting": "act", "decoder_halting_threshold": 0.5}, "--decoder-halting-thr"),
         *(
+            (
+                "shared_transformer",
+                {f"{side}_{kind}_args": '{"bias": 1}', f"{other}_{kind}": name},
+                f"--{side}-{kind}-args",
+            )
+            for side, other in (("encoder", "decoder"), ("decoder", "encoder"))
+            for kind, name in (("halting", "act"), ("router", "skimming"))
+        ),
+        ("shared_transformer", {"encoder_reader_args": '{"tokens": 4}'}, "--encoder-reader-args"),
+        *(  # of a policy that no side has from them
+            ("shared_transformer", {name: value, "halting": "act", **of_sides}, "--halting-")
+            for name, value, of_sides in (
+                ("halting_args", '{"bias": 1}', {"encoder_halting": "ut_act", "decoder_halting": "none"}),
+                ("halting_threshold", 0.5, {"encoder_halting_threshold": 0.6, "decoder_halting_threshold": 0.7}),
+                ("halting_threshold", 0.5, {"encoder_halting": "none", "decoder_halting": "none"}),
+            )
+        ),
+        (
+            "shared_transformer",
+            {"halting": "act", "encoder_halting": "none", "encoder_halting_threshold": 0.5},
+            "--encod",
+        ),
+        ("transkimmer", {"router": "none"}, "--router"),
+        *(
+            ("shared_transformer", {name: True}, "--" + name.replace("_", "-"))
+            for name in ("adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj")
+        ),
+        *(
             (family, {name: value}, "--" + name.replace("_", "-"))
             for family in ("transkimmer", "adatape")
             for name, value in (
@@ -181,6 +209,9 @@ _PLAIN_TAPE = {
     "tape_bank_dropout": 0.5,
     "tape_bank_size": 40,
 }
+_CHARACTERS = {"character_embeddings": True, "character_filters": "[(1, 8)]"}
+_CUTOFFS = {"adaptive_softmax_cutoff": "10,20", "adaptive_softmax_factor": 2.0}
+_FAIRSEQS = ("shared_transformer", "shared_transformer_lm")
 NO_EFFECT = (
     *(
         ("transkimmer", {name: value}, {"no_skimming": True})
@@ -198,7 +229,29 @@ NO_EFFECT = (
         (family, {"adaptive_softmax_dropout": 0.5}, {})
         for family in ("shared_transformer", "shared_transformer_lm", "par_transformer_xl", "par_supernet")
     ),
-    ("shared_transformer", {"tie_adaptive_weights": True}, {}),  # fairseq refuses it in a language model
+    ("shared_transformer_lm", {"tie_adaptive_proj": True}, {}),
+    (
+        "shared_transformer_lm",
+        {"adaptive_input": True},
+        {**_CHARACTERS, "adaptive_input_cutoff": "5,10", "adaptive_input_factor": 2.0},
+    ),
+    ("shared_transformer_lm", {"decoder_input_dim": 12}, _CHARACTERS),
+    ("shared_transformer_lm", {"share_decoder_input_output_embed": True}, _CUTOFFS),
+    *((family, {"no_decoder_final_norm": True}, {}) for family in ("shared_transformer", "shared_transformer_lm")),
+    *((family, {"relu_dropout": 0.3}, {"activation_dropout": 0.2}) for family in _FAIRSEQS),
+    *((family, {"decoder_learned_pos": True}, {"no_token_positional_embeddings": True}) for family in _FAIRSEQS),
+    ("shared_transformer", {"encoder_learned_pos": True}, {"no_token_positional_embeddings": True}),
+    *(
+        (family, {name: value}, {})
+        for family in _FAIRSEQS
+        for name, value in (("base_shuffle", 0), ("base_sublayers", 2))
+    ),
+    ("shared_transformer", {"char_inputs": True}, {}),
+    ("shared_transformer", {"alignment_layer": 0}, {"no_cross_attention": True}),
+    ("shared_transformer", {"alignment_heads": 1}, {"no_cross_attention": True}),
+    ("adatape_parity", {"tape_query": "first"}, {}),
+    ("adatape", {"tape_cost": "max"}, {"tape_threshold": 3.0}),
+    ("adatape", {"layer_sharing": "sequence"}, {"encoder_unique_layers": 1}),
     *(("shared_transformer_lm", {name: 2.0}, {}) for name in ("adaptive_softmax_factor", "adaptive_input_factor")),
     ("shared_transformer_lm", {"adaptive_input_cutoff": "10,20"}, {}),
     ("shared_transformer_lm", {"character_embedding_dim": 16}, {}),
@@ -241,6 +294,8 @@ def test_every_need_was_tried():
         ("ponder_loss", {"target_depth": 2.0, "time_penalty": 0.5}, "--time-penalty without no --target-depth"),
         ("skim_loss", {"target_flops_gain": 2.0}, "--target-flops-gain without --target-flops"),
         ("skim_loss", {"distill_weight": 2.0}, "--distill-weight without --distill-from"),
+        ("ponder_loss", {"kl_weight": 0.1}, "--kl-weight without --halting pondernet"),
+        ("ponder_loss", {"prior_rate": 0.1}, "--prior-rate without --halting pondernet"),
     ),
 )
 def test_flag_of_a_criterion_that_changes_nothing(loss, given, said, caplog):
@@ -251,7 +306,9 @@ def test_needs_are_of_flags_that_there_are():
     models = {name for family in FAMILIES for name in flags_of(family, FAMILIES[family])}
     configs = [getattr(each, "__dataclass", None) for each in CRITERION_REGISTRY.values()]
     fields = {name for each in configs if each is not None for name in each.__dataclass_fields__}
-    known = models | {f"{side}_halting_threshold" for side in ("encoder", "decoder")}
+    known = models | {f"{side}_halting_{name}" for side in ("encoder", "decoder") for name in ("threshold", "args")}
+    known |= {"encoder_router_args", "decoder_router_args", "encoder_reader_args", "char_inputs"}
+    known |= {"alignment_layer", "alignment_heads"}
     pruning = {"mha_reg_scale_factor", "ffn_reg_scale_factor", "mha_heads_to_keep", "ffn_blocks_to_remove"}
     parsers = {"character_filters", "character_embedding_dim", "char_embedder_highway_layers"}
     assert {name for need in MODEL for name in need.names} <= known | pruning | parsers

@@ -118,6 +118,8 @@ def tape_policies(cfg) -> Policies:
     reader = getattr(cfg, "reader", None) or "none"
     if reader not in ("none", "tape") or (reader == "tape" and not cfg.tape_tokens):
         raise UsageError(f"--reader {reader}: this architecture reads the tape of --tape-tokens; leave it out")
+    if getattr(cfg, "reader_args", None):
+        raise UsageError("--reader-args: the tape of this architecture has flags of its own, --tape-tokens and others")
     named = str(getattr(cfg, "router", None) or "none")
     if cfg.skimming and named not in ("none", "skimming"):
         raise UsageError(f"--skimming and --router {named} contradict each other: leave one of them out")

@@ -45,19 +45,32 @@ def check_cutoffs(flags, vocab_size: int, width: int, name: str = "adaptive_soft
 
 
 def check_ties(args) -> None:
-    """Refuse ties between the adaptive input and softmax of a language model that differ.
+    """Refuse ties between the input and the output of a language model that have not the same embeddings.
 
     Raises:
         UsageError: with the flag that is missing or differs
     """
+    others = [flag for flag in ("character_embeddings", "adaptive_input") if getattr(args, flag)]
+    if args.share_decoder_input_output_embed and others and args.adaptive_softmax_cutoff is None:
+        raise UsageError(
+            "--share-decoder-input-output-embed shares embeddings of words that have one width, and those of "
+            f"--{others[0].replace('_', '-')} are others: leave one of them out"
+        )
+    if args.adaptive_input and args.adaptive_input_cutoff is None:
+        raise UsageError("--adaptive-input needs --adaptive-input-cutoff, such as 20000,60000: add it")
     if not getattr(args, "tie_adaptive_weights", False):
         return
+    if args.character_embeddings:
+        raise UsageError(
+            "--tie-adaptive-weights ties what --character-embeddings take the place of: leave out one of them"
+        )
     if not args.adaptive_input or args.adaptive_softmax_cutoff is None:
         raise UsageError("--tie-adaptive-weights needs --adaptive-input and --adaptive-softmax-cutoff: add them")
     for one, other in (
         ("adaptive_input_cutoff", "adaptive_softmax_cutoff"),
         ("adaptive_input_factor", "adaptive_softmax_factor"),
         ("decoder_input_dim", "decoder_output_dim"),
+        ("decoder_output_dim", "decoder_embed_dim"),
     ):
         if getattr(args, one) != getattr(args, other):
             raise UsageError(

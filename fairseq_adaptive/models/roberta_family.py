@@ -30,6 +30,16 @@ class RobertaFamily(ExplainsLoading, RobertaModel):
     def hub_models(cls):
         return {}
 
+    def upgrade_state_dict_named(self, state_dict, name):
+        """fairseq asks for a weight that heads with ``--spectral-norm-classification-head`` have in two parts."""
+        ends = ".out_proj.weight_orig"
+        asked = [key[: -len("_orig")] for key in state_dict if key.endswith(ends) and "classification_heads." in key]
+        state_dict.update({key: state_dict[f"{key}_orig"] for key in asked})
+        super().upgrade_state_dict_named(state_dict, name)
+        for key in asked:
+            state_dict.pop(key, None)
+        return state_dict
+
     @classmethod
     def build_model(cls, args, task):
         args = Namespace(**flags(args))

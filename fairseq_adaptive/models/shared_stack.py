@@ -18,6 +18,7 @@ from fairseq_adaptive.models.cutoffs import log_probs as adaptive_log_probs
 from fairseq_adaptive.models.defaults import fill_defaults
 from fairseq_adaptive.models.fitting import fit_weights
 from fairseq_adaptive.models.policy_flags import Policies, check_used
+from fairseq_adaptive.models.widths import check_tied, check_widths
 from fairseq_adaptive.modules import (
     STRATEGIES,
     AdminResidual,
@@ -96,21 +97,20 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
     check_used(args, *(getattr(cfg, side).policies for side in sides))
     if getattr(cfg, "base_layers", 0):
         raise UsageError("--base-layers cannot be combined with shared layers: leave it out")
+    learned = [side for side in sides if getattr(cfg, side).learned_pos and not cfg.no_token_positional_embeddings]
+    if cfg.quant_noise.scalar and learned:
+        raise UsageError("--quant-noise-scalar: fairseq cannot quantize learned positions; leave it out")
     if cfg.offload_activations:
         cfg.checkpoint_activations = True
+    check_widths(cfg, sides)
     for side in sides:
         half = getattr(cfg, side)
-        if half.embed_dim % half.attention_heads:
-            raise UsageError(
-                f"--{side}-embed-dim {half.embed_dim} cannot be divided among {half.attention_heads} heads: "
-                f"choose another --{side}-attention-heads"
-            )
-        half.unique_layers = getattr(args, f"{side}_unique_layers")
-        layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
         if half.layers_to_keep:
             raise UsageError(
                 f"--{side}-layers-to-keep removes layers one by one, but here a layer serves several depths"
             )
+        half.unique_layers = getattr(args, f"{side}_unique_layers")
+        layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
         if cfg.init == "admin" and half.normalize_before:
             raise UsageError(f"--init admin is for post-LN models: leave out --{side}-normalize-before")
     return cfg
@@ -235,6 +235,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
         check_cutoffs(cfg, len(dictionary), cfg.decoder.output_dim)
+        check_tied(cfg, embed_tokens.embedding_dim)
         super().__init__(_with_unique_layers(cfg, "decoder"), dictionary, embed_tokens, no_encoder_attn)
         self.cfg = cfg
         self.decoder_layerdrop = cfg.decoder.layerdrop

@@ -61,6 +61,10 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
     def build_model(cls, args, task):
         shared_transformer(args)
         check_ranges(args, cls)
+        if args.tie_adaptive_weights and args.adaptive_softmax_cutoff:
+            raise UsageError(
+                "--tie-adaptive-weights ties adaptive inputs, which a translation model has not: leave it out"
+            )
         aligned = [getattr(args, name, None) for name in ("alignment_layer", "alignment_heads")]
         for name, given, most in (
             ("--alignment-layer", aligned[0], args.decoder_layers - 1),

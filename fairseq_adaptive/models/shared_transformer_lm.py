@@ -51,9 +51,14 @@ class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
 
     generator_class = BeamGenerator
 
+    @staticmethod
+    def architecture(args):
+        """Fill in the flags that are not given and have no default in the dataclass."""
+        sharing_architecture(args, ("decoder",))
+
     @classmethod
     def build_model(cls, args, task):
-        sharing_architecture(args, ("decoder",))
+        cls.architecture(args)
         check_ranges(args, SharedTransformerLanguageModelConfig)
         cfg = sharing_config(args, ("decoder",))
         check_ties(args)

@@ -1,7 +1,8 @@
 """Flags that change nothing where another one is not given: refused, or said in one warning where that can be meant.
 
-Found by building each family with and without each of its flags, in several settings, and comparing parameters, outputs in
-training and evaluation, and prices.
+Found by running: tests/models/test_flags_take_effect.py builds each family with each of its flags changed, and
+tests/criterions/test_criterion_flags.py each criterion. Pairs of flags, of which one takes the place of the other, were
+searched through once.
 """
 
 import logging
@@ -33,44 +34,122 @@ class Need(NamedTuple):
     refused: bool = False
 
 
-def _has(flags, kind, sides=("", "encoder_", "decoder_")):
-    return any(str(flags.get(f"{side}{kind}") or "none") != "none" for side in sides)
+SIDES = ("encoder", "decoder")
+# of a side, and of both: for a side that has no such flag, or no policy, of its own
+_OF_POLICIES = (
+    ("halting", "halting_threshold", "halting_threshold"),
+    ("halting", "halting_args", "halting"),
+    ("router", "router_args", "router"),
+    ("reader", "reader_args", "reader"),
+)
 
 
 def _skims(flags):
-    return _has(flags, "router") or flags.get("skimming") or not flags.get("no_skimming", True)
+    router = str(flags.get("router") or "none")
+    return router == "skimming" or (router == "none" and (flags.get("skimming") or not flags.get("no_skimming", True)))
+
+
+def _has(flags, kind, side):
+    """Whether a side has a policy, its own or that of both."""
+    if kind == "reader" and side == "decoder":
+        return False
+    own = flags.get(f"{side}_{kind}")
+    name = str((flags.get(kind) if own is None else own) or "none")
+    return name != "none" or (kind == "router" and bool(_skims(flags)))
 
 
 def _shares(flags):
-    sides = [side for side in ("encoder", "decoder") if flags.get(f"{side}_unique_layers")]
-    return any(flags[f"{side}_unique_layers"] != flags.get(f"{side}_layers") for side in sides)
+    return any((flags.get(f"{side}_unique_layers") or 1) not in (1, flags.get(f"{side}_layers")) for side in SIDES)
+
+
+def _of_policies():
+    for kind, flag, own in _OF_POLICIES:
+        yield Need(
+            (flag,),
+            f"--{kind} for a side that has none of its own",
+            lambda flags, kind=kind, own=own: any(
+                _has(flags, kind, side) and flags.get(f"{side}_{own}") is None for side in SIDES
+            ),
+            refused=True,
+        )
+        for side in SIDES if kind != "reader" else ("encoder",):
+            met = lambda flags, kind=kind, side=side: _has(flags, kind, side)  # noqa: E731
+            yield Need((f"{side}_{flag}",), f"--{side}-{kind}", met, refused=True)
 
 
 _TAPE = "threshold cost query query_update key_dim mlp_dim ffn_embed_dim layer allow_exhausted query_noise bank_dropout"
 _PRUNING = ("mha_reg_scale_factor", "ffn_reg_scale_factor", "mha_heads_to_keep", "ffn_blocks_to_remove")
 MODEL = (
-    Need(("halting_threshold",), "--halting", lambda flags: _has(flags, "halting"), refused=True),
-    *(
-        Need(
-            (f"{side}_halting_threshold",),
-            f"--{side}-halting",
-            lambda flags, side=side: _has(flags, "halting", ("", f"{side}_")),
-            refused=True,
-        )
-        for side in ("encoder", "decoder")
-    ),
+    *_of_policies(),
     Need(_PRUNING, "fairseq's own --arch roberta: layers are not pruned here", lambda flags: False, refused=True),
-    Need(("skim_bias", "skim_noise", "protect_separators"), "skimming", _skims),
-    Need(("layer_sharing",), "fewer unique layers than there are layers", _shares),
+    Need(
+        ("router",),
+        "--no-skimming: none is what a Transkimmer is given by default, and it skims",
+        lambda flags: str(flags.get("router")) != "none" or flags.get("no_skimming", True),
+        refused=True,
+    ),
+    Need(
+        ("adaptive_input", "tie_adaptive_weights", "tie_adaptive_proj"),
+        "an --arch that has adaptive inputs, as language models have: this one has none",
+        lambda flags: "decoder_layers" not in flags or "encoder_layers" not in flags,
+        refused=True,
+    ),
+    Need(("tie_adaptive_proj",), "--tie-adaptive-weights", lambda flags: flags.get("tie_adaptive_weights", True)),
+    Need(("skim_bias", "skim_noise"), "skimming", _skims),
+    Need(("protect_separators",), "a router", lambda flags: _has(flags, "router", "encoder")),
+    Need(("no_decoder_final_norm",), "--decoder-normalize-before", lambda flags: flags.get("decoder_normalize_before")),
+    Need(
+        ("encoder_learned_pos", "decoder_learned_pos"),
+        "positions, which --no-token-positional-embeddings leaves out",
+        lambda flags: not flags.get("no_token_positional_embeddings"),
+    ),
+    Need(
+        ("alignment_layer", "alignment_heads"),
+        "attention to the source, which --no-cross-attention leaves out",
+        lambda flags: not flags.get("no_cross_attention"),
+    ),
+    Need(
+        ("relu_dropout",),
+        "no --activation-dropout, which takes its place",
+        lambda flags: not flags.get("activation_dropout"),
+    ),
+    Need(
+        ("adaptive_input",),
+        "no --character-embeddings, which take the place of embeddings of words",
+        lambda flags: not flags.get("character_embeddings"),
+    ),
+    Need(  # what is not given is the width of the decoder
+        ("decoder_input_dim",),
+        "no --character-embeddings, which are as wide as the decoder",
+        lambda flags: not flags.get("character_embeddings") or flags["decoder_input_dim"] == flags["decoder_embed_dim"],
+    ),
+    Need(
+        ("share_decoder_input_output_embed",),
+        "no --adaptive-softmax-cutoff, whose embeddings are its own",
+        lambda flags: not flags.get("adaptive_softmax_cutoff") or "memory_length" in flags,
+    ),
+    Need(("base_shuffle", "base_sublayers"), "--base-layers, which shared layers cannot have", lambda flags: False),
+    Need(("char_inputs",), "a use in fairseq, which has it for old checkpoints alone", lambda flags: False),
+    Need(("layer_sharing",), "several unique layers, and fewer than there are layers", _shares),
     Need(
         tuple(f"tape_{name}" for name in _TAPE.split()) + ("tape_bank", "tape_bank_size", "tape_bank_patch_size"),
         "--tape-tokens above 0",
         lambda flags: flags["tape_tokens"] > 0,
     ),
+    Need(
+        ("tape_query",),
+        "a sequence of several tokens: here it is one, and their mean",
+        lambda flags: flags.get("_name") != "adatape_parity",
+    ),
+    Need(
+        ("tape_cost",),
+        "tape tokens of several entries: here --tape-tokens // --tape-threshold is 1, and each is sure of its own",
+        lambda flags: flags["tape_tokens"] // flags["tape_threshold"] > 1,
+    ),
     Need(("tape_bank_size",), "--tape-bank learned", lambda flags: str(flags.get("tape_bank", "learned")) == "learned"),
     Need(("tape_bank_patch_size",), "--tape-bank input", lambda flags: str(flags.get("tape_bank")) == "input"),
     Need(
-        ("adaptive_softmax_dropout", "tie_adaptive_weights"),
+        ("adaptive_softmax_dropout",),
         "--adaptive-softmax-cutoff",
         lambda flags: bool(flags.get("adaptive_softmax_cutoff")),
     ),
@@ -91,7 +170,24 @@ MODEL = (
     ),
     Need(("quant_noise_pq_block_size",), "--quant-noise-pq", lambda flags: bool(flags.get("quant_noise_pq"))),
 )
+_POLICIES = "policies of the model"  # beside the flags of a criterion
 CRITERION = (
+    Need(
+        ("time_penalty", "time_penalty_warmup_updates"),
+        "a halting rule that has a price of depth (PonderNet's is --kl-weight)",
+        lambda flags: any(each.priced and not each.weighs_depths for each in _halting_of(flags)),
+    ),
+    Need(
+        ("kl_weight", "prior_rate"),
+        "--halting pondernet",
+        lambda flags: any(each.weighs_depths for each in _halting_of(flags)),
+    ),
+    Need(("ponder_penalty",), "a tape", lambda flags: any(each.kind == "reader" for each in flags[_POLICIES])),
+    Need(
+        ("label_smoothing",),
+        "classes, which --regression-target has not",
+        lambda flags: "ponder_penalty" not in flags or not flags.get("regression_target"),
+    ),
     Need(
         ("target_depth_weight", "target_depth_rate"), "--target-depth", lambda flags: flags["target_depth"] is not None
     ),
@@ -129,13 +225,21 @@ def check_model_flags(flags: Dict, owner):
         parser = ArgumentParser(argument_default=SUPPRESS, add_help=False)
         owner.add_args(parser)
         fill_defaults(usual, **{each.dest: each.default for each in parser._actions if each.default != SUPPRESS})
-    _check({**vars(usual), **flags}, vars(usual), MODEL)
+    given = Namespace(**{**vars(usual), **flags})
+    fill = getattr(owner, "architecture", None)
+    if fill is not None:
+        fill(given)
+    _check(vars(given), vars(usual), MODEL)
 
 
-def check_criterion_flags(flags: Dict, owner):
-    """Check the flags of a criterion with a dataclass, as :func:`check_model_flags`."""
+def _halting_of(flags):
+    return [each for each in flags[_POLICIES] if each.kind == "halting"]
+
+
+def check_criterion_flags(flags: Dict, owner, policies=()):
+    """Check the flags of a criterion with a dataclass, as :func:`check_model_flags`; ``policies`` are the model's."""
     usual = {each.name: each.default for each in fields(getattr(owner, "__dataclass")) if each.default is not MISSING}
-    _check({**usual, **flags}, usual, CRITERION)
+    _check({**usual, **flags, _POLICIES: list(policies)}, usual, CRITERION)
 
 
 def without_effect(flags: Dict, usual: Dict, needs) -> List:
