@@ -306,24 +306,23 @@ def bare(weights):
     return {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
 
 
-@pytest.mark.parametrize(
-    "options",
-    (
-        {"mem_len": 0},
-        {"mem_len": 2, "same_length": True},
-        {"clamp_len": 3},
-        {"change": per_layer},
-        {"change": bare},
-        {"words": [f"word{word}" if word == "<unk>" else word for word in original_transfo_xl.WORDS]},
-        {"cutoffs": list(range(6, 27)), "tie_projs": [False] + [True] * 21},
-        {"div_val": 2, "tie_projs": [True, False, True]},
-        {"cutoffs": [], "tie_projs": [False], "tie_weight": False},
-    ),
-    ids=str,
-)
-def test_all_variants_of_transfo_xl_are_written(options, tmp_path):
+TRANSFO_XL = {
+    "no memory": {"mem_len": 0},
+    "same length": {"mem_len": 2, "same_length": True},
+    "clamped": {"clamp_len": 3},
+    "biases in each layer": {"change": per_layer},
+    "the authors' names": {"change": bare},
+    "no <unk>": {"words": [f"word{word}" if word == "<unk>" else word for word in original_transfo_xl.WORDS]},
+    "22 clusters": {"cutoffs": list(range(6, 27)), "tie_projs": [False] + [True] * 21},
+    "projections": {"div_val": 2, "tie_projs": [True, False, True]},
+    "no clusters": {"cutoffs": [], "tie_projs": [False], "tie_weight": False},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFO_XL)
+def test_all_variants_of_transfo_xl_are_written(name, tmp_path):
     """The authors' names come with the authors' order of clusters."""
-    convert(write_transfo_xl(tmp_path / "theirs", **options), tmp_path / "ours")
+    convert(write_transfo_xl(tmp_path / "theirs", **TRANSFO_XL[name]), tmp_path / "ours")
     assert (tmp_path / "ours" / "dict.txt").exists()
 
 
