@@ -1,6 +1,7 @@
 """Converts a model folder of another library (config.json and weights) to OUT/checkpoint.pt and OUT/dict.txt."""
 
 import os
+from functools import partial
 
 from fairseq_adaptive.ranges import Parser
 
@@ -40,5 +41,5 @@ def main(argv=None, prog=None):
         print(f"wrote {args.output}")
         return
     state, dictionary = module.convert(args)
-    write_folder(state, dictionary, args.output)
+    write_folder(state, dictionary, args.output, partial(module.outputs, args))
     print(f"wrote {args.output}/checkpoint.pt and {args.output}/dict.txt ({len(dictionary)} entries)")

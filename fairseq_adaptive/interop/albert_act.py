@@ -8,7 +8,8 @@ stay where they are.
 import json
 import os
 from argparse import Namespace
-from typing import Any, Dict, List, Tuple
+from functools import partial
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 from fairseq.data import Dictionary
@@ -17,9 +18,17 @@ from torch import Tensor
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_folder
 from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
-from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options, save_tensors
-from fairseq_adaptive.interop.conversion import Weights, check_heads, check_numbers, new_state, read_folder
-from fairseq_adaptive.interop.verifying import numbered_dictionary, require_same
+from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_model, model_options, save_tensors
+from fairseq_adaptive.interop.conversion import (
+    Weights,
+    check_heads,
+    check_numbers,
+    new_state,
+    read_folder,
+    require_outputs,
+)
+from fairseq_adaptive.interop.definitions import albert_act as definition
+from fairseq_adaptive.interop.verifying import clear_cut, draw_text, numbered_dictionary
 from fairseq_adaptive.models.albert_act import AlbertActEncoder, albert_act_base
 from fairseq_adaptive.ranges import DROPOUT, INHERITED, WIDTH, WORDS, Range
 
@@ -235,24 +244,68 @@ def convert_back(args) -> None:
         save_tensors(tensors, os.path.join(made, "pytorch_model.bin"))
         if tokenizer is not None:
             tokenizer.save(made)
-        _require_same_states(made, state)
+        require_outputs(_outputs_back(made, state))
 
 
-@torch.no_grad()
-def _require_same_states(folder, state):
-    """Read a published folder as others do, and compare its states with those of the checkpoint."""
+def _outputs_back(folder, state):
+    """What the written folder is by the definition of the original, beside the model in the checkpoint."""
     config, tensors = read_folder(folder)
-    ids = torch.arange(4, min(12, config["vocab_size"])).unsqueeze(0)
-    found = []
-    for given, weights in (
-        (Namespace(**read_config(config)), convert_weights(tensors, config)),
-        (None, state["model"]),
-    ):
-        args = Namespace(**model_options(state)) if given is None else given
-        albert_act_base(args)
-        args.max_positions = config["max_position_embeddings"]
-        encoder = AlbertActEncoder(args, numbered_dictionary(config["vocab_size"]))
-        names = {name.removeprefix("encoder."): each for name, each in weights.items() if name.startswith("encoder.")}
-        encoder.load_state_dict(names, strict=True)
-        found.append(encoder.eval()(ids, features_only=True)[0])
-    require_same(*found, "what is read from the folder")
+    convert_weights(tensors, config)  # it can be converted again
+    args = Namespace(**model_options(state))
+    albert_act_base(args)
+    args.max_positions = config["max_position_embeddings"]
+    encoder = AlbertActEncoder(args, numbered_dictionary(config["vocab_size"]))
+    names = {
+        name.removeprefix("encoder."): each for name, each in state["model"].items() if name.startswith("encoder.")
+    }
+    encoder.load_state_dict(names, strict=True)
+    # fairseq's numbers of <pad>, <unk>, [CLS] and [SEP], which are written as 0 to 3; those of pieces are the same
+    ours = torch.tensor([1, 3, 0, 2, *range(4, config["vocab_size"])])
+    for what, found, expected in _compared(encoder, config, tensors, ours):
+        yield what.format("what is read from the folder"), expected, found
+
+
+def outputs(args, folder) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """Compare the converted model with the definition of the original on a short text: its states, and the heads that the
+    original has.
+
+    Args:
+        args: of :func:`convert`
+        folder: with ``checkpoint.pt`` and ``dict.txt``
+
+    Yields:
+        what computes, what it found, and what the original computes
+    """
+    model, task = load_model(os.path.join(folder, "checkpoint.pt"), {"data": folder})
+    config, tensors = read_folder(args.input)
+    pieces = AlbertTokenizer(args.spm or os.path.join(args.input, FILE)).pieces
+    named = {number: "<mask>" for number, piece in enumerate(pieces) if piece == "[MASK]"}
+    for name, symbol in ("bos", "<s>"), ("pad", "<pad>"), ("eos", "</s>"), ("unk", "<unk>"):
+        named[config.get(f"{name}_token_id", SPECIAL[f"{name}_token_id"])] = symbol
+    index = task.source_dictionary.index
+    ours = torch.tensor([index(named.get(number, piece)) for number, piece in enumerate(pieces)])
+    for what, found, expected in _compared(model.encoder, config, tensors, ours):
+        yield what.format("the converted model"), found, expected
+
+
+def _compared(encoder, config, tensors, ours):
+    """Our encoder beside the definition; ``ours`` [V] are fairseq's numbers of words."""
+    pad, unk, start, end = (config.get(name, number) for name, number in SPECIAL.items())
+    others = [number for number in range(len(ours)) if number not in (pad, unk, start, end)]
+
+    def types(text):
+        return [int(end in text[:place]) for place in range(len(text))]
+
+    draw = partial(
+        draw_text, start=start, end=end, always=[unk], others=others, longest=min(12, config["max_position_embeddings"])
+    )
+    text, original = clear_cut(draw, lambda text: definition.encode(tensors, config, text, types(text)))
+    expected = definition.heads(tensors, config, original.states)
+    ids, segments = ours[text].unsqueeze(0), torch.tensor([types(text)])
+    states, extra = encoder.eval()(ids, features_only=True, segments=segments)
+    yield "{}", states[0], original.states
+    yield "the pooler of {}", extra["pooled"][0], expected["pooled"]
+    if "words" in expected:
+        yield "the word head of {}", encoder.lm_head(states)[0][:, ours], expected["words"]
+    if "order" in expected:
+        yield "the head of sentence order of {}", encoder.sentence_order_head(extra["pooled"])[0], expected["order"]

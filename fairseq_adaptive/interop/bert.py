@@ -7,7 +7,8 @@ but a sentence classifier on top of it becomes ``sentence_classification_head``,
 """
 
 import os
-from typing import Any, Dict, List, Tuple
+from functools import partial
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 from fairseq.data import Dictionary
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, read_lines
+from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_model
 from fairseq_adaptive.interop.conversion import Weights, check_heads, check_numbers, new_state, read_folder
+from fairseq_adaptive.interop.definitions import bert as definition
+from fairseq_adaptive.interop.verifying import clear_cut, draw_text
 from fairseq_adaptive.ranges import INHERITED, POSITIONS, POSITIVE_SHARE, WORDS, Range
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "gelu_pytorch_tanh": "gelu_accurate", "relu": "relu"}
@@ -156,7 +160,7 @@ def row_order(words: List[str], kind: str) -> List[int]:
     Raises:
         UsageError: when a special symbol is missing
     """
-    for word in SPECIAL[kind][:4]:
+    for word in SPECIAL[kind]:
         if word not in words:
             raise UsageError(f"the vocabulary lacks {word}: is it that of a {kind}?")
     first = [words.index(word) for word in SPECIAL[kind][:4]]
@@ -229,6 +233,11 @@ def convert_weights(tensors: Dict[str, Tensor], config: Dict[str, Any], order: L
         raise UsageError(
             f"the weights hold {min(more)}, but by config.json there are only {config['num_hidden_layers']} layers"
         )
+    if kind == "roberta" and _HEADS[kind]["dense"] + ".weight" in source and config.get("hidden_act", "gelu") != "gelu":
+        raise UsageError(
+            f"config.json says hidden_act {config['hidden_act']}, but the word head of a roberta, lm_head, has gelu: ours "
+            "has one for both; convert the model without the head"
+        )
     _convert_heads(source, target, take, kind, dim, rows)
     source.require_used(UNUSED)
     return target
@@ -246,3 +255,51 @@ def _convert_heads(source, target, take, kind, dim, rows):
         take(HEAD + "out_proj", out, source.tensors[out + ".weight"].size(0), dim)
     if "qa_outputs.weight" in source:
         take("span_head", "qa_outputs", 2, dim)
+
+
+def outputs(args, folder) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """Compare the converted model with the definition of the original on a short text: its states, skim predictors and each
+    head that the original has. Where the original has no skim predictors, skimming is off.
+
+    Args:
+        args: of :func:`convert`
+        folder: with ``checkpoint.pt`` and ``dict.txt``
+
+    Yields:
+        what computes, what it found, and what the original computes
+    """
+    config, tensors = read_folder(args.input)
+    kind, words = config["model_type"], read_vocabulary(args.vocab or _find_vocabulary(args.input))
+    flags = {"no_skimming": not any(".skim_predictors." in name for name in tensors), "load_checkpoint_heads": True}
+    path = os.path.join(folder, "checkpoint.pt")
+    model, task = load_model(path, {"data": folder, **flags})
+    model.eval()
+    start, _, end, *always = (words.index(word) for word in SPECIAL[kind])
+    named = dict(zip(SPECIAL[kind], ("<s>", "<pad>", "</s>", "<unk>", "<mask>")))
+    ours = torch.tensor([task.source_dictionary.index(named.get(word, word)) for word in words])
+    others = [number for number, word in enumerate(words) if word not in named]
+    second = min(1, max(0, config.get("type_vocab_size", 0) - 1)) if kind == "bert" else 0
+
+    def compute(text):
+        return definition.encode(tensors, config, text, [second * (end in text[:place]) for place in range(len(text))])
+
+    draw = partial(
+        draw_text, start=start, end=end, always=always, others=others, longest=min(12, _positions(config, kind))
+    )
+    text, original = clear_cut(draw, compute)
+    expected, ids = definition.heads(tensors, config, original.states), ours[text].unsqueeze(0)
+    yield "the converted model", model(ids, features_only=True)[0][0], original.states
+    if original.skims:
+        router = model.encoder.sentence_encoder.layers.router
+        scores = torch.stack([predictor(states.float()) for predictor, (states, _) in zip(router, original.skims)])
+        yield "the skim predictors of the converted model", scores, torch.stack([each for _, each in original.skims])
+    if "words" in expected:
+        yield "the word head of the converted model", model(ids)[0][0][:, ours], expected["words"]
+    if "labels" in expected:
+        scores = model(ids, classification_head_name="sentence_classification_head")[0][0]
+        yield "the sentence classifier of the converted model", scores, expected["labels"]
+    if "spans" in expected:
+        model.register_span_head()  # which fairseq leaves to the task
+        weights = load_checkpoint(path)["model"]
+        model.span_head.load_state_dict({name: weights[f"span_head.{name}"] for name in ("weight", "bias")})
+        yield "the span classifier of the converted model", model(ids, spans=True)[0][0].t(), expected["spans"]

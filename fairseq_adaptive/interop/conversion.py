@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from typing import Any, Dict, Mapping, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Mapping, Sequence, Tuple, Union
 
 import torch
 from fairseq import options
@@ -14,11 +14,13 @@ from torch import Tensor
 from fairseq_adaptive.compat.damage import damage
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, whole_folder
-from fairseq_adaptive.interop.checkpoint import load_model, require_finite, save_checkpoint
-from fairseq_adaptive.interop.verifying import require_readable
+from fairseq_adaptive.interop.checkpoint import require_finite, save_checkpoint
+from fairseq_adaptive.interop.verifying import DEFINED, require_readable, require_same
 from fairseq_adaptive.ranges import Range
 
-# each module has add_args(parser) for the flags of its own, and convert(args) -> (state of a checkpoint, Dictionary);
+# each module has add_args(parser) for the flags of its own, convert(args) -> (state of a checkpoint, Dictionary), and
+# outputs(args, folder), which yields (what computes, what the converted model in the folder computes of a short text, what
+# the original does, as definitions/ has it), one for each kind of output;
 # one that can go back has convert_back(args), which writes args.output from the checkpoint args.input
 FORMATS = {
     "albert_act": "fairseq_adaptive.interop.albert_act",
@@ -183,20 +185,42 @@ def new_state(flags: Sequence[str], weights: Dict[str, Tensor]) -> Dict[str, Any
     }
 
 
-def write_folder(state: Dict[str, Any], dictionary: Dictionary, output) -> None:
-    """Write ``checkpoint.pt`` and ``dict.txt`` to a new folder, both or none, once they have been read back as fairseq
-    reads them and the model has computed something.
+def write_folder(
+    state: Dict[str, Any],
+    dictionary: Dictionary,
+    output,
+    outputs: Callable[[str], Iterable[Tuple[str, Tensor, Tensor]]],
+) -> None:
+    """Write ``checkpoint.pt`` and ``dict.txt`` to a new folder, both or none, once fairseq has read them back and the model
+    computes what the original does.
+
+    Args:
+        state: of the checkpoint
+        dictionary: of the model
+        output: the new folder
+        outputs: the folder, before it has its name, to a description, what the model in it computes, and what the
+            original does, as often as there is something to compare
 
     Raises:
-        UsageError: when ``output`` exists or its parent does not, or what was written is no model
+        UsageError: when ``output`` exists or its parent does not, or what was written is no model or another one
     """
     with whole_folder(output) as made:
         path = os.path.join(made, "checkpoint.pt")
         dictionary.save(os.path.join(made, "dict.txt"))
         save_checkpoint(state, path)
-        model, task = load_model(path, {"data": made})
         require_readable(path, state)
-        words = torch.arange(task.source_dictionary.nspecial, len(task.source_dictionary))[:8]
-        with torch.no_grad():
-            found = model.eval()(torch.cat((words, torch.tensor([task.source_dictionary.eos()]))).unsqueeze(0))[0]
-        require_finite({"the output": found}, "the converted model")
+        require_outputs(outputs(made))
+
+
+@torch.no_grad()
+def require_outputs(outputs: Iterable[Tuple[str, Tensor, Tensor]]) -> None:
+    """
+    Args:
+        outputs: what computes something, what it found, and what was expected
+
+    Raises:
+        UsageError: when one is not finite, or they differ by more than rounding
+    """
+    for what, found, expected in outputs:
+        require_finite({"the output": found}, what)
+        require_same(found, expected, what, DEFINED)

@@ -19,7 +19,8 @@ encoding does with ``<eos>``. Two differences at the beginning of a text remain:
 which the original only reads, and Hugging Face's code attends to a memory of zeros, where there is none here.
 """
 
-from typing import Any, Dict, List, Tuple
+import os
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 from fairseq.data import Dictionary
@@ -27,7 +28,10 @@ from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_lines
+from fairseq_adaptive.interop.checkpoint import load_model
 from fairseq_adaptive.interop.conversion import Weights, check_numbers, new_state, read_folder
+from fairseq_adaptive.interop.definitions.transfo_xl import log_probabilities
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
 from fairseq_adaptive.modules.vocabulary.adaptive_input import cluster_ends
 from fairseq_adaptive.ranges import DISTANCE, DROPOUT, FFN_WIDTH, HEADS, LAYERS, WIDTH, WORDS, Range
 
@@ -53,6 +57,7 @@ OPTIONAL = {
     "attn_type": Range(int, 0, 3),
 }
 SEGMENT_LENGTH = 128  # of evaluation; the original's configuration has none
+COMPARED = 6  # words of each segment that are compared with the original's
 
 
 def add_args(parser) -> None:
@@ -95,11 +100,16 @@ def convert(args) -> Tuple[Dict[str, Any], Dictionary]:
         )
     dictionary, order, cutoffs = lay_out(symbols, counts, shape["cutoffs"], args.eos)
     source = Weights(tensors, PREFIX)
-    is_forward = any(name.startswith(PREFIX) for name in tensors)
-    shape["is_reversed"] = args.cluster_order == "reversed" if args.cluster_order else not is_forward
+    shape["is_reversed"] = _is_reversed(args, tensors)
     shape.setdefault("untie_r", "r_w_bias" not in source)
     weights = convert_weights(source, shape, order)
     return new_state(flags(shape, cutoffs), weights), dictionary
+
+
+def _is_reversed(args, names):
+    if args.cluster_order:
+        return args.cluster_order == "reversed"
+    return not any(name.startswith(PREFIX) for name in names)
 
 
 def read_config(config: Dict[str, Any]) -> Dict[str, Any]:
@@ -317,3 +327,33 @@ def _convert_vocabulary(source, shape, order, target):
     else:
         target[softmax + "cluster_weight"] = target[softmax + "tables.0"][-1:].clone()
         target[softmax + "cluster_bias"] = target[softmax + "bias"][-1:].clone()
+
+
+def outputs(args, folder) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """Compare the converted model with the definition of the original: log-probabilities of all words after each word of
+    two short segments, the second with a memory of the first; of more, where there are more clusters than words.
+
+    Args:
+        args: of :func:`convert`
+        folder: with ``checkpoint.pt`` and ``dict.txt``
+
+    Yields:
+        what computes, what it found, and what the original computes
+    """
+    model, task = load_model(os.path.join(folder, "checkpoint.pt"), {"data": folder})
+    config, tensors = read_folder(args.input)
+    symbols, _ = read_vocabulary(args.vocab)
+    index, eos = task.source_dictionary.index, task.source_dictionary.eos()
+    ours = torch.tensor([eos if symbol == args.eos else index(symbol) for symbol in symbols])
+
+    ends = [*config.get("cutoffs", []), len(symbols)]
+    clusters = list(zip([0, *ends], ends))
+    generator, words = torch.Generator().manual_seed(1), [symbols.index(args.eos)]
+    for number in range(max(2 * COMPARED - 1, len(clusters))):
+        words.append(int(torch.randint(*clusters[number % len(clusters)], (), generator=generator)))
+    expected = log_probabilities(tensors, config, words, COMPARED, _is_reversed(args, tensors))
+    memory, found = SegmentMemory(), []
+    model.eval()
+    for segment in ours[words].unsqueeze(0).split(COMPARED, 1):
+        found.append(model.get_normalized_probs(model(segment, memory=memory), log_probs=True)[0])
+    yield "the converted model", torch.cat(found)[:, ours], expected

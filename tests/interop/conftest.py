@@ -60,3 +60,28 @@ def data_dir(tmp_path, dictionary):
     for name in ("dict.src.txt", "dict.tgt.txt", "dict.txt"):
         dictionary.save(str(folder / name))
     return folder
+
+
+@pytest.fixture(scope="session")
+def spm(tmp_path_factory):
+    """A SentencePiece model of 60 pieces with the special pieces of ALBERT."""
+    from sentencepiece import SentencePieceTrainer
+
+    base = tmp_path_factory.mktemp("spm")
+    (base / "text").write_text("\n".join("the quick brown fox jumps over a lazy dog again and again".split()) + "\n")
+    SentencePieceTrainer.train(
+        input=str(base / "text"),
+        model_prefix=str(base / "spiece"),
+        vocab_size=60,
+        model_type="bpe",
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        pad_piece="<pad>",
+        unk_piece="<unk>",
+        control_symbols="[CLS],[SEP],[MASK]",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return base / "spiece.model"

@@ -1,12 +1,12 @@
-"""Transformer-XL as its first authors wrote it, from a state dict: the reference for tests of the conversion."""
+"""Weights and folders of small Transformer-XLs as their first authors wrote them, and the losses by the definition."""
 
 import json
-import math
 from argparse import Namespace
 
 import pytest
 import torch
-import torch.nn.functional as F
+
+from fairseq_adaptive.interop.definitions.transfo_xl import log_probabilities
 
 WORDS = ["the", "<eos>", ",", "of", "<unk>", *(f"w{number}" for number in range(26))]
 BASE = {
@@ -74,75 +74,9 @@ def random_weights(config, seed=1):
 
 
 def original_losses(weights, config, text, segment):
-    """-log p of each of ``text[1:]`` given what is before, by the original's forward, float64; ``text`` is ``[N]``."""
-    weights = {name.removeprefix("transformer."): tensor.double() for name, tensor in weights.items()}
-    heads, width, dim = config["n_head"], config["d_head"], config["d_model"]
-    ends = [*config["cutoffs"], config["vocab_size"]]
-    starts = [0, *config["cutoffs"]]
-
-    def cluster(word):
-        return sum(word >= end for end in ends)
-
-    def embed(word):
-        if config["div_val"] == 1:
-            row = weights["word_emb.emb_layers.0.weight"][word]
-        else:
-            c = cluster(word)
-            row = weights[f"word_emb.emb_projs.{c}"] @ weights[f"word_emb.emb_layers.{c}.weight"][word - starts[c]]
-        return row * math.sqrt(dim)
-
-    def logits(c, hidden):
-        if config["div_val"] == 1:
-            table, bias = weights["crit.out_layers.0.weight"], weights["crit.out_layers.0.bias"]
-            table, bias = table[starts[c] : ends[c]], bias[starts[c] : ends[c]]
-        else:
-            table, bias = weights[f"crit.out_layers.{c}.weight"], weights[f"crit.out_layers.{c}.bias"]
-            hidden = hidden @ weights[f"crit.out_projs.{c}"]
-        if c == 0 and len(ends) > 1:
-            table = torch.cat((table, weights["crit.cluster_weight"]))
-            bias = torch.cat((bias, weights["crit.cluster_bias"]))
-        return (table @ hidden + bias).log_softmax(0)
-
-    def loss(hidden, word):
-        c = cluster(word)
-        if c == 0:
-            return -logits(0, hidden)[word]
-        return -logits(0, hidden)[config["cutoffs"][0] + c - 1] - logits(c, hidden)[word - starts[c]]
-
-    def position(distance):
-        if config["clamp_len"] > 0:
-            distance = min(distance, config["clamp_len"])
-        angles = distance * (1 / 10000 ** (torch.arange(0.0, dim, 2.0) / dim)).double()
-        return torch.cat((angles.sin(), angles.cos()))
-
-    def norm(x, name):
-        return F.layer_norm(x, (dim,), weights[name + ".layer_norm.weight"], weights[name + ".layer_norm.bias"])
-
-    losses, memories = [], [torch.zeros(0, dim, dtype=torch.float64) for _ in range(config["n_layer"])]
-    for first in range(0, len(text) - 1, segment):
-        words = text[first : min(first + segment, len(text) - 1)]
-        x = torch.stack([embed(word) for word in words])
-        for layer in range(config["n_layer"]):
-            name = f"layers.{layer}.dec_attn"
-            past = torch.cat((memories[layer], x))
-            projected = past @ weights[name + ".qkv_net.weight"].T
-            queries, keys, values = projected.view(len(past), 3, heads, width).unbind(1)
-            before = len(memories[layer])
-            u, v = (weights[f"{name}.{b}" if config["untie_r"] else b] for b in ("r_w_bias", "r_r_bias"))
-            rows = []
-            for i in range(before, len(past)):
-                seen = [j for j in range(i + 1) if not config["same_length"] or j > i - config["mem_len"]]
-                r = torch.stack([position(i - j) for j in seen]) @ weights[name + ".r_net.weight"].T
-                r = r.view(len(seen), heads, width)
-                scores = ((queries[i] + u) * keys[seen] + (queries[i] + v) * r).sum(-1) / math.sqrt(width)
-                rows.append((scores.softmax(0)[..., None] * values[seen]).sum(0).flatten())
-            memories[layer] = past[-config["mem_len"] :]
-            x = norm(x + torch.stack(rows) @ weights[name + ".o_net.weight"].T, name)
-            name = f"layers.{layer}.pos_ff"
-            inner = F.relu(F.linear(x, weights[name + ".CoreNet.0.weight"], weights[name + ".CoreNet.0.bias"]))
-            x = norm(x + F.linear(inner, weights[name + ".CoreNet.3.weight"], weights[name + ".CoreNet.3.bias"]), name)
-        losses += [loss(hidden, word) for hidden, word in zip(x, text[first + 1 :])]
-    return torch.stack(losses)
+    """-log p of each of ``text[1:]`` given what is before, by the definition; ``text`` is ``[N]``."""
+    found = log_probabilities(weights, config, text[:-1], segment)
+    return -found.gather(1, torch.tensor(text[1:]).unsqueeze(1)).squeeze(1)
 
 
 def write_original(folder, config, weights, safe=False, words=WORDS):

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and Transkimmer folders into ``transkimmer``, against a definition in plain torch.
+"""BERT, RoBERTa and Transkimmer folders into ``transkimmer``, against the definition in plain torch.
 
 The definition is in float64; fairseq computes GELU in single precision.
 """
@@ -15,133 +15,10 @@ import torch.nn.functional as F
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop import bert, load_checkpoint
+from fairseq_adaptive.interop.definitions.bert import encode
 from fairseq_adaptive.models.transkimmer import TranskimmerModel
 from fairseq.data import Dictionary
-
-DIM, INNER, LAYERS, WORDS = 8, 12, 3, 30
-CONFIG = {
-    "model_type": "bert",
-    "vocab_size": WORDS,
-    "hidden_size": DIM,
-    "intermediate_size": INNER,
-    "hidden_act": "gelu",
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 2,
-    "hidden_dropout_prob": 0.1,
-    "layer_norm_eps": 1e-12,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 16,
-    "type_vocab_size": 2,
-}
-ROBERTA = {
-    **CONFIG,
-    "model_type": "roberta",
-    "max_position_embeddings": 18,
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-}
-LINEARS = {
-    "attention.self.query": (DIM, DIM),
-    "attention.self.key": (DIM, DIM),
-    "attention.self.value": (DIM, DIM),
-    "attention.output.dense": (DIM, DIM),
-    "intermediate.dense": (INNER, DIM),
-    "output.dense": (DIM, INNER),
-}
-
-
-def random_weights(config, skims=False, head=True):
-    """Names and shapes as Hugging Face saves them."""
-    generator = torch.Generator().manual_seed(1)
-    kind, weights = config["model_type"], {}
-
-    def linear(name, *shape):
-        weights[name + ".weight"] = torch.randn(shape, generator=generator) / shape[-1] ** 0.5
-        weights[name + ".bias"] = torch.randn(shape[0], generator=generator) / 5
-
-    def norm(name):
-        weights[name + ".weight"] = 1 + torch.randn(DIM, generator=generator) / 5
-        weights[name + ".bias"] = torch.randn(DIM, generator=generator) / 5
-
-    rows = (("word", WORDS), ("position", config["max_position_embeddings"]), ("token_type", config["type_vocab_size"]))
-    for name, size in rows:
-        weights[f"{kind}.embeddings.{name}_embeddings.weight"] = torch.randn(size, DIM, generator=generator)
-    norm(f"{kind}.embeddings.LayerNorm")
-    for number in range(LAYERS):
-        prefix = f"{kind}.encoder.layer.{number}."
-        for name, shape in LINEARS.items():
-            linear(prefix + name, *shape)
-        norm(prefix + "attention.output.LayerNorm"), norm(prefix + "output.LayerNorm")
-        if skims:
-            prefix = f"{kind}.encoder.skim_predictors.{number}.predictor."
-            norm(prefix + "0"), norm(prefix + "2"), linear(prefix + "1", DIM, DIM), linear(prefix + "4", 2, DIM)
-    if head:
-        names = bert._HEADS[kind]
-        linear(names["dense"], DIM, DIM), norm(names["layer_norm"])
-        weights[names["bias"][0]] = torch.randn(WORDS, generator=generator)
-        linear("qa_outputs", 2, DIM)
-        dense, out = bert._CLASSIFIER[kind]
-        linear(f"{kind}.{dense}" if kind == "bert" else dense, DIM, DIM), linear(out, 3, DIM)
-    return weights
-
-
-def definition(weights, config, ids, segments):
-    """States T x C of one sequence and how many layers kept each token; attention is over kept tokens alone."""
-    kind, eps = config["model_type"], config["layer_norm_eps"]
-    w = {name.removeprefix(kind + "."): tensor.double() for name, tensor in weights.items()}
-
-    def linear(name, x):
-        return F.linear(x, w[name + ".weight"], w[name + ".bias"])
-
-    def norm(name, x, eps=eps):
-        return F.layer_norm(x, x.shape[-1:], w[name + ".weight"], w[name + ".bias"], eps)
-
-    word, position, types = (w[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type"))
-    first = 2 if kind == "roberta" else 0
-    x = norm("embeddings.LayerNorm", word[ids] + position[first : first + len(ids)] + types[segments])
-    kept, depths = torch.ones(len(ids), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.long)
-    for number in range(LAYERS):
-        predictor, layer = f"encoder.skim_predictors.{number}.predictor.", f"encoder.layer.{number}."
-        if predictor + "0.weight" in w:
-            scores = linear(predictor + "1", norm(predictor + "0", x, 1e-5))
-            scores = linear(predictor + "4", F.gelu(norm(predictor + "2", scores, 1e-5)))
-            kept = kept & (scores[:, 1] >= scores[:, 0])
-            kept[0] = True
-        depths += kept
-        y = x[kept]
-        q, k, v = (
-            linear(f"{layer}attention.self.{each}", y).view(-1, 2, DIM // 2).transpose(0, 1)
-            for each in ("query", "key", "value")
-        )
-        a = (q @ k.transpose(1, 2) / (DIM // 2) ** 0.5).softmax(-1) @ v
-        a = linear(layer + "attention.output.dense", a.transpose(0, 1).flatten(1))
-        y = norm(layer + "attention.output.LayerNorm", y + a)
-        b = linear(layer + "output.dense", F.gelu(linear(layer + "intermediate.dense", y)))
-        x = x.clone()
-        x[kept] = norm(layer + "output.LayerNorm", y + b)
-    return x, depths
-
-
-def symbols(kind):
-    special = bert.SPECIAL[kind]
-    if kind == "roberta":
-        return [*special[:4], *(f"Ġw{number}" for number in range(WORDS - 5)), special[4]]
-    words = [f"##w{number}" for number in range(WORDS)]
-    for number, symbol in zip((10, 0, 11, 12, 13), special):
-        words[number] = symbol
-    return words
-
-
-def write(folder, config, weights, words=None):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.save(weights, folder / "pytorch_model.bin")
-    words = words or symbols(config["model_type"])
-    if config["model_type"] == "bert":
-        (folder / "vocab.txt").write_text("".join(word + "\n" for word in words))
-    else:
-        (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    return Namespace(format=config["model_type"], input=folder, vocab=None)
+from interop.original_bert import CONFIG, LAYERS, ROBERTA, SENTENCE, WORDS, random_weights, symbols, write
 
 
 def load(state, dictionary, **flags):
@@ -176,13 +53,13 @@ def test_states_equal_the_definition(tmp_path, config, skims):
     ours[0, :12] = torch.tensor([dictionary.index(name) for name in names])
     ours[1, :3] = ours[0, :3]
     segments = (torch.arange(12) > 5).long() * (kind == "bert")
-    expected, depths = definition(weights, config, ids, segments)
+    expected, depths, _, _ = encode(weights, config, ids, segments)
     found = model(ours, features_only=True)[0]
     torch.testing.assert_close(found[0, :12], expected, rtol=0, atol=5e-6)
     assert expected.std() > 0.1
     if skims:
         assert depths[0] == LAYERS and 0 < depths[1:].float().mean() < LAYERS
-    short, _ = definition(weights, config, ids[:3], segments[:3])
+    short = encode(weights, config, ids[:3], segments[:3]).states
     torch.testing.assert_close(found[1, :3], short, rtol=0, atol=5e-6)
 
     # heads
@@ -190,8 +67,7 @@ def test_states_equal_the_definition(tmp_path, config, skims):
     assert torch.equal(state["model"]["encoder.lm_head.dense.weight"], weights[prefix + "dense.weight"])
     bias = weights["cls.predictions.bias" if kind == "bert" else "lm_head.bias"]
     assert state["model"]["encoder.lm_head.bias"][2] == bias[end]
-    dense, out = bert._CLASSIFIER[kind]
-    dense = f"bert.{dense}" if kind == "bert" else dense
+    dense, out = SENTENCE[kind]
     pooled = torch.tanh(F.linear(expected[0], *(weights[f"{dense}.{each}"].double() for each in ("weight", "bias"))))
     logits = F.linear(pooled, *(weights[f"{out}.{each}"].double() for each in ("weight", "bias")))
     found = model(ours, classification_head_name="sentence_classification_head")[0]
@@ -233,6 +109,7 @@ def change(**values):
         (change(hidden_act="swish"), "hidden_act swish: known are gelu"),
         (change(vocab_size=31), "the vocabulary has 30 symbols, but the model 31"),
         (lambda c, w, words: words.__setitem__(10, "x"), r"the vocabulary lacks \[CLS\]: is it that of a bert"),
+        (lambda c, w, words: words.__setitem__(13, "x"), r"the vocabulary lacks \[MASK\]"),
         (lambda c, w, words: words.__setitem__(3, "##w4"), "symbols twice"),
         (lambda c, w, words: c.pop("hidden_size"), "config.json lacks hidden_size"),
     ],
@@ -267,3 +144,11 @@ def test_the_format_is_checked(given, message, tmp_path):
     args.format = "bert"
     with pytest.raises(UsageError, match="neither vocab.txt nor vocab.json"):
         bert.convert(args)
+
+
+def test_the_word_head_of_roberta_has_gelu_whatever_its_layers_have(tmp_path):
+    config = {**ROBERTA, "hidden_act": "relu"}
+    args = write(tmp_path / "theirs", config, random_weights(config))
+    with pytest.raises(UsageError, match="hidden_act relu, but the word head of a roberta, lm_head, has gelu"):
+        bert.convert(args)
+    bert.convert(write(tmp_path / "body", config, random_weights(config, head=False)))

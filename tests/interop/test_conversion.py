@@ -38,7 +38,7 @@ def test_a_folder_that_computes_something_else_is_not_written(tmp_path, monkeypa
         save({**tensors, name: tensors[name] + 1}, path)
 
     monkeypatch.setattr(albert_act, "save_tensors", save_another)
-    with pytest.raises(UsageError, match="what is read from the folder computes something else, its scores differ by"):
+    with pytest.raises(UsageError, match="what is read from the folder computes something else, its outputs differ by"):
         albert_act.convert_back(args)
     assert not (tmp_path / "published").exists()
     monkeypatch.setattr(albert_act, "save_tensors", save)

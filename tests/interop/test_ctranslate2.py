@@ -111,7 +111,7 @@ def test_refuses_a_model_that_computes_something_else(
         save({**content, "model": {**content["model"], name: content["model"][name] + 1}}, path)
 
     monkeypatch.setattr(to_ctranslate2, "save_tensors", save_without_a_bias)
-    with pytest.raises(UsageError, match="the CTranslate2 model computes something else, its scores differ by"):
+    with pytest.raises(UsageError, match="the CTranslate2 model computes something else, its outputs differ by"):
         convert_to_ctranslate2(state, data_dir, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["data-bin"]
 

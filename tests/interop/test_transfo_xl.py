@@ -1,5 +1,6 @@
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_losses_equal_those_of_the_original(name, tmp_path):
     weights = random_weights(config)
     args = write_original(tmp_path / "original", config, weights, safe=name == "large")
     state, dictionary = transfo_xl.convert(args)
-    write_folder(state, dictionary, tmp_path / "ours")
+    write_folder(state, dictionary, tmp_path / "ours", partial(transfo_xl.outputs, args))
     model, task = load(tmp_path / "ours")
     torch.manual_seed(7)
     numbers = torch.cat((torch.tensor([1]), torch.randperm(len(WORDS)), torch.randint(len(WORDS), (12,)))).tolist()

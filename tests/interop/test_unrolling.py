@@ -151,7 +151,7 @@ def test_refuses_weights_that_a_plain_model_has_no_place_for(flags_of, checkpoin
 def test_refuses_what_computes_something_else(flags_of, checkpoint, monkeypatch):
     _, state = checkpoint("shared_transformer", **flags_of(2, "cycle"))
     monkeypatch.setattr(unrolling, "layer_schedule", lambda *args: layer_schedule("sequence", *args[1:]))
-    with pytest.raises(UsageError, match="the plain Transformer computes something else, its scores differ by"):
+    with pytest.raises(UsageError, match="the plain Transformer computes something else, its outputs differ by"):
         unroll_checkpoint(state)
 
 
