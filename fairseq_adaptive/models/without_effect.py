@@ -42,6 +42,8 @@ def _skims(flags):
 
 
 def _shares(flags):
+    if "layer_sharing" not in flags:
+        return flags.get("encoder_layers") != 1  # one layer at all depths
     sides = [side for side in ("encoder", "decoder") if flags.get(f"{side}_unique_layers")]
     return any(flags[f"{side}_unique_layers"] != flags.get(f"{side}_layers") for side in sides)
 
@@ -61,7 +63,7 @@ MODEL = (
     ),
     Need(_PRUNING, "fairseq's own --arch roberta: layers are not pruned here", lambda flags: False, refused=True),
     Need(("skim_bias", "skim_noise", "protect_separators"), "skimming", _skims),
-    Need(("layer_sharing",), "fewer unique layers than there are layers", _shares),
+    Need(("layer_sharing", "depth_lora_rank"), "fewer unique layers than there are layers", _shares),
     Need(
         tuple(f"tape_{name}" for name in _TAPE.split()) + ("tape_bank", "tape_bank_size", "tape_bank_patch_size"),
         "--tape-tokens above 0",
