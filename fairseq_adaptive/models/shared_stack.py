@@ -137,7 +137,9 @@ def check_depth_lora(args) -> int:
     """
     rank = int(getattr(args, "depth_lora_rank", None) or 0)
     if rank and getattr(args, "quant_noise_pq", None):
-        raise UsageError("--depth-lora-rank cannot be combined with --quant-noise-pq, which changes matrices: leave one out")
+        raise UsageError(
+            "--depth-lora-rank cannot be combined with --quant-noise-pq, which changes matrices: leave one out"
+        )
     return rank
 
 

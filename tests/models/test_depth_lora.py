@@ -121,7 +121,9 @@ def test_dense_is_packed(build, batch, policies):
             with recording(model) as traces:
                 outs.append(model(**batch)[0][batch["prev_output_tokens"].ne(1)])
         torch.testing.assert_close(*outs, rtol=0, atol=1e-10)
-        assert any(not step.alive.all() for trace in traces["decoder.layers"] for step in trace.steps if step.alive is not None)
+        assert any(
+            not step.alive.all() for trace in traces["decoder.layers"] for step in trace.steps if step.alive is not None
+        )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,9 @@ SHARED = {
     "adatape_parity": ("--encoder-layers", "4", "--encoder-unique-layers", "2"),
     "adatape_vit": ("--encoder-unique-layers", "1", "--tape-layer", "1"),
     "transkimmer": ("--encoder-layers", "4", "--encoder-unique-layers", "2"),
-    **dict.fromkeys(("shared_transformer", "universal_transformer", "pondernet", "shared_transformer_lm", "albert_act"), ()),
+    **dict.fromkeys(
+        ("shared_transformer", "universal_transformer", "pondernet", "shared_transformer_lm", "albert_act"), ()
+    ),
 }
 
 
@@ -212,7 +216,9 @@ def test_every_family_trains_and_counts_its_cost(data, name):
     assert before and all((each == 0).all() for name, each in before.items() if not name.endswith("depth_a"))
     logged = train(trainer, batches, 3)
     assert all(each["loss"] == each["loss"] for each in logged)
-    still = [name for name, each in trainer.model.named_parameters() if name in before and torch.equal(each, before[name])]
+    still = [
+        name for name, each in trainer.model.named_parameters() if name in before and torch.equal(each, before[name])
+    ]
     assert not [name for name in still if "k_proj.depth_bias" not in name], still
 
 
@@ -228,9 +234,7 @@ def test_cost_of_a_rank(build, batch):
         model = build("shared_transformer", depth_lora_rank=rank, **FLAGS)
         with torch.no_grad(), recording(model) as traces:
             model(**batch)
-        cost[rank] = [
-            float(stack_macs(getattr(model, side).layers, traces[f"{side}.layers"][0])[0]) for side in SIDES
-        ]
+        cost[rank] = [float(stack_macs(getattr(model, side).layers, traces[f"{side}.layers"][0])[0]) for side in SIDES]
     source, target = 9 + 6 + 4, 5 + 8 + 3
     layer = 4 * 3 * (16 + 16) + 2 * 3 * (16 + 32)  # four maps of attention, two of the feed-forward
     assert cost[3][0] - cost[0][0] == 4 * layer * source
@@ -259,8 +263,12 @@ def test_a_layer_asked_for_another_depth_says_so(build):
 
 
 def test_layers_of_one_depth_have_no_differences(build):
-    model = build("shared_transformer", depth_lora_rank=2, layer_sharing="middle_cycle",
-                  **{**FLAGS, **{f"{side}_{n}": v for side in SIDES for n, v in {"layers": 5, "unique_layers": 3}.items()}})
+    model = build(
+        "shared_transformer",
+        depth_lora_rank=2,
+        layer_sharing="middle_cycle",
+        **{**FLAGS, **{f"{side}_{n}": v for side in SIDES for n, v in {"layers": 5, "unique_layers": 3}.items()}},
+    )
     served = [model.encoder.layers.layer(number).lora_rank for number in range(3)]
     assert served == [0, 2, 0] and model.encoder.layers.layer(1).fc1.depths == (1, 2, 3)
     assert type(model.encoder.layers.layer(0).fc1) is not DepthLinear

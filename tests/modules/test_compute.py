@@ -47,7 +47,15 @@ CASES = {
         "--router-kv",
         "recompute",
     ),
-    "adatape-lora": ("adatape_vit", "--depth-lora-rank", "3", "--encoder-unique-layers", "1", "--tape-ffn-embed-dim", "16"),
+    "adatape-lora": (
+        "adatape_vit",
+        "--depth-lora-rank",
+        "3",
+        "--encoder-unique-layers",
+        "1",
+        "--tape-ffn-embed-dim",
+        "16",
+    ),
     "albert-lora": ("albert_act", "--depth-lora-rank", "3"),
     "lm-recursions": (
         "shared_transformer_lm",

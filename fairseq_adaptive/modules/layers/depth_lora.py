@@ -12,7 +12,7 @@ Differences of all depths of a map are one parameter: no depth that is left out 
 import contextlib
 import math
 from contextvars import ContextVar
-from typing import Sequence, Tuple
+from typing import Mapping, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,36 @@ def merged(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (weight.double() + b.double() @ a.double()).to(weight.dtype)
 
 
+def with_difference(weights: Mapping[str, Tensor], name: str, place: int) -> Tensor:
+    """The parameter of a map or norm at one of its depths; the one that all share where it has no differences.
+
+    Args:
+        weights: of a model, with the parts of this module
+        name: of the parameter, ``encoder.layers.0.fc1.weight``
+        place: which of the depths that the layer serves
+    """
+    module, _, kind = name.rpartition(".")
+    a, b, more = (weights.get(f"{module}.{part}") for part in ("depth_a", "depth_b", f"depth_{kind}"))
+    if kind == "weight" and a is not None:
+        return merged(weights[name], a[place], b[place])
+    return weights[name] if more is None else weights[name] + more[place]
+
+
+def check_rank(rank: int, least: int):
+    """
+    Args:
+        least: the least dimension of a map
+
+    Raises:
+        UsageError: for a rank that differences of such maps cannot have
+    """
+    if not 0 < rank <= least:
+        raise UsageError(
+            f"--depth-lora-rank {rank} is impossible: the smallest map of a layer has a dimension of {least}; "
+            f"use 1 to {least}, or 0 for none"
+        )
+
+
 class _ByDepth:
     """What has a difference for each of the depths that it serves."""
 
@@ -53,7 +83,9 @@ class _ByDepth:
         depth = _DEPTH.get()
         if depth not in self.depths:
             served = ", ".join(map(str, self.depths))
-            raise UsageError(f"a layer with differences for the depths {served} is asked for depth {depth}: give depth=")
+            raise UsageError(
+                f"a layer with differences for the depths {served} is asked for depth {depth}: give depth="
+            )
         return self.depths.index(depth)
 
     def _add(self, name, *shape):
@@ -135,12 +167,7 @@ def add_depth_lora(layers: Sequence[nn.Module], schedule: Sequence[int], rank: i
         if not rank or len(depths) < 2:
             continue
         maps = [each for each in layer.modules() if type(each) is nn.Linear]
-        least = min(min(each.weight.shape) for each in maps)
-        if not 0 < rank <= least:
-            raise UsageError(
-                f"--depth-lora-rank {rank} is impossible: the smallest map of a layer has a dimension of {least}; "
-                f"use 1 to {least}, or 0 for none"
-            )
+        check_rank(rank, min(min(each.weight.shape) for each in maps))
         for each in maps:
             DepthLinear.adopt(each, depths, rank, generator)
         for each in layer.modules():

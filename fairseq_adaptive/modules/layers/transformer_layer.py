@@ -56,9 +56,13 @@ class _Attends:
         attention = 2 * product(dim) * (work.computed + made) + 2 * dim * work.computed * read
         total = attention + 2 * product(ffn_dim) * (work.computed - work.tape)
         tape_ffn, cross = getattr(self, "tape_ffn", None), getattr(self, "encoder_attn", None)
-        total = total + work.tape * (2 * product(ffn_dim) if tape_ffn is None else 3 * product(tape_ffn.fc2.in_features))
+        total = total + work.tape * (
+            2 * product(ffn_dim) if tape_ffn is None else 3 * product(tape_ffn.fc2.in_features)
+        )
         if work.source is not None and cross is not None:
-            projected = 2 * product(dim) * work.computed + (product(cross.kdim) + product(cross.vdim)) * work.source_made
+            projected = (
+                2 * product(dim) * work.computed + (product(cross.kdim) + product(cross.vdim)) * work.source_made
+            )
             total = total + projected + 2 * dim * work.computed * work.source
         return total
 
