@@ -211,10 +211,8 @@ def differences(name: str, beyond: Sequence[Tensor], rank: int, norms: List[Tupl
         parts = [low_rank(each, rank) for each in beyond]
         full = rank >= min(beyond[0].shape)
         norms += [(square, 0.0 if full else lost) for square, (_, _, lost) in zip(squares, parts)]
-        return {
-            f"{module}.depth_a": torch.stack([a for a, *_ in parts]),
-            f"{module}.depth_b": torch.stack([b for _, b, _ in parts]),
-        }
+        a, b, _ = zip(*parts)
+        return {f"{module}.depth_a": torch.stack(a), f"{module}.depth_b": torch.stack(b)}
     norms += [(square, 0.0) for square in squares]
     if beyond[0].dim() == 1 and kind in ("weight", "bias"):
         return {f"{module}.depth_{kind}": torch.stack(list(beyond))}

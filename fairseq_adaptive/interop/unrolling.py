@@ -25,9 +25,10 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
     """Return the checkpoint of a plain ``transformer`` (or ``transformer_lm``) that computes the same.
 
     A layer that serves several depths gets one name a depth, all for the same tensors: saved, they take the space of
-    one. With ``--depth-lora-rank`` each depth has tensors of its own, sums of shared weights and differences. The configuration of the model becomes a dict, which fairseq loads without any plug-in. A checkpoint that is
-    plain already keeps its weights. The state of the optimizer is left out, its parameters are others. Both models are
-    built, and their scores compared.
+    one. With ``--depth-lora-rank`` each depth has tensors of its own, sums of what is shared and its differences. The
+    configuration of the model becomes a dict, which fairseq loads without any plug-in. A checkpoint that is plain already
+    keeps its weights. The state of the optimizer is left out, its parameters are others. Both models are built, and their
+    scores compared.
 
     Args:
         state: from :func:`~fairseq_adaptive.interop.load_checkpoint`, left as it is

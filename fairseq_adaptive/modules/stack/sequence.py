@@ -15,8 +15,8 @@ def part(stack, depths: range):
     """Some depths of a stack, with its layers and not copies of them.
 
     Returns:
-        a stack of the same class, which runs; where policies, ``--init admin`` or ``--depth-lora-rank`` know the depths by their numbers an
-        ``nn.ModuleList``, one entry a depth
+        a stack of the same class, which runs; where policies, ``--init admin`` or ``--depth-lora-rank`` know the depths by
+        their numbers an ``nn.ModuleList``, one entry a depth
     """
     layers = [stack[depth] for depth in depths]
     if why_fixed(stack) is not None or not layers:
