@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+from families import FAMILIES, Family, build_trainer, train, write_data
+from fairseq.checkpoint_utils import load_checkpoint as load_checkpoint_of
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,3 +184,38 @@ def test_refuses_what_cannot_differ(plain, flags_of, checkpoint):
         share_layers(plain(scale_heads=True)[1], 2, "cycle", 4)
     with pytest.raises(UsageError, match="of architecture shared_transformer: only fairseq's own"):
         share_layers(checkpoint("shared_transformer", **flags_of())[1], 2)
+
+
+def test_a_training_is_converted_and_goes_on(tmp_path, monkeypatch):
+    """What fairseq's trainer wrote, read back as fairseq-generate does, and the start of a training that moves it."""
+    folder = write_data(tmp_path / "data")
+    sizes = FAMILIES["shared_transformer"].flags.replace("--arch shared_transformer", "")
+    stock = sizes.replace("--encoder-unique-layers 2 --decoder-unique-layers 2", "--arch transformer")
+    monkeypatch.setitem(FAMILIES, "stock", Family("pairs", stock))
+    trainer, batches = build_trainer("stock", folder)
+    train(trainer, batches, 3)
+    trainer.consolidate_optimizer()
+    path = tmp_path / "plain.pt"
+    trainer.save_checkpoint(str(path), {"train_iterator": {"epoch": 1, "version": 2, "iterations_in_epoch": 3}})
+    out = tmp_path / "out"
+    convert.main(
+        f"--format fairseq --input {path} --share 2 --schedule sequence --depth-lora-rank 32 --output {out}".split()
+    )
+    (model,), _, task = load_model_ensemble_and_task([str(out / "checkpoint.pt")])
+    sample = next(iter(batches))["net_input"]
+    with torch.no_grad():
+        expected = trainer.model.eval()(**sample)[0]
+        torch.testing.assert_close(model.eval()(**sample)[0], expected, rtol=1e-5, atol=1e-5)
+    flags = [
+        "--layer-sharing",
+        "sequence",
+        "--depth-lora-rank",
+        "32",
+        "--finetune-from-model",
+        str(out / "checkpoint.pt"),
+    ]
+    tuned, batches = build_trainer("shared_transformer", folder, *flags, "--save-dir", str(tmp_path / "new"))
+    load_checkpoint_of(tuned.cfg.checkpoint, tuned, disable_iterator_cache=True)
+    with torch.no_grad():
+        torch.testing.assert_close(tuned.model.eval()(**sample)[0], expected, rtol=1e-5, atol=1e-5)
+    assert len(train(tuned, batches, 2)) == 2
