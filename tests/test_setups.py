@@ -223,7 +223,11 @@ NO_EFFECT = (
     ("adatape_vit", {"tape_bank": "learned"}, {"tape_tokens": 0}),
     ("adatape_vit", {"tape_bank_size": 30}, {}),
     ("adatape_vit", {"tape_bank_patch_size": 4}, {"tape_bank": "learned", "tape_bank_size": 40}),
-    *((family, {"layer_sharing": "sequence"}, {}) for family in ("transkimmer", "adatape", "adatape_vit")),
+    *(
+        (family, {name: value}, {})
+        for family in ("transkimmer", "adatape", "adatape_vit")
+        for name, value in (("layer_sharing", "sequence"), ("depth_lora_rank", 2))
+    ),
     ("par_transformer_xl", {"layer_sharing": "sequence"}, {}),
     *(
         (family, {"adaptive_softmax_dropout": 0.5}, {})

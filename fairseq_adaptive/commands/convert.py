@@ -1,4 +1,5 @@
-"""Converts a model folder of another library (config.json and weights) to OUT/checkpoint.pt and OUT/dict.txt."""
+"""Converts a model folder of another library (config.json and weights) to OUT/checkpoint.pt and OUT/dict.txt, or a plain
+checkpoint of fairseq to one with shared layers."""
 
 import os
 from functools import partial
@@ -6,7 +7,7 @@ from functools import partial
 from fairseq_adaptive.ranges import Parser
 
 # those of fairseq_adaptive.interop.conversion, which is not imported for --help
-FORMATS = ("albert_act", "bert", "roberta", "transfo_xl", "transkimmer")
+FORMATS = ("albert_act", "bert", "fairseq", "roberta", "transfo_xl", "transkimmer")
 
 
 def main(argv=None, prog=None):
@@ -17,7 +18,8 @@ def main(argv=None, prog=None):
         required=True,
         metavar="FOLDER",
         help="config.json with model.safetensors or "
-        "pytorch_model.bin; with --format albert_act also a checkpoint of fairseq, to go back",
+        "pytorch_model.bin; with --format albert_act also a checkpoint of fairseq, to go back; with --format fairseq the "
+        "checkpoint of a transformer or transformer_lm",
     )
     parser.add_argument("--output", required=True, metavar="OUT", help="the new folder; must not exist")
     chosen = Parser(prog=prog, add_help=False)
@@ -39,6 +41,9 @@ def main(argv=None, prog=None):
     if os.path.isfile(args.input) and hasattr(module, "convert_back"):
         module.convert_back(args)
         print(f"wrote {args.output}")
+        return
+    if hasattr(module, "write"):
+        print(module.write(args))
         return
     state, dictionary = module.convert(args)
     write_folder(state, dictionary, args.output, partial(module.outputs, args))

@@ -21,10 +21,12 @@ from fairseq_adaptive.ranges import Range
 # each module has add_args(parser) for the flags of its own, convert(args) -> (state of a checkpoint, Dictionary), and
 # outputs(args, folder), which yields (what computes, what the converted model in the folder computes of a short text, what
 # the original does, as definitions/ has it), one for each kind of output;
-# one that can go back has convert_back(args), which writes args.output from the checkpoint args.input
+# one that can go back has convert_back(args), which writes args.output from the checkpoint args.input; one that reads
+# checkpoints alone has only write(args), which says what it wrote
 FORMATS = {
     "albert_act": "fairseq_adaptive.interop.albert_act",
     "bert": "fairseq_adaptive.interop.bert",
+    "fairseq": "fairseq_adaptive.interop.sharing",
     "roberta": "fairseq_adaptive.interop.bert",
     "transfo_xl": "fairseq_adaptive.interop.transfo_xl",
     "transkimmer": "fairseq_adaptive.interop.bert",

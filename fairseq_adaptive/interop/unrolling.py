@@ -13,6 +13,7 @@ from fairseq_adaptive.interop.verifying import require_readable, require_same_mo
 from fairseq_adaptive.models.policy_flags import FLAGS, KINDS, Policies
 from fairseq_adaptive.models.shared_stack import sharing_architecture
 from fairseq_adaptive.modules import layer_schedule
+from fairseq_adaptive.modules.layers.depth_lora import PARTS, with_difference
 
 _PLAIN = {
     "shared_transformer": ("transformer", ("encoder", "decoder")),
@@ -24,9 +25,10 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
     """Return the checkpoint of a plain ``transformer`` (or ``transformer_lm``) that computes the same.
 
     A layer that serves several depths gets one name a depth, all for the same tensors: saved, they take the space of
-    one. The configuration of the model becomes a dict, which fairseq loads without any plug-in. A checkpoint that is
-    plain already keeps its weights. The state of the optimizer is left out, its parameters are others. Both models are
-    built, and their scores compared.
+    one. With ``--depth-lora-rank`` each depth has tensors of its own, sums of what is shared and its differences. The
+    configuration of the model becomes a dict, which fairseq loads without any plug-in. A checkpoint that is plain already
+    keeps its weights. The state of the optimizer is left out, its parameters are others. Both models are built, and their
+    scores compared.
 
     Args:
         state: from :func:`~fairseq_adaptive.interop.load_checkpoint`, left as it is
@@ -59,7 +61,7 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
         unique = options.pop(f"{side}_unique_layers")
         weights = _unroll(weights, side, layer_schedule(options["layer_sharing"], unique, options[f"{side}_layers"]))
     ours = [f"{side}{flag}" for flag in FLAGS for side in ("", "encoder_", "decoder_")]
-    for name in ("layer_sharing", "init", "arch", "user_dir", *ours):
+    for name in ("layer_sharing", "init", "depth_lora_rank", "arch", "user_dir", *ours):
         options.pop(name, None)
     options["_name"] = plain
     cfg = {**state["cfg"], "model": options}
@@ -112,7 +114,9 @@ def _unroll(weights, side, schedule):
         if not match:
             unrolled[name] = tensor
             continue
-        for depth, index in enumerate(schedule):
-            if index == int(match[1]):
-                unrolled[f"{side}.layers.{depth}.{match[2]}"] = tensor
+        if name.rpartition(".")[2] in PARTS:
+            continue
+        depths = [depth for depth, index in enumerate(schedule) if index == int(match[1])]
+        for place, depth in enumerate(depths):
+            unrolled[f"{side}.layers.{depth}.{match[2]}"] = with_difference(weights, name, place)
     return unrolled

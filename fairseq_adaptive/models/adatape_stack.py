@@ -15,11 +15,11 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
-from fairseq_adaptive.models.shared_stack import ExplainsLoading, sharing_config
+from fairseq_adaptive.models.shared_stack import DEPTH_LORA_HELP, ExplainsLoading, sharing_config
 from fairseq_adaptive.modules import STRATEGIES, EncoderLayer, LayerStack, layer_schedule
 from fairseq_adaptive.modules.policies import Place
 from fairseq_adaptive.modules.policies.tape import masked_mean
-from fairseq_adaptive.ranges import DROPOUT, FFN_WIDTH, HEADS, LAYERS, WIDTH, ranged
+from fairseq_adaptive.ranges import DROPOUT, FFN_WIDTH, HEADS, LAYERS, OPTIONAL_WIDTH, WIDTH, ranged
 
 
 def run_tape(layers, x, padding_mask, tape=None, bank=None, bank_padding_mask=None, states=None):
@@ -75,6 +75,7 @@ class TapeClassifierConfig(TapeConfig):
     layer_sharing: ChoiceEnum(STRATEGIES) = field(
         default="cycle", metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"}
     )
+    depth_lora_rank: int = ranged(0, OPTIONAL_WIDTH, DEPTH_LORA_HELP)
     activation_fn: ChoiceEnum(get_available_activation_fns()) = field(
         default="gelu", metadata={"help": "activation function to use"}
     )
@@ -113,6 +114,7 @@ class TapeClassifier(ExplainsLoading, BaseFairseqModel):
             (EncoderLayer(layer_cfg) for _ in range(cfg.encoder_unique_layers)),
             schedule,
             pass_depth=True,
+            lora_rank=layer_cfg.depth_lora_rank,
             **policies.stack_arguments(place),
         )
         self.layers.check_reader(self.tape)

@@ -14,7 +14,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_defaults
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
 from fairseq_adaptive.models.roberta_family import RobertaFamily, check_heads, check_length
-from fairseq_adaptive.models.shared_stack import inner_states, of_all_depths
+from fairseq_adaptive.models.shared_stack import add_depth_lora_arg, check_depth_lora, inner_states, of_all_depths
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies import Place
@@ -101,7 +101,8 @@ class AlbertActEncoder(FairseqEncoder):
         place = Place(
             args.encoder_embed_dim, args.encoder_layers, self.word_scores, args.encoder_attention_heads, schedule
         )
-        self.layers = LayerStack([layer], schedule, pass_depth=True, **policies.stack_arguments(place))
+        rank = check_depth_lora(args)
+        self.layers = LayerStack([layer], schedule, pass_depth=True, lora_rank=rank, **policies.stack_arguments(place))
         self.reader = policies.build("reader", place)
         self.layers.check_reader(self.reader)
         self.pooler = nn.Linear(args.encoder_embed_dim, args.encoder_embed_dim)
@@ -192,6 +193,7 @@ class AlbertActModel(RobertaFamily):
         parser.add_argument(
             "--load-checkpoint-heads", action="store_true", help="keep the classification heads of a checkpoint"
         )
+        add_depth_lora_arg(parser)
         add_policy_args(parser)
         declare_ranges(parser)
 
@@ -222,6 +224,7 @@ def albert_act_base(args):
         activation_fn="gelu",
         pooler_activation_fn="tanh",
         halting="act",
+        depth_lora_rank=0,
         load_checkpoint_heads=False,
         quant_noise_pq=0.0,
         quant_noise_pq_block_size=8,

@@ -6,11 +6,12 @@ from fairseq.modules import LearnedPositionalEmbedding
 
 from fairseq_adaptive.compat.restoring import begins_anew
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.layers.depth_lora import PARTS
 
 logger = logging.getLogger(__name__)
 
-# parts of parameters' names that are a policy's: router, halting rule, tape (a reader), Admin
-POLICY_PARTS = ("router", "halting", "reader", "tape", "bank", "bank_embedding", "tape_ffn", "residual")
+# parts of parameters' names that are a policy's: router, halting rule, tape (a reader), Admin, differences of depths
+POLICY_PARTS = ("router", "halting", "reader", "tape", "bank", "bank_embedding", "tape_ffn", "residual", *PARTS)
 _END = "embed_positions.weight"
 
 

@@ -32,9 +32,13 @@ from fairseq_adaptive.modules.layers.dropout import quicken_dropout
 from fairseq_adaptive.modules.layers.known import change, known, same, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies import Place
-from fairseq_adaptive.ranges import LAYERS
+from fairseq_adaptive.ranges import LAYERS, OPTIONAL_WIDTH
 
 INITIALISATIONS = ("default", "admin")
+DEPTH_LORA_HELP = (
+    "rank of what the maps of a shared layer differ by from depth to depth, up to their least dimension; 0: they are the "
+    "same (Bae et al., 2024; default: 0)"
+)
 MIXTURE_OF_RECURSIONS = {"layer_sharing": "middle_cycle", "router": "mixture_of_recursions"}  # of presets
 _POSITIONS = (SinusoidalPositionalEmbedding, LearnedPositionalEmbedding)  # the same for all rows of a step
 _SEARCH = "search"  # its place in an incremental state
@@ -59,11 +63,19 @@ def add_sharing_args(parser, sides):
         help="admin: scale the residual branches of a deep post-LN model by a profile of the first training step "
         "(Liu et al., 2020)",
     )
+    add_depth_lora_arg(parser)
+
+
+def add_depth_lora_arg(parser):
+    """Add the flag of what shared layers differ by to a model's parser."""
+    parser.add_argument("--depth-lora-rank", type=OPTIONAL_WIDTH, metavar="R", help=DEPTH_LORA_HELP)
 
 
 def sharing_architecture(args, sides):
     """Fill in the defaults of layer sharing; the numbers of depths must be set."""
-    fill_defaults(args, layer_sharing="cycle_rev", init="default", halting="none", halting_threshold=None)
+    fill_defaults(
+        args, layer_sharing="cycle_rev", init="default", depth_lora_rank=0, halting="none", halting_threshold=None
+    )
     for side in sides:
         fill_defaults(args, **{f"{side}_unique_layers": -(-getattr(args, f"{side}_layers") // 2)})
 
@@ -82,6 +94,7 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
     cfg = TransformerConfig.from_namespace(args)
     cfg.layer_sharing = str(args.layer_sharing)
     cfg.init = str(args.init)
+    cfg.depth_lora_rank = check_depth_lora(args)
     if cfg.init not in INITIALISATIONS:
         raise UsageError(f"unknown --init {cfg.init!r}: choose one of {', '.join(INITIALISATIONS)}")
     for side in sides:
@@ -116,6 +129,20 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
     return cfg
 
 
+def check_depth_lora(args) -> int:
+    """``--depth-lora-rank``, 0 where it is not given.
+
+    Raises:
+        UsageError: where it cannot be combined with another flag
+    """
+    rank = int(getattr(args, "depth_lora_rank", None) or 0)
+    if rank and getattr(args, "quant_noise_pq", None):
+        raise UsageError(
+            "--depth-lora-rank cannot be combined with --quant-noise-pq, which changes matrices: leave one out"
+        )
+    return rank
+
+
 def _build_stack(cfg, side, layers, sublayers, scores=None):
     half = getattr(cfg, side)
     schedule = layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
@@ -125,6 +152,7 @@ def _build_stack(cfg, side, layers, sublayers, scores=None):
         layerdrop=half.layerdrop,
         residual=AdminResidual(half.layers, sublayers, half.embed_dim) if cfg.init == "admin" else None,
         pass_depth=True,
+        lora_rank=cfg.depth_lora_rank,
         **half.policies.stack_arguments(Place(half.embed_dim, half.layers, scores, half.attention_heads, schedule)),
     )
 

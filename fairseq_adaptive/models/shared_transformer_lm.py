@@ -13,6 +13,7 @@ from fairseq_adaptive.models.cutoffs import check_cutoffs, check_ties
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.shared_stack import (
+    DEPTH_LORA_HELP,
     INITIALISATIONS,
     MIXTURE_OF_RECURSIONS,
     ExplainsLoading,
@@ -22,7 +23,7 @@ from fairseq_adaptive.models.shared_stack import (
 )
 from fairseq_adaptive.modules import STRATEGIES
 from fairseq_adaptive.modules.layers.known import known
-from fairseq_adaptive.ranges import LAYERS, check_ranges, ranged
+from fairseq_adaptive.ranges import LAYERS, OPTIONAL_WIDTH, check_ranges, ranged
 
 
 @dataclass
@@ -42,6 +43,7 @@ class SharedTransformerLanguageModelConfig(PolicyConfig, TransformerLanguageMode
             "step (Liu et al., 2020)"
         },
     )
+    depth_lora_rank: int = ranged(0, OPTIONAL_WIDTH, DEPTH_LORA_HELP)
 
 
 @known

@@ -14,7 +14,13 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
 from fairseq_adaptive.models.roberta_family import RobertaFamily, check_heads, check_length
-from fairseq_adaptive.models.shared_stack import SharedTransformerEncoder, inner_states, of_all_depths, sharing_config
+from fairseq_adaptive.models.shared_stack import (
+    SharedTransformerEncoder,
+    add_depth_lora_arg,
+    inner_states,
+    of_all_depths,
+    sharing_config,
+)
 from fairseq_adaptive.modules import STRATEGIES
 from fairseq_adaptive.ranges import BIAS, LAYERS, POSITIVE_SHARE, SHARE, Range, declare_ranges
 
@@ -183,6 +189,7 @@ class TranskimmerModel(RobertaFamily):
             "published). With noise a model sees fewer tokens in training than in evaluation, where most "
             "of those that are likely to be kept are",
         )
+        add_depth_lora_arg(parser)
         add_policy_args(parser)
         parser.add_argument("--no-skimming", action="store_true", help="no predictors: the dense model to compare with")
         declare_ranges(parser)
@@ -212,6 +219,7 @@ def transkimmer_base(args):
     fill_defaults(
         args,
         layer_sharing="cycle",
+        depth_lora_rank=0,
         encoder_unique_layers=args.encoder_layers,
         token_types=0,
         layer_norm_eps=1e-5,

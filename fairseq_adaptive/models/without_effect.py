@@ -59,6 +59,15 @@ def _has(flags, kind, side):
 
 
 def _shares(flags):
+    """Whether a layer serves several depths."""
+    if "layer_sharing" not in flags:
+        return flags.get("encoder_layers") != 1  # one layer at all depths
+    sides = [side for side in SIDES if flags.get(f"{side}_unique_layers")]
+    return any(flags[f"{side}_unique_layers"] != flags.get(f"{side}_layers") for side in sides)
+
+
+def _orders(flags):
+    """Whether there are several orders in which layers can serve several depths."""
     return any((flags.get(f"{side}_unique_layers") or 1) not in (1, flags.get(f"{side}_layers")) for side in SIDES)
 
 
@@ -130,7 +139,8 @@ MODEL = (
     ),
     Need(("base_shuffle", "base_sublayers"), "--base-layers, which shared layers cannot have", lambda flags: False),
     Need(("char_inputs",), "a use in fairseq, which has it for old checkpoints alone", lambda flags: False),
-    Need(("layer_sharing",), "several unique layers, and fewer than there are layers", _shares),
+    Need(("layer_sharing",), "several unique layers, and fewer than there are layers", _orders),
+    Need(("depth_lora_rank",), "fewer unique layers than there are layers", _shares),
     Need(
         tuple(f"tape_{name}" for name in _TAPE.split()) + ("tape_bank", "tape_bank_size", "tape_bank_patch_size"),
         "--tape-tokens above 0",

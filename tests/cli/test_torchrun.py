@@ -111,6 +111,34 @@ def test_two_workers_validate(trained):
 
 
 @pytest.mark.slow
+def test_differences_of_depths(tmp_path):
+    """Those of all depths are one parameter: each worker has a gradient of it, whatever depths LayerDrop leaves out."""
+    data = tiny_translation_data(tmp_path / "data", n_train=96, n_valid=17)
+    lora = (
+        "--arch",
+        "shared_transformer",
+        "--encoder-layers",
+        "4",
+        "--encoder-unique-layers",
+        "2",
+        "--depth-lora-rank",
+        "3",
+    )
+    one = run("fairseq-train", *flags(data, tmp_path / "one", 2, "--update-freq", "2", *lora))
+    first = torchrun("fairseq-train", *flags(data, tmp_path / "two", 1, *lora))
+    second = torchrun("fairseq-train", *flags(data, tmp_path / "two", 2, *lora))
+    assert [each["train_loss"] for each in logged(first, "train") + logged(second, "train")] == [
+        each["train_loss"] for each in logged(one, "train")
+    ]
+    models = [torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"] for name in ("one", "two")]
+    assert any(name.endswith("fc1.depth_b") for name in models[0])
+    for name, weight in models[0].items():
+        torch.testing.assert_close(models[1][name], weight, rtol=1e-4, atol=1e-5, msg=name)
+    dropped = torchrun("fairseq-train", *flags(data, tmp_path / "dropped", 1, *lora, "--encoder-layerdrop", "0.2"))
+    assert len(logged(dropped, "train")) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", (2, 3, 4))
 def test_batches_that_the_workers_do_not_divide(workers, tmp_path):
     """5 batches, the last one of 3 samples: in the last update, some workers have none."""

@@ -23,6 +23,7 @@ CHANGES = {
     "pondernet": {"halting": "pondernet"},
     "reader": READER,
     "admin": {"init": "admin"},
+    "depth lora": {"depth_lora_rank": 2},
     "no tape": {"tape_tokens": 0},
     "wide tape": {"tape_mlp_dim": 9, "tape_ffn_embed_dim": 7},
 }
@@ -34,6 +35,8 @@ def cases():
             if change == "reader" and family not in ("shared_transformer", "albert_act", "transkimmer"):
                 continue
             if change == "admin" and family != "shared_transformer":
+                continue
+            if change == "depth lora" and family not in ("shared_transformer", "albert_act"):
                 continue
             if "tape" in change and "adatape" not in family:
                 continue

@@ -8,6 +8,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
 from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 
 LONGEST = 128  # from here on torch's fused attention is as fast in fp32, and needs less memory
 
@@ -75,6 +76,8 @@ class FastAttention(MultiheadAttention):
             and query.size(0) * key.size(0) <= LONGEST**2
         )
         if not short:
+            # torch's fused function reads the weights of maps; fairseq calls them where keys are said to be static
+            called = incremental_state is None and not self.has_plain_maps
             return super().forward(
                 query,
                 key,
@@ -82,12 +85,17 @@ class FastAttention(MultiheadAttention):
                 key_padding_mask,
                 incremental_state,
                 need_weights,
-                static_kv,
+                static_kv or called,
                 attn_mask,
                 before_softmax,
                 need_head_weights,
             )
         return self._short(query, key, value, key_padding_mask, attn_mask, need_weights, need_head_weights)
+
+    @property
+    def has_plain_maps(self) -> bool:
+        """Whether the maps are what their weights say, and nothing more."""
+        return all(type(each) in LINEARS for each in (self.q_proj, self.k_proj, self.v_proj, self.out_proj))
 
     def _step(self, query, cache, static_kv):
         """1 x B x C against a cache, which gets the new keys and values; the result alike."""

@@ -5,6 +5,7 @@ which depth it runs, keeps one self-attention cache per depth, and lets the stac
 input. Tensors are T x B x C.
 """
 
+import contextlib
 from typing import Callable, Dict, Optional, Tuple
 
 import torch
@@ -12,6 +13,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor
 
 from fairseq_adaptive.modules.layers.attention import FastAttention
+from fairseq_adaptive.modules.layers.depth_lora import at_depth
 from fairseq_adaptive.modules.layers.known import known
 from fairseq_adaptive.modules.layers.residual import run_sublayers
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
@@ -22,6 +24,11 @@ class _Attends:
     """What a stack's policies ask of a layer with self-attention."""
 
     step_kind = "layer"
+    lora_rank = 0  # of what its maps differ by from depth to depth
+
+    def running_at(self, depth: int):
+        """While this is open, the maps and norms are those of a depth."""
+        return at_depth(depth) if self.lora_rank else contextlib.nullcontext()
 
     @property
     def attends(self):
@@ -38,16 +45,24 @@ class _Attends:
 
     def macs(self, work) -> Tensor:
         """Multiply-adds, B, of a :class:`~fairseq_adaptive.modules.stack.compute.Work`."""
-        dim, ffn_dim = self.embed_dim, self.fc1.out_features
+        dim, ffn_dim, rank = self.embed_dim, self.fc1.out_features, self.lora_rank
         made, read = work.made, work.read
+
+        def product(into, out=dim):
+            return into * out + rank * (into + out)
+
         if work.source is not None and getattr(self, "cross_self_attention", False):
             made, read = made + work.source_made, read + work.source
-        attention = 2 * dim * dim * (work.computed + made) + 2 * dim * work.computed * read
-        total = attention + 2 * dim * ffn_dim * (work.computed - work.tape)
+        attention = 2 * product(dim) * (work.computed + made) + 2 * dim * work.computed * read
+        total = attention + 2 * product(ffn_dim) * (work.computed - work.tape)
         tape_ffn, cross = getattr(self, "tape_ffn", None), getattr(self, "encoder_attn", None)
-        total = total + work.tape * (2 * dim * ffn_dim if tape_ffn is None else 3 * dim * tape_ffn.fc2.in_features)
+        total = total + work.tape * (
+            2 * product(ffn_dim) if tape_ffn is None else 3 * product(tape_ffn.fc2.in_features)
+        )
         if work.source is not None and cross is not None:
-            projected = 2 * dim * dim * work.computed + dim * (cross.kdim + cross.vdim) * work.source_made
+            projected = (
+                2 * product(dim) * work.computed + (product(cross.kdim) + product(cross.vdim)) * work.source_made
+            )
             total = total + projected + 2 * dim * work.computed * work.source
         return total
 
@@ -124,7 +139,8 @@ class EncoderLayer(_Attends, TransformerEncoderLayerBase):
             return zero_gradients(x, self.tape_ffn) if self.training and self.tape_ffn is not None else x
 
         sublayers = [(self.self_attn_layer_norm, self_attention or attend), (self.final_layer_norm, feed_forward)]
-        return run_sublayers(self, x, sublayers, depth, residual, encoder_padding_mask)
+        with self.running_at(depth):
+            return run_sublayers(self, x, sublayers, depth, residual, encoder_padding_mask)
 
     def _feed_forward(self, x):
         return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
@@ -134,8 +150,9 @@ class EncoderLayer(_Attends, TransformerEncoderLayerBase):
 class DecoderLayer(_Attends, TransformerDecoderLayerBase):
     """Masked self-attention, cross-attention and feed-forward at one of the depths of a stack.
 
-    In incremental decoding every depth has a self-attention cache of its own. The keys and values of cross-attention
-    do not depend on the depth: they are computed at the first depth that the layer serves and kept for the others.
+    In incremental decoding every depth has a self-attention cache of its own. Where the maps of a layer are the same at
+    all of its depths, the keys and values of cross-attention do not depend on the depth: they are computed at the first
+    depth that the layer serves and kept for the others.
 
     Args:
         cfg: :class:`fairseq.models.transformer.TransformerConfig`
@@ -218,7 +235,7 @@ class DecoderLayer(_Attends, TransformerDecoderLayerBase):
                 encoder_out,
                 encoder_out,
                 encoder_padding_mask,
-                incremental_state=incremental_state,
+                incremental_state=None if incremental_state is None else self.source_cache(incremental_state, depth),
                 # fairseq's fused path averages the weights of heads, and gives them after dropout
                 static_kv=incremental_state is not None or wanted,
                 need_weights=wanted,
@@ -236,7 +253,8 @@ class DecoderLayer(_Attends, TransformerDecoderLayerBase):
         if self.encoder_attn is not None and (encoder_out is not None or cross_attention is not None):
             sublayers.append((self.encoder_attn_layer_norm, cross_attention or attend_encoder))
         sublayers.append((self.final_layer_norm, feed_forward))
-        x = run_sublayers(self, x, sublayers, depth, residual, self_attn_padding_mask, skip_weight=self.w_resid)
+        with self.running_at(depth):
+            x = run_sublayers(self, x, sublayers, depth, residual, self_attn_padding_mask, skip_weight=self.w_resid)
         return x, weights, None
 
     def _self_attention(self, x, encoder_out, encoder_padding_mask, incremental_state, mask, padding_mask, depth):
@@ -265,12 +283,19 @@ class DecoderLayer(_Attends, TransformerDecoderLayerBase):
         """The self-attention cache of a depth, which is put there when it is first asked for."""
         return incremental_state.setdefault(self._cache_prefix() + str(depth), {})
 
-    def _cache_prefix(self) -> str:
-        return self.self_attn._get_full_incremental_state_key("depth.")
+    def source_cache(self, incremental_state: Dict, depth: int) -> Dict:
+        """The state that has the keys and values of the source at a depth: the given one where all depths have the same."""
+        if not self.lora_rank:
+            return incremental_state
+        return incremental_state.setdefault(self._cache_prefix(self.encoder_attn) + str(depth), {})
+
+    def _cache_prefix(self, attention=None) -> str:
+        return (attention or self.self_attn)._get_full_incremental_state_key("depth.")
 
     def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor):
-        """Reorder the self-attention caches of all depths that this layer serves."""
-        prefix = self._cache_prefix()
-        for key, cache in incremental_state.items():
-            if key.startswith(prefix):
-                self.self_attn.reorder_incremental_state(cache, new_order)
+        """Reorder the caches of all depths that this layer serves."""
+        for attention in filter(None, (self.self_attn, self.encoder_attn)):
+            prefix = self._cache_prefix(attention)
+            for key, cache in incremental_state.items():
+                if key.startswith(prefix):
+                    attention.reorder_incremental_state(cache, new_order)

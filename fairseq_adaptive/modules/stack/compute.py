@@ -63,6 +63,7 @@ class KeysMade:
         if not stack.sees_others:
             return computed
         fresh, ever = self._made.get(number, (self._none, self._none))
+        fresh = self._none if stack.lora_rank else fresh  # those of another depth are made by other maps
         if stack.kv == "first" and number in self._made:
             made = seen & ~ever
             made = made | computed if made.any() else made
@@ -145,7 +146,7 @@ def stack_macs(
             seen = _seen(stack, there, computed, done)
             made = keys(depth, computed, seen, done) if stack.adaptive else computed
         keys.changed(computed)
-        number = stack.schedule[depth]
+        number = depth if stack.lora_rank else stack.schedule[depth]  # whose keys and values of a source are others
         work = Work(
             computed.sum(1).double(),
             (computed & on_tape).sum(1).double(),

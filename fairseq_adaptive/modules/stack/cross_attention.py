@@ -9,7 +9,8 @@ from fairseq_adaptive.modules.stack.packing import Groups
 
 
 class PackedCrossAttention:
-    """Attention of the tokens that run over the source; its keys and values are computed once per layer.
+    """Attention of the tokens that run over the source; its keys and values are computed once per layer, or once per depth
+    where the maps of a layer differ from depth to depth.
 
     Args:
         encoder_out: S x B x C
@@ -39,8 +40,9 @@ class PackedCrossAttention:
             return self._source.new_zeros(self._heads, self._batch, self._length, self._source.size(0))
         return self._weights.unflatten(0, (self._batch, self._length)).permute(2, 0, 1, 3)
 
-    def _keys(self, attention):
-        cache = attention._get_input_buffer(self._state)
+    def _keys(self, layer, depth):
+        attention, state = layer.encoder_attn, layer.source_cache(self._state, depth)
+        cache = attention._get_input_buffer(state)
         if "prev_key" not in cache:
             source, padding = self._source, self._padding_mask
             if self._beams and attention.beam_size > 1 and source.size(1) == self._batch:
@@ -50,14 +52,14 @@ class PackedCrossAttention:
             cache["prev_key"] = heads(attention.k_proj(source), attention)
             cache["prev_value"] = heads(attention.v_proj(source), attention)
             cache["prev_key_padding_mask"] = padding
-            attention._set_input_buffer(self._state, cache)
+            attention._set_input_buffer(state, cache)
         padding = cache.get("prev_key_padding_mask")
         return cache["prev_key"], cache["prev_value"], None if padding is None else ~padding.bool()[:, None, None]
 
     def __call__(self, x: Tensor, layer, depth: int, places: Tensor) -> Tensor:
         """P x C -> P x C."""
         attention = layer.encoder_attn
-        keys, values, mask = self._keys(attention)
+        keys, values, mask = self._keys(layer, depth)
         each = self._batch * self._length // keys.size(0)
         groups = Groups(places.div(each, rounding_mode="floor"), keys.size(0))
         keys, values = groups.select(keys), groups.select(values)

@@ -112,7 +112,10 @@ class PackedContext:
             places: P, where the layer is computed
             x: P x C, what its attention reads there; None where nothing is computed
         """
-        number, block = stack.schedule[depth], stack[depth].attends
+        with stack.running_at(depth):
+            return self._keys_and_values(stack.schedule[depth], stack[depth].attends, stack.lora_rank, places, x)
+
+    def _keys_and_values(self, number, block, by_depth, places, x):
         known = self.kv == "first" and number in self._made and self._made[number][3].all()
         new = None if x is None or known else block.keys_and_values(x)
         if number not in self._made:
@@ -121,6 +124,8 @@ class PackedContext:
             unneeded = ~self.tokens.flatten() & self.padding_is_fresh
             self._made[number] = *made, unneeded, unneeded.clone()
         keys, values, fresh, ever = self._made[number]
+        if by_depth:  # those of another depth are made by other maps
+            fresh.copy_(~self.tokens.flatten() & self.padding_is_fresh)
         if self.kv == "first":
             missing = ~ever
             new = new if missing.any() else None

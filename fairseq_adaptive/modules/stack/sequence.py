@@ -15,8 +15,8 @@ def part(stack, depths: range):
     """Some depths of a stack, with its layers and not copies of them.
 
     Returns:
-        a stack of the same class, which runs; where policies or ``--init admin`` know the depths by their numbers an
-        ``nn.ModuleList``, one entry a depth
+        a stack of the same class, which runs; where policies, ``--init admin`` or ``--depth-lora-rank`` know the depths by
+        their numbers an ``nn.ModuleList``, one entry a depth
     """
     layers = [stack[depth] for depth in depths]
     if why_fixed(stack) is not None or not layers:
@@ -58,4 +58,6 @@ def why_fixed(stack):
         return "its policies decide at the depths that they were made for"
     if stack.residual is not None:
         return "--init admin has a scale for each depth"
+    if stack.lora_rank:
+        return "--depth-lora-rank has differences for each depth"
     return None if stack.resizable else f"a {type(stack).__name__} is made for its depths"

@@ -1,11 +1,13 @@
 """The stack: M layers that serve N depths."""
 
+import contextlib
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.layers.depth_lora import add_depth_lora, at_depth
 from fairseq_adaptive.modules.layers.known import change, first_change, say_once
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
@@ -55,6 +57,9 @@ class LayerStack(nn.Module):
             :mod:`~fairseq_adaptive.modules.policies.pairing`; None: the router's default, and ``recompute``
         halting_depths: after which depths the rule is asked, the last in any case; all depths since it was asked before
             are one layer to it (default: after each)
+        lora_rank: r of what the maps of a layer differ by from depth to depth, 0: they are the same, see
+            :func:`~fairseq_adaptive.modules.layers.depth_lora.add_depth_lora`; layers are then those of
+            :mod:`~fairseq_adaptive.modules.layers.transformer_layer`
 
     Attributes:
         packed: whether tokens that are not computed are left out of the computation, rather than masked; None: in
@@ -84,6 +89,7 @@ class LayerStack(nn.Module):
         router_kv: Optional[str] = None,
         halting_kv: Optional[str] = None,
         halting_depths: Optional[Iterable[int]] = None,
+        lora_rank: int = 0,
     ):
         super().__init__()
         self.unique_layers = 0
@@ -114,6 +120,8 @@ class LayerStack(nn.Module):
         self.without_padding = False
         self.every_depth = False
         self.num_updates = 0
+        self.lora_rank = lora_rank
+        add_depth_lora([self.layer(number) for number in range(self.unique_layers)], self.schedule, lora_rank)
         if self.adaptive:
             self.check_layers()
 
@@ -232,6 +240,10 @@ class LayerStack(nn.Module):
             kept = (torch.rand(len(self)) > self.layerdrop).tolist()
             return [depth for depth, keep in enumerate(kept) if keep]
         return range(len(self))
+
+    def running_at(self, depth: int):
+        """While this is open, maps and norms are those of a depth."""
+        return at_depth(depth) if self.lora_rank else contextlib.nullcontext()
 
     def call(self, depth: int, x: Tensor, **arguments):
         """Run the layer of a depth."""
