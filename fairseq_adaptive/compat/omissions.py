@@ -54,7 +54,7 @@ def refuse_omissions():
             raise UsageError(
                 f"{_too_long(dataset, ignored, len(indices), max_positions)}: raise what limits them "
                 "(--tokens-per-sample, --max-source-positions, --max-target-positions, --max-positions) "
-                f"where the model can read more, shorten them, or leave them out with {SKIP}"
+                f"where the model can read more, shorten them, or skip this example with {SKIP}, and all others"
             )
         if len(ignored) and not len(kept):
             raise UsageError(f"{_too_long(dataset, ignored, len(indices), max_positions)}: no sample is left")

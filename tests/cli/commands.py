@@ -1,102 +1,158 @@
 """Commands in processes that are forked from one which has imported torch and fairseq: importing takes longer than most.
 
-A command so run is what a user's is: the installed entry point in a process, a folder and an environment of its own. It
-ends with its status, and what it wrote.
+A command so run is what a user's is: the installed entry point in a process, a folder and an environment of its own, with
+the input, output and signals of who starts it. Scripts find it by PATH, torchrun by a variable of its own.
 """
 
+import atexit
+import contextlib
+import hashlib
 import json
 import logging
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Dict
 
 # the program of a forked process is what follows serve(), so that errors and the end of the process are Python's own
 _PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from cli.commands import serve
-path = serve()
+path, module = serve()
 del sys.path[0], sys.modules["cli"], sys.modules["cli.commands"], serve
 import runpy
-runpy.run_path(path, run_name="__main__")
+if module:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(path, run_name="__main__")
 """
 _AT_START = ("PYTHON", "TRITON", "LD_", "OMP_", "CUDA")  # variables that are read when a program starts or imports
-_server = None
+_COMMANDS = "adaptive eval-lm generate hydra-train interactive preprocess score train validate"
+NAMES = ("python", *(f"fairseq-{name}" for name in _COMMANDS.split()))
+_folder = None  # of stubs and socket
 
 
-def serve() -> str:
-    """Fork for each job that comes, a line of JSON; return in the forked process, the path of what it is to run."""
+def is_read_at_start(name: str) -> bool:
+    """Whether a program reads a variable when it starts, and a forked process cannot; one is that of torchrun."""
+    return name.startswith(_AT_START) and name != "PYTHON_EXEC"
+
+
+def at_start(environment) -> Dict[str, str]:
+    """Of an environment what is read when a program starts."""
+    return {name: value for name, value in environment.items() if is_read_at_start(name)}
+
+
+def serve():
+    """Fork for each job that comes to the socket; return in the forked process: path and module of what it is to run."""
     import fairseq  # noqa: F401
     import fairseq.trainer  # noqa: F401
 
     logging.getLogger().handlers.clear()  # commands set up their log before they import fairseq, which writes to it
     logging.getLogger().setLevel(logging.WARNING)
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    for line in sys.stdin:
-        child = os.fork()
-        if child:
-            print(child, file=replies)
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=replies)
+    own, parent = at_start(os.environ), os.getppid()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.environ["TESTS_FORK"])
+    listener.listen(64)
+    listener.settimeout(10)
+    while os.getppid() == parent:
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
             continue
-        replies.close()
-        return _become(json.loads(line))
+        finally:
+            _reap()
+        if not os.fork():
+            listener.close()
+            return _attend(connection, own)
+        connection.close()
     os._exit(0)
 
 
-def _become(job):
-    for number, path, mode in (
-        (0, os.devnull, os.O_RDONLY),
-        (1, job["stdout"], os.O_WRONLY),
-        (2, job["stderr"], os.O_WRONLY),
-    ):
-        file = os.open(path, mode)
+def _reap():
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _attend(connection, own):
+    """Wait for a job that is forked once more, and say how it ended; it is killed when who asked for it is gone."""
+    connection.settimeout(None)
+    length, files, _, _ = socket.recv_fds(connection, 8, 3)
+    job = json.loads(_receive(connection, int.from_bytes(length, "big")))
+    if at_start(job["env"]) != own:
+        connection.sendall(b"-1\n")
+        os._exit(0)
+    child = os.fork()
+    if not child:
+        connection.close()
+        return _become(job, files)
+    for file in files:
+        os.close(file)
+    connection.sendall(f"{child}\n".encode())
+    ended = os.pidfd_open(child)
+    ready, _, _ = select.select([ended, connection], [], [])
+    if ended not in ready:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(OSError):
+        connection.sendall(f"{status}\n".encode())
+    os._exit(0)
+
+
+def _receive(connection, length):
+    parts = b""
+    while len(parts) < length:
+        parts += connection.recv(length - len(parts))
+    return parts
+
+
+def _become(job, files):
+    for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
     sys.argv = job["argv"]
-    sys.path[1] = os.path.dirname(job["argv"][0])  # where -c has the current folder
-    return job["argv"][0]
+    sys.path[1] = job["cwd"] if "module" in job else os.path.dirname(job["argv"][0])  # where -c has the current folder
+    return job["argv"][0], job.get("module")
 
 
-def forked(argv, environment, timeout, cwd=None):
-    """As ``subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout, cwd=cwd)``.
+def stubs(environment) -> Dict[str, str]:
+    """Variables with which a script finds commands that are forked, and torchrun workers; the process that forks them is
+    started here.
 
     Args:
-        argv: path of a Python program, such as an entry point, and its arguments
+        environment: that of the commands, in what is read when a program starts
     """
-    global _server
-    if _server is None or _server.poll() is not None:
-        _server = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
+    global _folder
+    if _folder is None:
+        _folder = tempfile.TemporaryDirectory()
+        for name in NAMES:
+            path = Path(_folder.name, name)
+            path.write_text(f"#!{sys.executable} -IS\n{Path(__file__).with_name('stub.py').read_text()}")
+            path.chmod(0o755)
+    number = hashlib.sha256(json.dumps(sorted(at_start(environment).items())).encode()).hexdigest()[:8]
+    address = str(Path(_folder.name, number))
+    variables = {"TESTS_FORK": address, "TESTS_PYTHON": sys.executable}
+    if not os.path.exists(address):
+        server = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM], env={**environment, **variables}, start_new_session=True
         )
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("stdout", "stderr")]
-        for file in files:
-            file.touch()
-        job = {"argv": argv, "env": environment, "cwd": os.fspath(cwd or os.getcwd())}
-        job.update(zip(("stdout", "stderr"), map(str, files)))
-        _server.stdin.write(json.dumps(job).encode() + b"\n")
-        child = int(_server.stdout.readline())
-        late = not select.select([_server.stdout], [], [], timeout)[0]
-        if late:
-            os.kill(child, signal.SIGKILL)
-        status = int(_server.stdout.readline())
-        out, errors = (file.read_text() for file in files)
-    if late:
-        raise subprocess.TimeoutExpired(argv, timeout, out, errors)
-    return subprocess.CompletedProcess(argv, status, out, errors)
+        atexit.register(server.kill)
+        while not os.path.exists(address):
+            assert server.poll() is None, "the process that forks commands has ended"
+            time.sleep(0.05)
+    return {**variables, "PYTHON_EXEC": str(Path(_folder.name, "python"))}
 
 
-def can_fork(argv, env, options) -> bool:
-    """Whether a command is a Python program that needs nothing which must be there when Python starts."""
-    program = Path(argv[0])
-    if not program.is_file() or set(options) - {"cwd"} or any(name.startswith(_AT_START) for name in env or ()):
-        return False
-    with program.open("rb") as file:
-        return program.suffix == ".py" or b"python" in file.readline() and program.name != "torchrun"
+def stub_folder() -> str:
+    """Where the stubs are, for PATH; after :func:`stubs`."""
+    return _folder.name

@@ -55,14 +55,12 @@ def run(command, *args, check=True, env=None, timeout=300, **kwargs):
         "PET_MASTER_PORT": str(29500 + int(worker)),
         **(env or {}),
     }
-    argv = (
-        list(map(str, args)) if command == "python" else [str(Path(sys.executable).parent / command), *map(str, args)]
-    )
-    if commands.can_fork(argv, env, kwargs):
-        done = commands.forked(argv, environment, timeout, **kwargs)
-    else:
-        argv = [sys.executable, *argv] if command == "python" else argv
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout, **kwargs)
+    argv = [str(Path(sys.executable).parent / command), *map(str, args)]
+    if not any(map(commands.is_read_at_start, env or ())):
+        environment.update(commands.stubs(environment))
+        if command in commands.NAMES:
+            argv[0] = str(Path(commands.stub_folder(), command))
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout, **kwargs)
     if check:
         assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -8,6 +8,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+from cli import commands
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "translation"
 CORPORA = {
@@ -29,14 +31,12 @@ SENTENCES = 16  # of each test set; fairseq makes no batch at all of a handful o
 
 
 def bash(script, *args, path=(), check=True, **kwargs):
-    """Runs a script of the example as a user does whose PATH starts with this interpreter's folder."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(ROOT),
-        "PATH": os.pathsep.join([*map(str, path), str(Path(sys.executable).parent), os.environ["PATH"]]),
-    }
+    """Runs a script of the example as a user does whose PATH starts with this interpreter's folder, or that of the
+    commands of it that are forked (:mod:`cli.commands`)."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment.update(commands.stubs(environment))
+    folders = [*map(str, path), commands.stub_folder(), str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment["PATH"] = os.pathsep.join(folders)
     done = subprocess.run(
         ["bash", str(script), *map(str, args)], env=environment, capture_output=True, text=True, timeout=600, **kwargs
     )
