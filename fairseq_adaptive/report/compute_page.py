@@ -3,14 +3,14 @@
 import html
 from typing import Any, Dict, List, Sequence, Tuple
 
-from fairseq_adaptive.report.compute_table import Table, by_depth, names, overview, short
+from fairseq_adaptive.report.compute_table import Table, by_depth, names, overview, parts_of, short
 from fairseq_adaptive.report.costs import PARTS
 
 _STYLE = """
 :root{color-scheme:light dark;--back:#fff;--text:#1b1b1f;--line:#d5d5dc;--dense:#d9d9e0;
---c0:#7a5195;--c1:#2f6db5;--c2:#d9822b;--c3:#c2324e;--c4:#4b8b3b}
+--c0:#7a5195;--c1:#2f6db5;--c2:#d9822b;--c3:#c2324e;--c4:#4b8b3b;--c5:#777}
 @media(prefers-color-scheme:dark){:root{--back:#17171b;--text:#e8e8ee;--line:#3a3a44;--dense:#44444f;
---c0:#b48fd0;--c1:#6ba5ea;--c2:#f0a657;--c3:#f0718a;--c4:#86c774}}
+--c0:#b48fd0;--c1:#6ba5ea;--c2:#f0a657;--c3:#f0718a;--c4:#86c774;--c5:#999}}
 body{font:15px/1.45 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;background:var(--back);color:var(--text)}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
@@ -20,7 +20,7 @@ th:first-child{text-align:left;white-space:pre}
 .bars svg{width:100%;height:1rem;display:block}.bars b{font-weight:400;overflow-wrap:anywhere;max-width:40vw}
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .8em}
 .c0{fill:var(--c0);background:var(--c0)}.c1{fill:var(--c1);background:var(--c1)}.c2{fill:var(--c2);background:var(--c2)}
-.c3{fill:var(--c3);background:var(--c3)}.c4{fill:var(--c4);background:var(--c4)}.dense{fill:var(--dense);background:var(--dense)}
+.c3{fill:var(--c3);background:var(--c3)}.c4{fill:var(--c4);background:var(--c4)}.c5{fill:var(--c5);background:var(--c5)}.dense{fill:var(--dense);background:var(--dense)}
 @media print{body{max-width:none;padding:0}h2{break-after:avoid}.bars,tr{break-inside:avoid}.wide{overflow:visible}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
@@ -30,7 +30,7 @@ def to_html(report: Dict[str, Any]) -> str:
     """A page of its own: the tables, and of each model bars of its cost by part and by depth, before a bar of its
     counterpart's."""
     table = overview(report)
-    parts = [_table(table), "<h2>Multiply-adds a text, by part</h2>", _legend(PARTS), _by_part(report)]
+    parts = [_table(table), "<h2>Multiply-adds a text, by part</h2>", _legend(parts_of(report)), _by_part(report)]
     depths = iter(by_depth(report))
     for model in report["models"]:
         for found in model["stacks"].values():

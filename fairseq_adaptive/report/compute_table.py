@@ -58,7 +58,7 @@ def overview(report: Dict[str, Any]) -> Table:
     row("tokens measured", lambda model: model["tokens"], "{:,}".format)
     row("multiply-adds a token", lambda model: total(model) / model["tokens"], short)
     row("multiply-adds a text", lambda model: total(model) / model["texts"], short)
-    for part in PARTS:
+    for part in parts_of(report):
         row(f"  {part}", lambda model, part=part: model["multiply_adds"][part] / model["texts"], short)
     row(
         "  of the counterpart",
@@ -83,6 +83,11 @@ def overview(report: Dict[str, Any]) -> Table:
         )
     where = f"{report['subset']}, batches of {report['batch_size']}, {report['device']}, {report['threads']} threads"
     return Table(printable(where), ["", *names(report)], rows)
+
+
+def parts_of(report: Dict[str, Any]) -> List[str]:
+    """The parts of which some model has any."""
+    return [part for part in PARTS if any(model["multiply_adds"][part] for model in report["models"])]
 
 
 def by_depth(report: Dict[str, Any]) -> List[Table]:

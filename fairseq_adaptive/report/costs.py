@@ -14,17 +14,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fairseq_adaptive.ops  # noqa: F401  registers what torch does not count
 from fairseq_adaptive.criterions.decisions import decisions
+from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack
 from fairseq_adaptive.modules.layers.known import same
 from fairseq_adaptive.modules.policies import Reader
 from fairseq_adaptive.modules.policies.tape import InputBank, LearnedBank
+from fairseq_adaptive.modules.stack.packed_context import PackedContext
 
-EMBEDDING, ATTENTION, FEED_FORWARD, POLICIES, OUTPUT = PARTS = (
+EMBEDDING, ATTENTION, FEED_FORWARD, POLICIES, OUTPUT, OTHER = PARTS = (
     "embedding",
     "attention",
     "feed-forward",
     "policies",
     "output layer",
+    "other",
 )
 _FEED_FORWARD = ("fc1", "fc2")  # what the two maps of a feed-forward are called, in fairseq and here
 _METHODS = {"router": ("choose", "combine"), "halting": ("step", "output"), "reader": ("read",)}
@@ -53,10 +56,13 @@ class Costs:
 
     Outside of stacks, what comes before the layers is the embedding, and what comes after them, in the criterion as well,
     the output layer; a halting rule that reads scores of words is a policy. In a layer all but the feed-forward is
-    attention.
+    attention, and a convolution in its place. Of a model without layers all is the part ``other``.
 
     Args:
         model: a fairseq model
+
+    Raises:
+        UsageError: for a recurrent one, whose products torch does not count
 
     Attributes:
         counts: multiply-adds by :class:`Place`
@@ -65,6 +71,11 @@ class Costs:
     def __init__(self, model: nn.Module):
         self.counts: Dict[Place, float] = defaultdict(float)
         self._model, self._stacks = model, stacks_of(model)
+        recurrent = next((each for each in model.modules() if isinstance(each, (nn.RNNBase, nn.RNNCellBase))), None)
+        if recurrent is not None:
+            raise UsageError(
+                f"torch does not count what an {type(recurrent).__name__} computes: report models without recurrent layers"
+            )
         self._counter, self._seen, self._path, self._depths = None, 0, [], {}
         self._after = False  # of the part of the model that runs, the layers have run
         self._enter: Dict[nn.Module, Callable[[], Optional[Place]]] = {}
@@ -106,7 +117,8 @@ class Costs:
         """Book what was counted since the last time on where that was."""
         now = self._counter.get_total_flops()
         if now > self._seen:
-            place = self._path[-1] if self._path else Place(OUTPUT if self._after else EMBEDDING)
+            outside = OTHER if not self._stacks else OUTPUT if self._after else EMBEDDING
+            place = self._path[-1] if self._path else Place(outside)
             self.counts[place] += (now - self._seen) / 2
         self._seen = now
 
@@ -148,6 +160,7 @@ class Costs:
             for name, stack in self._stacks.items():
                 if isinstance(stack, LayerStack):
                     self._wrap(undo, stack, "call", name)
+            self._wrap_keys(undo)
             for each in decisions(self._model):
                 for method in _METHODS.get(each.policy.kind, ()):
                     self._wrap(undo, each.policy, method, each.name)
@@ -158,14 +171,32 @@ class Costs:
 
         def wrapped(*args, **kwargs):
             if method in ("call", "choose"):
-                self._settle()
-                self._depths[name] = args[0]
+                self._reach(name, args[0])
             depth = owner.depth if isinstance(owner, Reader) else self._depths.get(name)
             with self._at(Place(POLICIES if policy else ATTENTION, name, depth)):
                 return stock(*args, **kwargs)
 
         setattr(owner, method, wrapped)
         undo.callback(delattr, owner, method)
+
+    def _wrap_keys(self, undo):
+        """A packed run makes keys and values at depths that no token reaches, too, for a memory."""
+        stock, stacks = PackedContext.keys_and_values, {stack: name for name, stack in self._stacks.items()}
+
+        def keys_and_values(context, stack, depth, places, x):
+            name = stacks.get(stack)
+            if name is None or self._depths.get(name) == depth:
+                return stock(context, stack, depth, places, x)
+            self._reach(name, depth)
+            with self._at(Place(ATTENTION, name, depth)):
+                return stock(context, stack, depth, places, x)
+
+        PackedContext.keys_and_values = keys_and_values
+        undo.callback(setattr, PackedContext, "keys_and_values", stock)
+
+    def _reach(self, name: str, depth: int):
+        self._settle()
+        self._depths[name] = depth
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ class Evaluated:
 
     def __init__(self, path, data: Optional[str] = None, subset="valid", batch_size=8, texts=256):
         self.path, self.subset, self.batch_size = str(path), subset, batch_size
-        self.model, self.cfg, self.task = load_trained(path, {} if data is None else {"data": data})
+        overrides = {"distill_from": None} if data is None else {"distill_from": None, "data": data}
+        self.model, self.cfg, self.task = load_trained(path, overrides)
         self.model.eval()
         for module in self.model.modules():
             if hasattr(module, "need_attn"):
@@ -73,6 +74,7 @@ class Evaluated:
             max_positions=utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions()),
             ignore_invalid_inputs=self.cfg.dataset.skip_invalid_size_inputs_valid_test,
             seed=1,
+            disable_iterator_cache=True,  # each time the same words are masked
         ).next_epoch_itr(shuffle=False)
 
     def _choose(self, texts) -> List[Dict]:
