@@ -1,10 +1,13 @@
 """The numbers of :func:`~fairseq_adaptive.report.compute_report.compute_report` as tables, and these as plain text."""
 
 import os
+import re
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from fairseq_adaptive.printable import printable
 from fairseq_adaptive.report.costs import PARTS
+
+_ONE_DEPTH = re.compile(r"_\d+(_[afi])?$")  # logged of single depths, which have tables of their own
 
 
 class Table(NamedTuple):
@@ -75,7 +78,9 @@ def overview(report: Dict[str, Any]) -> Table:
     row("  times as fast as it", ratio(lambda each: each["seconds"], True), "{:.2f}".format)
     row("peak memory, MiB", lambda model: model["peak_memory_bytes"], mebibytes)
     row("  of the counterpart", beside(lambda each: each["peak_memory_bytes"]), mebibytes)
-    for name in dict.fromkeys(name for model in models for name in model["quality"] or {}):
+    for name in dict.fromkeys(
+        name for model in models for name in model["quality"] or {} if not _ONE_DEPTH.search(name)
+    ):
         row(
             printable(name),
             lambda model, name=name: (model["quality"] or {}).get(name),

@@ -103,7 +103,7 @@ def evaluated(place, name, **options):
 )
 def test_multiply_adds_are_those_of_the_closed_forms(name, place):
     """Stack by stack, of packed runs and of their counterpart, and in sum what torch counts."""
-    each = evaluated(place, name)
+    each = evaluated(place, name, texts=12)  # the encodings of distances are projected once for a stream
     costs = each.costs()
     with FlopCounterMode(display=False) as counter:
         each.run()
@@ -120,14 +120,13 @@ def test_multiply_adds_are_those_of_the_closed_forms(name, place):
             alone[stack] = alone.get(stack, 0) + float(dense)
     assert bool(expected) == (not name.startswith("stock"))
     for stack in expected:
-        if name not in ("par_transformer_xl", "xl_act", "halting_transformer_xl", "par_supernet"):  # with a memory: below
-            assert costs.total(stack=stack) == pytest.approx(expected[stack], rel=0.02)
+        assert costs.total(stack=stack) == pytest.approx(expected[stack], rel=0.02)
     if each.has_counterpart:
         with each.counterpart():
             dense = each.costs()
         assert dense.total("policies") == 0
         for stack in expected:
-            if name not in ("xl_act", "halting_transformer_xl"):
+            if name != "skimming_decoder" or stack.startswith("encoder"):  # whose decoder's closed form reads the tape
                 assert dense.total(stack=stack) == pytest.approx(alone[stack], rel=0.02)
         again = each.costs()
         assert again.counts == costs.counts  # the policies are on again
@@ -233,7 +232,9 @@ def test_counting_leaves_nothing_behind(place):
     assert [set(vars(module)) for module in each.model.modules()] == before
     assert hooks == [len(getattr(torch_module, f"_global{name}")) for name in ("_forward_hooks", "_forward_pre_hooks")]
     assert each.costs().counts == counted.counts
-    assert {place.part for place in counted.counts} <= set(PARTS) and Place("policies", "encoder.layers", 0) in counted.counts
+    assert {place.part for place in counted.counts} <= set(PARTS) and Place(
+        "policies", "encoder.layers", 0
+    ) in counted.counts
 
 
 def test_parts_outside_of_layers():
@@ -305,7 +306,9 @@ def test_a_page_loads_nothing_and_escapes_names(two):
     page = to_html({**two, "models": models, "subset": "<i>"})
     for text in ("http:", "https:", "src=", "<script", "<u>", "<i>", "\x1b", "\u202e", "@import", "url("):
         assert text not in page
-    assert "&lt;script&gt;" in page and "\\x1b" in page and "prefers-color-scheme:dark" in page and "@media print" in page
+    assert (
+        "&lt;script&gt;" in page and "\\x1b" in page and "prefers-color-scheme:dark" in page and "@media print" in page
+    )
     bars = [float(width) for width in re.findall(r'width="([\d.]+)"', page)]
     assert bars and max(bars) <= 100.01
     assert page.count("<svg") == 2 + sum(len(stack["depths"]) for each in models for stack in each["stacks"].values())
@@ -314,7 +317,9 @@ def test_a_page_loads_nothing_and_escapes_names(two):
 
 
 def test_short():
-    shown = [short(number) for number in (0, 7.5, 999.96, 1234, 9999, 10_000, 588_300, 999_960, 1_745_000, 5e9, 3e12, 2e17)]
+    shown = [
+        short(number) for number in (0, 7.5, 999.96, 1234, 9999, 10_000, 588_300, 999_960, 1_745_000, 5e9, 3e12, 2e17)
+    ]
     assert shown == "0 7.5 1000 1234 9999 10k 588.3k 1000k 1745k 5000M 3000G 2e+05T".split()
 
 
