@@ -7,7 +7,8 @@ import torch
 
 from fairseq_adaptive import __version__
 from fairseq_adaptive.report.costs import PARTS, Costs, parameters
-from fairseq_adaptive.report.evaluated import Evaluated, measure
+from fairseq_adaptive.report.evaluated import Evaluated
+from fairseq_adaptive.report.timing import measure
 
 
 def compute_report(

@@ -59,7 +59,7 @@ def overview(report: Dict[str, Any]) -> Table:
     row("parameters, as often as used", lambda model: model["parameters"]["used"], "{:,}".format)
     row("texts measured", lambda model: model["texts"], "{:,}".format)
     row("tokens measured", lambda model: model["tokens"], "{:,}".format)
-    row("multiply-adds a token", lambda model: total(model) / model["tokens"], short)
+    row("multiply-adds a token", lambda model: total(model) / model["tokens"] if model["tokens"] else None, short)
     row("multiply-adds a text", lambda model: total(model) / model["texts"], short)
     for part in parts_of(report):
         row(f"  {part}", lambda model, part=part: model["multiply_adds"][part] / model["texts"], short)

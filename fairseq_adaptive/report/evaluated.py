@@ -1,11 +1,7 @@
-"""A trained model on a subset of its data: the batches that it is measured on, what it spends on them, and how good it is."""
+"""A trained model on a subset of its data: the batches that it is measured on, what it spends there, and how good it is."""
 
-import contextlib
-import ctypes
 import math
-import statistics
-import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 import torch
 from fairseq import utils
@@ -14,9 +10,10 @@ from fairseq.logging import metrics
 from fairseq_adaptive.criterions.distillation import without_teacher
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_trained
-from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.report.costs import Costs, has_policies, stacks_of, without_policies
+from fairseq_adaptive.report.shares import Shares
 
 _RATES = ("bsz", "wpb", "wps")  # fairseq logs them of every batch
 _INPUTS = ("src_tokens", "prev_output_tokens")
@@ -126,18 +123,17 @@ class Evaluated:
         return costs
 
     def shares(self) -> Dict[str, Dict[str, Any]]:
-        """What the policies of each stack decide, see :func:`shares_of`."""
-        traces: Dict[str, List] = {}
+        """What the policies of each stack decide: names, and what :class:`Shares` says."""
+        found = {name: Shares(stack) for name, stack in stacks_of(self.model).items()}
         for batch in self.batches:
-            with recording(self.model) as found:
+            with recording(self.model) as traces:
                 self.run([batch])
-            for name, each in found.items():
-                traces.setdefault(name, []).extend(each)
-        stacks = stacks_of(self.model)
-        found = {name: shares_of(stack, traces.get(name, [])) for name, stack in stacks.items()}
+            for name, runs in traces.items():
+                for trace in runs:
+                    found[name].add(trace)
         if not self.tokens:
-            self.tokens = sum(each["tokens"] for each in found.values())
-        return found
+            self.tokens = sum(each.tokens for each in found.values())
+        return {name: each.read() for name, each in found.items()}
 
     @torch.no_grad()
     def quality(self) -> Dict[str, Any]:
@@ -155,110 +151,6 @@ class Evaluated:
             for name, each in found.items()
             if name not in _RATES
         }
-
-
-def shares_of(stack, traces) -> Dict[str, Any]:
-    """What was decided in some runs of a stack.
-
-    Args:
-        stack: of a model; of a stock one all tokens are computed at all depths
-        traces: of the runs
-
-    Returns:
-        ``tokens``: how many tokens there were, without a tape; ``mean_depth``: the mean number of updates of a token, and
-        ``depths``, for each depth ``layer``, its number, and shares of the tokens there: ``alive``, those that were
-        computed, ``kept``, those that a router let through, ``halted``, those that were done after it, and ``added``,
-        tokens of a tape for each token of the sequences. None where no policy decides that.
-    """
-    if not isinstance(stack, LayerStack) or not traces:
-        layers = stack.schedule if isinstance(stack, LayerStack) else range(len(stack))
-        depths = [{"layer": layer, "alive": 1.0, "kept": None, "halted": None, "added": None} for layer in layers]
-        return {"tokens": 0, "mean_depth": float(len(stack)), "depths": depths}
-    own = sum(int(trace.tokens[:, : trace.tokens.size(1) - trace.tape_room].sum()) for trace in traces)
-    depths = []
-    for depth, layer in enumerate(stack.schedule):
-        there = sum(float(trace.counts()[depth]) for trace in traces)
-        steps = [trace.steps[depth] for trace in traces if depth < len(trace.steps)]
-
-        def share(name, policy, steps=steps, there=there):
-            values = [getattr(step, name) for step in steps]
-            return None if policy is None else sum(float(each.sum()) for each in values if each is not None) / there
-
-        tape = None
-        if any(trace.tape_room for trace in traces):
-            tape = sum(float(step.tape.sum()) for step in steps if step.tape is not None) / own
-        depths.append(
-            {
-                "layer": layer,
-                "alive": share("alive", stack),
-                "kept": share("kept", stack.router),
-                "halted": share("halted", stack.halting),
-                "added": tape,
-            }
-        )
-    tokens = sum(float(trace.tokens.sum()) for trace in traces)
-    mean = sum(float(trace.updates.sum()) for trace in traces) / tokens
-    return {"tokens": own, "mean_depth": mean, "depths": depths}
-
-
-def measure(models: List[Evaluated], rounds: int) -> List[List[Tuple[float, Optional[int]]]]:
-    """Seconds and peak memory of each model and, where it has one, of its counterpart, all in turn.
-
-    Args:
-        models: on one device
-        rounds: how often; the medians count, and a round before them is left out
-
-    Returns:
-        for each model that of itself and of its counterpart: seconds of all batches, and bytes at the peak above what was
-        there before, None where the system does not tell
-    """
-    runs = [(each, counterpart) for each in models for counterpart in (False, True)[: 1 + each.has_counterpart]]
-    found = [[] for _ in runs]
-    with constant_weights():
-        for turn in range(rounds + 1):
-            for (each, counterpart), results in zip(runs, found):
-                with each.counterpart() if counterpart else contextlib.nullcontext():
-                    result = _timed(each)
-                results += [result] if turn else []
-    medians = []
-    for results in found:
-        seconds, peaks = zip(*results)
-        medians.append((statistics.median(seconds), None if None in peaks else int(statistics.median(peaks))))
-    return [[median for (other, _), median in zip(runs, medians) if other is each] for each in models]
-
-
-def _timed(evaluated: Evaluated) -> Tuple[float, Optional[int]]:
-    device = next(evaluated.model.parameters()).device
-    before = _start_memory(device)
-    start = time.perf_counter()
-    evaluated.run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
-    if before is None:
-        return seconds, None
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
-    return seconds, max(0, peak - before)
-
-
-def _start_memory(device) -> Optional[int]:
-    """Let the peak begin anew, and return what is taken now, bytes; None where the system does not tell."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # or freed memory is used again, unseen
-        with open("/proc/self/clear_refs", "w") as request:
-            request.write("5")
-        return _resident("VmRSS")
-    except (AttributeError, OSError, StopIteration):
-        return None
-
-
-def _resident(field: str) -> int:
-    with open("/proc/self/status") as status:
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
 
 
 def _moved(batch, device):
