@@ -30,7 +30,9 @@ def to_html(report: Dict[str, Any]) -> str:
     """A page of its own: the tables, and of each model bars of its cost by part and by depth, before a bar of its
     counterpart's."""
     table = overview(report)
-    parts = [_table(table), "<h2>Multiply-adds a text, by part</h2>", _legend(parts_of(report)), _by_part(report)]
+    dense = any(model["counterpart"] is not None for model in report["models"])
+    legend = _legend(parts_of(report), dense)
+    parts = [_table(table), "<h2>Multiply-adds a text, by part</h2>", legend, _by_part(report)]
     depths = iter(by_depth(report))
     for model in report["models"]:
         for found in model["stacks"].values():
@@ -54,9 +56,10 @@ def _table(table: Table) -> str:
     return f'<h2>{html.escape(table.title)}</h2>\n<div class="wide"><table>{head}\n{rows}</table></div>'
 
 
-def _legend(parts: Sequence[str]) -> str:
-    keys = "".join(f'<span class="key c{PARTS.index(part)}"></span>{part}' for part in parts)
-    return f'<p>{keys}<span class="key dense"></span>counterpart</p>'
+def _legend(parts: Sequence[str], dense: bool) -> str:
+    keys = [f'<span class="key c{PARTS.index(part)}"></span>{part}' for part in parts]
+    keys += ['<span class="key dense"></span>counterpart'] * dense
+    return f"<p>{''.join(keys)}</p>"
 
 
 def _by_part(report) -> str:
@@ -76,7 +79,7 @@ def _by_depth(depths: List[Dict], texts: int) -> str:
         dense = row.get("counterpart_multiply_adds")
         spent = [(part, row["multiply_adds"][part] / texts) for part in PARTS[1:4]]
         rows.append((str(row["depth"]), spent, None if dense is None else dense / texts))
-    return _legend(PARTS[1:4]) + _bars(rows)
+    return _legend(PARTS[1:4], any(dense is not None for *_, dense in rows)) + _bars(rows)
 
 
 def _bars(rows: List[Tuple[str, List[Tuple[str, float]], Any]]) -> str:
@@ -87,7 +90,7 @@ def _bars(rows: List[Tuple[str, List[Tuple[str, float]], Any]]) -> str:
         total, shapes, start = sum(value for _, value in parts), [], 0.0
         if dense is not None:
             shapes.append(f'<rect class="dense" width="{100 * dense / most:.2f}" height="10"/>')
-        for part, value in parts:
+        for part, value in filter(lambda pair: pair[1], parts):
             width = 100 * value / most
             title = f"<title>{part} {short(value)}</title>"
             place = f'x="{start:.2f}" y="1.5" width="{width:.2f}" height="7"'
