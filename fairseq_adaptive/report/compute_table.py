@@ -86,7 +86,8 @@ def overview(report: Dict[str, Any]) -> Table:
             lambda model, name=name: (model["quality"] or {}).get(name),
             lambda value: printable(str(value)),
         )
-    where = f"{report['subset']}, batches of {report['batch_size']}, {report['device']}, {report['threads']} threads"
+    threads = f"{report['threads']} thread{'s' * (report['threads'] != 1)}"
+    where = f"{report['subset']}, batches of {report['batch_size']}, {report['device']}, {threads}"
     return Table(printable(where), ["", *names(report)], rows)
 
 
