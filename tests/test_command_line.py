@@ -140,7 +140,7 @@ def test_a_script_is_its_command(script, capsys, monkeypatch):
 
 def test_every_script_calls_another_command():
     called = [runpy.run_path(str(script))["main"].__module__.rpartition(".")[2] for script in SCRIPTS]
-    assert sorted([*called, "flags", "info"]) == sorted(COMMANDS)
+    assert sorted([*called, "flags", "info", "report"]) == sorted(COMMANDS)
 
 
 def test_formats_are_those_of_the_conversion():

@@ -55,22 +55,28 @@ def require_finite(weights: Mapping[str, Any], where) -> None:
             raise UsageError(f"{name} in {where} holds NaN or infinity: the training failed, or the file is damaged")
 
 
-def load_model(path, overrides: Optional[Mapping[str, Any]] = None):
-    """Load a checkpoint for use.
+def load_trained(path, overrides: Optional[Mapping[str, Any]] = None):
+    """Load a checkpoint for use, with what it says of its training.
 
     Args:
         path: the file
         overrides: flags in place of those of the training
 
     Returns:
-        the model, and its task
+        the model, fairseq's configuration, and the task
 
     Raises:
         UsageError: when the file is missing or damaged, or weights are not finite
     """
     path = _existing(path)
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=dict(overrides or {}))
+    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=dict(overrides or {}))
     require_finite(model.state_dict(), path)
+    return model, cfg, task
+
+
+def load_model(path, overrides: Optional[Mapping[str, Any]] = None):
+    """The model and the task of :func:`load_trained`."""
+    model, _, task = load_trained(path, overrides)
     return model, task
 
 

@@ -13,6 +13,13 @@ if _FORWARD not in flop_registry:
         return sdpa_flop_count(query_shape, key_shape, value_shape)
 
 
+if torch.ops.aten.conv_tbc not in flop_registry:
+
+    @register_flop_formula(torch.ops.aten.conv_tbc)
+    def _convolution(x_shape, weight_shape, *args, out_shape=None, **kwargs):
+        return 2 * torch.Size(out_shape).numel() * weight_shape[0] * weight_shape[1]
+
+
 if _BACKWARD not in flop_registry:
 
     @register_flop_formula(_BACKWARD)

@@ -181,9 +181,10 @@ class SegmentedLanguageModelingTask(LanguageModelingTask):
             num_workers=num_workers,
             data_buffer_size=data_buffer_size,
         ).next_epoch_itr(shuffle=False)
-        return iterators.CountingIterator(map(self._evaluated, segments), total=len(segments))
+        return iterators.CountingIterator(map(self.evaluated, segments), total=len(segments))
 
-    def _evaluated(self, sample):
+    def evaluated(self, sample):
+        """A batch as an evaluation in order gives it to the model: with the memory of the segments before it."""
         return self.evaluation.attach(sample) if self.takes_memory else sample
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
@@ -192,7 +193,7 @@ class SegmentedLanguageModelingTask(LanguageModelingTask):
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def valid_step(self, sample, model, criterion):
-        result = super().valid_step(self._evaluated(sample), model, criterion)
+        result = super().valid_step(self.evaluated(sample), model, criterion)
         if sample["segment"] and sample["segment"]["last"]:
             self.evaluation.memory.clear()  # so that training has its space
         return result

@@ -10,6 +10,8 @@ import pytest
 from cli.helpers import USER_DIR, run
 from fairseq.data import Dictionary
 
+from fairseq_adaptive.report.compute_report import compute_report
+
 pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra hf)")
 ROOT = Path(__file__).parents[2]
 SCRIPT, EXAMPLE = ROOT / "scripts" / "answer_questions.py", ROOT / "examples" / "question_answering"
@@ -117,6 +119,15 @@ def test_answers(data, trained, tmp_path):
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "new").exists()
     assert re.search(r"error: .*spoilt.json, question q\d+: the answer", done.stderr.strip().splitlines()[-1])
+
+
+def test_the_report_has_the_official_figures(data, trained):
+    folder, em, f1 = trained
+    (found,) = compute_report([str(folder / "checkpoint_last.pt")], str(data), texts=16, rounds=1)["models"]
+    assert (found["quality"]["em"], found["quality"]["f1"]) == pytest.approx((em, f1), abs=0.01)
+    assert found["task"] == "question_answering" and 16 <= found["texts"] < 24 <= found["tokens"]
+    rows = found["stacks"]["encoder.sentence_encoder.layers"]["depths"]
+    assert all(0 <= row["kept"] == row["alive"] <= 1 for row in rows)
 
 
 def test_workers_share_the_windows_of_a_question(data, trained):

@@ -89,6 +89,7 @@ def commands(folder):
             "--spm",
             folder / "pieces.model",
         ],
+        "report": ["python", "-m", "fairseq_adaptive", "report", folder / "code.pt", "--data", data],
         "hub": ["python", "-c", HUB.replace("FOLDER", str(folder)).replace("DATA", str(data))],
         "average": [
             "python",

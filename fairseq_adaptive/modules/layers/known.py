@@ -26,14 +26,15 @@ def known(cls):
 
 
 def same(function):
-    """Let fast paths know a function that may take the place of a module's ``forward``: it computes the same."""
+    """Let fast paths know a function that may take the place of a module's ``forward``, or be a global hook: it computes
+    the same."""
     function.computes_the_same = True
     return function
 
 
 def _watches(hook) -> bool:
-    """Whether a global hook is torch's FlopCounterMode's, which changes nothing: what it counts must be what runs."""
-    return isinstance(getattr(hook, "__self__", None), ModuleTracker)
+    """Whether a global hook changes nothing, as those of torch's FlopCounterMode: what it counts must be what runs."""
+    return isinstance(getattr(hook, "__self__", None), ModuleTracker) or getattr(hook, "computes_the_same", False)
 
 
 def change(module: nn.Module, types: Tuple = (), called: bool = False, ignored: Tuple = ()) -> Optional[str]:
