@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 LEVELS, LARGEST = 255, 127  # of q and of v
-LEAST = 1e-30  # of a range: that of a row of zeros is 0
+LEAST = 1e-30  # of a range: that of equal numbers is 0
 
 
 class Rounded(NamedTuple):
@@ -38,17 +38,17 @@ def round_weight(weight: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def limits(x: Tensor) -> Tuple[Tensor, Tensor]:
-    """Return low and the range of each row, ``[R, 1]``; 0 is always within, and what is not finite stays so."""
-    low = x.amin(1, keepdim=True).clamp_max(0)
-    return low, (x.amax(1, keepdim=True).clamp_min(0) - low).clamp_min(LEAST)
+    """Return low and step of each row, ``[R, 1]``: the least number, and its distance to the greatest by 255; what is not
+    finite stays so."""
+    low = x.amin(1, keepdim=True)
+    return low, x.amax(1, keepdim=True).sub_(low).clamp_min_(LEAST).div_(LEVELS)
 
 
 def round_rows(x: Tensor) -> Rounded:
     """Return x, ``[R, I]``, as integers: the nearest ones, and of two that are as near the greater one."""
-    low, span = limits(x)
-    inverse = LEVELS / span
-    q = ((x * inverse + (0.5 - low * inverse)).floor()).clamp(0, LEVELS)
-    return Rounded(q.nan_to_num(0).to(torch.int64), span / LEVELS, low)
+    low, step = limits(x)
+    q = ((x - low) * step.reciprocal() + 0.5).floor().clamp(0, LEVELS)
+    return Rounded(q.nan_to_num(0).to(torch.int64), step, low)
 
 
 def int8_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
