@@ -42,7 +42,7 @@ class RobertaFamily(RunsInInt8, ExplainsLoading, RobertaModel):
         if getattr(args, "max_positions", None) is None:
             args.max_positions = _longest(args, task)
         model = cls(args, cls.encoder_class(args, task.source_dictionary))
-        return model.int8() if args.int8 else model
+        return model.int8() if getattr(args, "int8", False) else model
 
 
 def add_int8_args(parser):

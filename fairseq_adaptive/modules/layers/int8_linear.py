@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.layers.known import is_plain
+from fairseq_adaptive.modules.layers.known import change, is_plain
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 from fairseq_adaptive.ops import matmul
 from fairseq_adaptive.ops.int8_linear import int8_weights
@@ -94,12 +94,13 @@ def use_int8(module: nn.Module) -> List[str]:
     found = {}
     for stack in (each for each in module.modules() if isinstance(each, LayerStack)):
         layers = [stack.layer(number) for number in range(stack.unique_layers)]
-        inner = [each for layer in layers for each in layer.modules()]
+        ours = [each for layer in layers for each in layer.modules() if change(each, called=True) is None]
+        inner = [each for parent in ours for each in parent.children()]  # and none within an adapter
         for each in (*inner, *getattr(stack.router, "hidden_maps", ())):
             if isinstance(each, nn.Linear) and is_plain(each, LINEARS) and each.in_features <= WIDEST:
                 found[each] = None
-    ours = [name for name, each in module.named_modules() if each in found or type(each) is Int8Linear]
-    if not ours:
+    names = [name for name, each in module.named_modules() if each in found or type(each) is Int8Linear]
+    if not names:
         raise UsageError("there is no plain linear map in the layers of this model: leave int8 out")
     for each in found:
         int8_weights(each.weight[:1])  # refused here, and not after a batch was read
@@ -108,7 +109,7 @@ def use_int8(module: nn.Module) -> List[str]:
     logger.info(
         "int8: %d linear maps of layers and routers run by %s; embeddings, norms, attention's own products, activations, "
         "halting units, scores and heads stay in fp32",
-        len(ours),
+        len(names),
         way().name,
     )
-    return ours
+    return names
