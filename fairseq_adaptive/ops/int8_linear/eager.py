@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.ops.int8_linear.naive import LEVELS, Rounded, limits, round_weight
+from fairseq_adaptive.ops.int8_linear.naive import LEVELS, limits, round_weight
 
 PART = 256  # rows that are computed at a time: what they need stays in the cache
 WIDEST = 2**31 // (255 * 127)  # inputs of a map whose sums fit into 32 bits
@@ -33,11 +33,11 @@ class OneDNN:
         names = "qlinear_prepack", "qlinear_pointwise"
         return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.onednn, name) for name in names)
 
-    def __call__(self, q: Tensor) -> Tensor:
-        """uint8 ``[R, I]`` to float32 ``[R, O]``"""
+    def __call__(self, q: Tensor, out: Tensor):
+        """Add the product of uint8 ``[R, I]`` to float32 ``[R, O]``, in place."""
         # int8 inputs, which need no low, have no fast kernel on processors without AMX
-        where = (q, 1.0, 0, self._packed, self._scale, self._zeros)
-        return torch.ops.onednn.qlinear_pointwise(*where, None, 1.0, 0, torch.float32, "none", [], "none")
+        where = (q, 1.0, 0, self._packed, self._scale, self._zeros, out, None)
+        torch.ops.onednn.qlinear_pointwise.binary(*where, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "")
 
 
 class FBGEMM:
@@ -62,10 +62,10 @@ class FBGEMM:
             and hasattr(torch, "_make_per_channel_quantized_tensor")
         )
 
-    def __call__(self, q: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, out: Tensor):
         x = q.new_zeros(len(q) + 1, q.size(1), dtype=torch.float32)
         x[:-1], x[-1, 0] = q, LEVELS
-        return torch.ops.quantized.linear_dynamic(x, self._packed)[:-1]
+        out.add_(torch.ops.quantized.linear_dynamic(x, self._packed)[:-1])
 
 
 WAYS = (OneDNN, FBGEMM)
@@ -83,8 +83,9 @@ def _right(way) -> bool:
     v = torch.randint(-127, 128, (32, 64), generator=generator, dtype=torch.int8)
     q[0], q[1], v[0], v[1] = LEVELS, 0, 127, -127
     scale = torch.linspace(0.01, 1, len(v))
-    expected = (q.double() @ v.double().t()) * scale.double()
-    return bool(torch.allclose(way(v, scale)(q).double(), expected, rtol=1e-6, atol=1e-6))
+    expected, found = (q.double() @ v.double().t()) * scale.double(), torch.ones(len(q), len(v))
+    way(v, scale)(q, found)
+    return bool(torch.allclose(found.double(), expected + 1, rtol=1e-6, atol=1e-6))
 
 
 @functools.cache
@@ -119,11 +120,11 @@ class RoundedInput(NamedTuple):
 
     Attributes:
         shape: of the input but for the last dimension
-        parts: rows as integers, in parts, and how many of them are real
+        parts: q of some rows, uint8 ``[rounded_up(R), I]``, their step and ``low / step``, ``[R, 1]``
     """
 
     shape: torch.Size
-    parts: List[Tuple[Rounded, int]]
+    parts: List[Tuple[Tensor, Tensor, Tensor]]
 
 
 def round_input(x: Tensor) -> RoundedInput:
@@ -137,7 +138,7 @@ def round_input(x: Tensor) -> RoundedInput:
         q[count:] = 0
         # cut off, so rounded; torch's way from float32 to uint8 takes three times as long as by int32
         q[:count] = (some - low).mul_(step.reciprocal()).add_(0.5).to(torch.int32)
-        parts.append((Rounded(q, step, low), count))
+        parts.append((q, step, low / step))
     return RoundedInput(x.shape[:-1], parts)
 
 
@@ -161,15 +162,15 @@ class Int8Weights:
     def __call__(self, x) -> Tensor:
         """``[..., I]``, or what :func:`round_input` made of it, to ``[..., O]``."""
         shape, parts = x if isinstance(x, RoundedInput) else round_input(x)
-        if len(parts) == 1:
-            return self._part(*parts[0]).view(*shape, self._outputs)
-        y = self._sums.new_empty(sum(count for _, count in parts), self._outputs)
-        for each, part in zip(parts, y.split(PART)):
-            self._part(*each, part)
-        return y.view(*shape, self._outputs)
-
-    def _part(self, rounded, count, out=None):
-        # multiplied, then added: one call for both may round otherwise at the end of a tensor than within
-        y = self._product(rounded.q)[:count]
-        y = torch.mul(y, rounded.step, out=y if out is None else out).add_(rounded.low * self._sums)
-        return y if self._bias is None else y.add_(self._bias)
+        rows = shape.numel()
+        y = self._sums.new_empty(sum(len(q) for q, *_ in parts), self._outputs)
+        y[rows:] = 0
+        for (q, step, offset), part in zip(parts, y.split(PART)):
+            real = part[: len(step)]
+            torch.mul(offset, self._sums, out=real)
+            self._product(q, part)  # into memory that is there: to ask for more takes as long as the product
+            # multiplied, then added: one call for both may round otherwise at the end of a tensor than within
+            real.mul_(step)
+            if self._bias is not None:
+                real.add_(self._bias)
+        return y[:rows].view(*shape, self._outputs)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 LEVELS, LARGEST = 255, 127  # of q and of v
-LEAST = 1e-30  # of a range: that of equal numbers is 0
+LEAST = 1e-20  # of a range: that of equal numbers is 0
 
 
 class Rounded(NamedTuple):
