@@ -80,6 +80,17 @@ def random_model(args):
                 )
 
 
+def difference(one, other):
+    """How predictions of the same texts differ, in words."""
+    labels = sum(each.label != its.label for each, its in zip(one, other))
+    moved = [abs(each.probabilities[each.label] - its.probabilities[each.label]) for each, its in zip(one, other)]
+    tokens = [mine != its for each, other_one in zip(one, other) for mine, its in zip(each.updates, other_one.updates)]
+    return (
+        f"{labels} of {len(moved)} labels differ, probabilities by {statistics.mean(moved):.1e} on average and "
+        f"{max(moved):.1e} at most, the layers of {100 * statistics.mean(tokens):.2f}% of the tokens"
+    )
+
+
 def trained_model(args):
     rows = [line.split(None, 1) for line in read_lines(args.texts) if line.strip()]
     labels, texts = zip(*rows)
@@ -88,21 +99,18 @@ def trained_model(args):
         for int8 in (False, True)
     ]
     models[0].model.make_generation_fast_()
+    by_batch = []
     for batch in args.batch_sizes:
         said, times = in_turn([lambda each=each: each.predict(texts, batch) for each in models], args.rounds)
-        shares = []
+        by_batch.append(said)
         for name, found in zip(("fp32", "int8"), said):
             right = sum(each.label == label for each, label in zip(found, labels))
             done = [updates for each in found for updates in each.updates]
-            shares.append(sum(done) / len(done))
-            print(f"batch {batch}, {name}: {100 * right / len(labels):.2f}% right, {shares[-1]:.3f} layers a token")
-        changed = sum(one.label != other.label for one, other in zip(*said))
-        moved = [abs(one.probabilities[one.label] - other.probabilities[one.label]) for one, other in zip(*said)]
-        print(
-            f"batch {batch}: {changed} of {len(labels)} labels differ, probabilities by {statistics.mean(moved):.4f} on "
-            f"average; ms {milliseconds(times)}, speed-up {ratio(times)}",
-            flush=True,
-        )
+            print(f"batch {batch}, {name}: {100 * right / len(labels):.2f}% right, {statistics.mean(done):.3f} layers a token")
+        print(f"batch {batch}, int8 against fp32: {difference(*said)}")
+        print(f"batch {batch}: ms {milliseconds(times)}, speed-up {ratio(times)}", flush=True)
+    for name, one, other in zip(("fp32", "int8"), by_batch[0], by_batch[-1]):
+        print(f"{name}, batch {args.batch_sizes[-1]} against {args.batch_sizes[0]}: {difference(one, other)}")
 
 
 def main():

@@ -49,8 +49,10 @@ class Int8Linear(nn.Linear):
 
     def weights(self):
         """The weights in int8, of :func:`~fairseq_adaptive.ops.int8_linear.int8_weights`; raises as :meth:`forward`."""
-        made_of = self.weight, self.bias
-        state = [(id(each), each.data_ptr(), each.dtype, 0 if each.is_inference() else each._version) for each in made_of if each is not None]
+        made_of = [each for each in (self.weight, self.bias) if each is not None]
+        state = [
+            (id(each), each.data_ptr(), each.dtype, 0 if each.is_inference() else each._version) for each in made_of
+        ]
         if self._int8 is None or self._int8[0] != state:
             self._int8 = state, int8_weights(self.weight, self.bias)
         return self._int8[1]
