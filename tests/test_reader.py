@@ -9,7 +9,7 @@ from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 from threads import assert_threads_equal_one
 
-from fairseq_adaptive.commands import answer
+from fairseq_adaptive.commands.answer import main
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub import TranskimmerClassifier, TranskimmerReader
 from fairseq_adaptive.interop.checkpoint import save_checkpoint
@@ -125,6 +125,6 @@ def test_int8(checkpoint, reader, tmp_path, capsys):
     (tmp_path / "asked.json").write_text(
         json.dumps({"data": [{"title": "Places", "paragraphs": [{"context": CONTEXT, "qas": qas}]}]})
     )
-    answer.main([str(tmp_path / "asked.json"), "--path", str(checkpoint), "--output", str(tmp_path / "out"), "--int8"])
+    main([str(tmp_path / "asked.json"), "--path", str(checkpoint), "--output", str(tmp_path / "out"), "--int8"])
     said = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert said == {f"q{number}": made.answer(text, CONTEXT).text for number, text in enumerate(QUESTIONS)}

@@ -56,7 +56,8 @@ def products(rounds):
             (expected, found), times = in_turn((lambda: plain(x), lambda: small(x)), 5 * rounds)
             difference = float((found - expected).norm() / expected.norm())
             print(
-                f"{inputs:4} x {outputs:4}, {rows:4} {milliseconds(times)}  {ratio(times):24} {difference:.4f}", flush=True
+                f"{inputs:4} x {outputs:4}, {rows:4} {milliseconds(times)}  {ratio(times):24} {difference:.4f}",
+                flush=True,
             )
 
 
@@ -106,7 +107,9 @@ def trained_model(args):
         for name, found in zip(("fp32", "int8"), said):
             right = sum(each.label == label for each, label in zip(found, labels))
             done = [updates for each in found for updates in each.updates]
-            print(f"batch {batch}, {name}: {100 * right / len(labels):.2f}% right, {statistics.mean(done):.3f} layers a token")
+            print(
+                f"batch {batch}, {name}: {100 * right / len(labels):.2f}% right, {statistics.mean(done):.3f} layers a token"
+            )
         print(f"batch {batch}, int8 against fp32: {difference(*said)}")
         print(f"batch {batch}: ms {milliseconds(times)}, speed-up {ratio(times)}", flush=True)
     for name, one, other in zip(("fp32", "int8"), by_batch[0], by_batch[-1]):

@@ -93,6 +93,7 @@ class FastAttention(MultiheadAttention):
             )
         return self._short(query, key, value, key_padding_mask, attn_mask, need_weights, need_head_weights)
 
+    @torch.jit.unused
     @property
     def _in_int8(self):
         return any(type(each) is Int8Linear for each in (self.q_proj, self.k_proj, self.v_proj, self.out_proj))
