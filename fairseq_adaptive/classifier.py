@@ -14,6 +14,7 @@ from fairseq_adaptive.data.text_pairs import check_vocabulary, join, shorten
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.checkpoint import load_checkpoint
+from fairseq_adaptive.models.int8 import in_int8
 from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.ranges import BATCH
 from fairseq_adaptive.report.depth_map import WORD_START, Sentence
@@ -80,7 +81,14 @@ class TranskimmerClassifier:
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint, data=None, tokenizer=None, cased: bool = False, max_length: Optional[int] = None, device=None
+        cls,
+        checkpoint,
+        data=None,
+        tokenizer=None,
+        cased: bool = False,
+        max_length: Optional[int] = None,
+        device=None,
+        int8: bool = False,
     ) -> "TranskimmerClassifier":
         """
         Args:
@@ -90,10 +98,11 @@ class TranskimmerClassifier:
                 SentencePiece model, a file (default: ``data``)
             cased: ``vocab.txt`` distinguishes upper and lower case
             max_length: longer texts are cut off at this many tokens (default: what the model can read)
-            device: (default: a GPU if there is one)
+            device: (default: a GPU if there is one, with ``int8`` the CPU)
+            int8: run the maps of the layers in int8, which only a CPU does
 
         Raises:
-            UsageError: when files are missing, do not fit each other, or are of another task
+            UsageError: when files are missing, do not fit each other, or are of another task; where int8 cannot run
         """
         cfg = OmegaConf.create(load_checkpoint(checkpoint)["cfg"], flags={"allow_objects": True})
         if cfg.task._name != "sentence_prediction":
@@ -109,7 +118,8 @@ class TranskimmerClassifier:
         cutter = _tokenizer(folder, cased)
         check_vocabulary(cutter, task.source_dictionary, folder)
         (model,), _ = checkpoint_utils.load_model_ensemble([os.fspath(checkpoint)], task=task)
-        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), task, cutter, max_length)
+        model = model.to(device or ("cuda" if torch.cuda.is_available() and not int8 else "cpu"))
+        return cls(in_int8(model) if int8 else model, task, cutter, max_length)
 
     @torch.no_grad()
     def predict(self, texts: Iterable[Union[str, Tuple[str, str]]], batch_size: int = 32) -> List[Prediction]:

@@ -65,16 +65,18 @@ class AlbertActModel(nn.Module):
         self.register_buffer("_fairseq_ids", order.argsort(), persistent=False)
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_name: str) -> "AlbertActModel":
+    def from_pretrained(cls, folder_or_hub_name: str, int8: bool = False) -> "AlbertActModel":
         """Return a model in evaluation mode.
 
         Args:
             folder_or_hub_name: a folder with ``config.json``, ``pytorch_model.bin`` or ``model.safetensors`` and
                 ``spiece.model`` (without which the model reads ids alone), or a name on the Hugging Face hub, such as
                 ``asi/albert-act-base``
+            int8: run the maps of the layer in int8, for inference on a CPU
 
         Raises:
-            UsageError: when it is neither, does not hold an ALBERT-ACT, or the tokenizer is not that of the model
+            UsageError: when it is neither, does not hold an ALBERT-ACT, or the tokenizer is not that of the model;
+                where int8 cannot run
         """
         folder = _folder(folder_or_hub_name)
         config, tensors = read_folder(folder)
@@ -86,7 +88,7 @@ class AlbertActModel(nn.Module):
             tokenizer, dictionary = None, albert_act.numbered_dictionary(config["vocab_size"])
         model = _FairseqModel.build_model(args, Namespace(source_dictionary=dictionary))
         model.load_state_dict(albert_act.convert_weights(tensors, config), strict=True)
-        return cls(config, model, tokenizer).eval()
+        return cls(config, model.int8() if int8 else model, tokenizer).eval()
 
     def needs_tokenizer(self) -> AlbertTokenizer:
         """Return the tokenizer.

@@ -13,6 +13,7 @@ from fairseq_adaptive.data.squad import Question
 from fairseq_adaptive.data.squad_answers import Candidate, candidates, concluded
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint
+from fairseq_adaptive.models.int8 import in_int8
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.ranges import BATCH
 
@@ -56,7 +57,13 @@ class TranskimmerReader:
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint, data=None, tokenizer=None, null_threshold: Optional[float] = None, device=None
+        cls,
+        checkpoint,
+        data=None,
+        tokenizer=None,
+        null_threshold: Optional[float] = None,
+        device=None,
+        int8: bool = False,
     ) -> "TranskimmerReader":
         """
         Args:
@@ -65,10 +72,11 @@ class TranskimmerReader:
             tokenizer: folder with ``vocab.txt``, or ``vocab.json`` and ``merges.txt`` (default: as in training, which
                 is ``data`` unless told otherwise)
             null_threshold: by how much "no answer" must score above the best answer (default: as in training)
-            device: (default: a GPU if there is one)
+            device: (default: a GPU if there is one, with ``int8`` the CPU)
+            int8: run the maps of the layers in int8, which only a CPU does
 
         Raises:
-            UsageError: when files are missing, or of another task
+            UsageError: when files are missing, or of another task; where int8 cannot run
         """
         cfg = OmegaConf.create(load_checkpoint(checkpoint)["cfg"], flags={"allow_objects": True})
         if cfg.task._name != "question_answering":
@@ -78,9 +86,9 @@ class TranskimmerReader:
                 cfg.task[name] = value if name == "null_threshold" else os.fspath(value)
         task = tasks.setup_task(cfg.task)
         (model,), _ = checkpoint_utils.load_model_ensemble([os.fspath(checkpoint)], task=task)
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        model = model.to(device or ("cuda" if torch.cuda.is_available() and not int8 else "cpu")).eval()
         model.make_generation_fast_()
-        return cls(model, task)
+        return cls(in_int8(model) if int8 else model, task)
 
     @torch.no_grad()
     def answer(self, question: str, context: str, unanswerable: bool = False, batch_size: int = 32) -> Answer:

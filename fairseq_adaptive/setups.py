@@ -29,6 +29,11 @@ def check_setup(cfg, model: nn.Module, criterion: nn.Module):
     """
     found = decisions(model)
     if _ours(type(model)):
+        if flags(cfg.model).get("int8"):
+            raise UsageError(
+                "--int8 is for inference: leave it out of a training, and use fairseq-adaptive predict --int8, or "
+                "fairseq-validate --model-overrides \"{'int8': True}\""
+            )
         check_model_flags(flags(cfg.model), type(model))
     if _ours(type(criterion)) and getattr(type(criterion), "__dataclass", None):
         check_criterion_flags(flags(cfg.criterion), type(criterion), [each.policy for each in found])

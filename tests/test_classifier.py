@@ -10,9 +10,10 @@ import torch
 from fairseq import tasks
 from omegaconf import OmegaConf
 
+from fairseq_adaptive.commands import predict
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub import TranskimmerClassifier
-from fairseq_adaptive.interop.checkpoint import save_checkpoint
+from fairseq_adaptive.interop.checkpoint import load_model, save_checkpoint
 from fairseq_adaptive.interop.conversion import new_state
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.report.depth_map import legend, to_html, to_text
@@ -250,3 +251,29 @@ def test_a_tape_serves_several_threads(adatape):
         return [(each.tape, each.probabilities) for each in one] == [(each.tape, each.probabilities) for each in other]
 
     assert_threads_equal_one(adatape().predict, [TEXTS, TEXTS[:1] * 3, TEXTS[1:2], TEXTS[3:]], same, times=5)
+
+
+def test_int8(checkpoint, classifier, data, tmp_path, monkeypatch, capsys):
+    """By the argument, by the flag of the command, and by an override as fairseq-validate takes it."""
+    plain, made = classifier(), classifier(int8=True)
+    assert made.model.maps_in_int8 and not any("Int8" in type(each).__name__ for each in plain.model.modules())
+    expected, found = plain.predict(TEXTS), made.predict(TEXTS)
+    for one, other in zip(expected, found):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.1) and one.tokens == other.tokens
+    assert [each.probabilities for each in expected] != [each.probabilities for each in found]
+
+    (tmp_path / "text").write_text("\n".join(TEXTS) + "\n")
+    predict.main([str(checkpoint()), "--input", str(tmp_path / "text"), "--int8"])
+    said = [line.split("\t") for line in capsys.readouterr().out.removesuffix("\n").split("\n")]
+    assert [(label, chance) for label, chance, _ in said] == [
+        (each.label, f"{each.probabilities[each.label]:.3f}") for each in found
+    ]
+
+    model, _ = load_model(checkpoint(), {"int8": True, "data": str(data)})
+    assert model.maps_in_int8 == made.model.maps_in_int8
+    assert not hasattr(load_model(checkpoint(), {"data": str(data)})[0], "maps_in_int8")
+
+
+def test_int8_is_for_a_cpu(checkpoint):
+    with pytest.raises(UsageError, match="int8 runs on a CPU, and this model is on meta: use --cpu, or leave int8 out"):
+        TranskimmerClassifier.from_pretrained(checkpoint(), device="meta", int8=True)

@@ -9,6 +9,7 @@ from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 from threads import assert_threads_equal_one
 
+from fairseq_adaptive.commands.answer import main
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub import TranskimmerClassifier, TranskimmerReader
 from fairseq_adaptive.interop.checkpoint import save_checkpoint
@@ -109,3 +110,21 @@ def test_serves_several_threads(reader):
     assert_threads_equal_one(
         lambda question: reader.answer(question, CONTEXT), QUESTIONS, lambda one, other: one == other, times=5
     )
+
+
+def test_int8(checkpoint, reader, tmp_path, capsys):
+    made = TranskimmerReader.from_pretrained(checkpoint, int8=True)
+    assert made.model.maps_in_int8
+    for question in QUESTIONS:
+        one, other = reader.answer(question, CONTEXT), made.answer(question, CONTEXT)
+        assert one.kept == pytest.approx(other.kept, abs=0.1)
+        scores = {each["text"]: each["start_logit"] for each in one.best}
+        shared = [each for each in other.best if each["text"] in scores]
+        assert shared and scores[shared[0]["text"]] == pytest.approx(shared[0]["start_logit"], abs=0.5)
+    qas = [{"id": f"q{number}", "question": text, "answers": []} for number, text in enumerate(QUESTIONS)]
+    (tmp_path / "asked.json").write_text(
+        json.dumps({"data": [{"title": "Places", "paragraphs": [{"context": CONTEXT, "qas": qas}]}]})
+    )
+    main([str(tmp_path / "asked.json"), "--path", str(checkpoint), "--output", str(tmp_path / "out"), "--int8"])
+    said = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert said == {f"q{number}": made.answer(text, CONTEXT).text for number, text in enumerate(QUESTIONS)}

@@ -65,6 +65,7 @@ def main():
         "--max-length", type=POSITIONS, metavar="N", help="as in prepare.sh (default: all that it can read)"
     )
     parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--int8", action="store_true", help="run the maps of the layers in int8, on the CPU")
     parser.add_argument(
         "--submission",
         type=Path,
@@ -86,7 +87,7 @@ def main():
     for target in targets:
         require_new(target)
     classifier = TranskimmerClassifier.from_pretrained(
-        args.path, args.data, args.tokenizer, cased=args.cased, max_length=args.max_length
+        args.path, args.data, args.tokenizer, cased=args.cased, max_length=args.max_length, int8=args.int8
     )
     for path, target in [*((path, None) for path in labelled), *zip(hidden, targets)]:
         names, texts = [], []

@@ -21,6 +21,7 @@ def main(argv=None, prog=None):
     parser.add_argument("--null-threshold", type=NUMBER, help="(default: as in training)")
     parser.add_argument("--batch-size", type=BATCH, default=32)
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
+    parser.add_argument("--int8", action="store_true", help="run the maps of the layers in int8, on the CPU")
     args = parser.parse_args(argv)
 
     import torch
@@ -30,8 +31,10 @@ def main(argv=None, prog=None):
 
     logging.getLogger().setLevel(logging.WARNING)
     require_new(args.output)
-    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
-    reader = TranskimmerReader.from_pretrained(args.path, args.data, null_threshold=args.null_threshold, device=device)
+    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu and not args.int8 else "cpu")
+    reader = TranskimmerReader.from_pretrained(
+        args.path, args.data, null_threshold=args.null_threshold, device=device, int8=args.int8
+    )
     task, model = reader.task, reader.model
     data = task.load_file("test", args.questions)
     order = data.ordered_indices().tolist()

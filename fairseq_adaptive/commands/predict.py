@@ -48,6 +48,7 @@ def main(argv=None, prog=None):
         default="auto",
         help="never: print the layer behind each token (default: colours in a terminal)",
     )
+    parser.add_argument("--int8", action="store_true", help="run the maps of the layers in int8, on the CPU")
     parser.add_argument("--html", metavar="FILE", help="write the coloured texts as a page; must not exist")
     args = parser.parse_args(argv)
 
@@ -58,7 +59,9 @@ def main(argv=None, prog=None):
     if args.html:
         require_new(args.html)
     texts = read_texts(args.input, args.pairs)
-    classifier = TranskimmerClassifier.from_pretrained(args.checkpoint, args.data, args.tokenizer, cased=args.cased)
+    classifier = TranskimmerClassifier.from_pretrained(
+        args.checkpoint, args.data, args.tokenizer, cased=args.cased, int8=args.int8
+    )
     predictions = classifier.predict(texts, args.batch_size)
     sentences = [prediction.sentence for prediction in predictions]
     colour = wants_colour(args.color)

@@ -14,7 +14,7 @@ from fairseq_adaptive.compat.restoring import begins_anew
 from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
 from fairseq_adaptive.models.adatape_stack import run_tape, tape_report
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
-from fairseq_adaptive.models.roberta_family import RobertaFamily, check_length
+from fairseq_adaptive.models.roberta_family import RobertaFamily, add_int8_args, check_length
 from fairseq_adaptive.models.shared_stack import (
     SharedTransformerEncoder,
     add_sharing_args,
@@ -133,6 +133,7 @@ class AdaTapeModel(RobertaFamily):
         gen_parser_from_dataclass(parser, TapeConfig(), delete_default=True)
         parser.add_argument("--tape-bank-size", type=BANK, metavar="N", help="entries of the learned bank")
         add_sharing_args(parser, ("encoder",))
+        add_int8_args(parser)
         declare_ranges(parser, TapeConfig)
 
     @staticmethod

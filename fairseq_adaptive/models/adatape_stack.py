@@ -15,6 +15,7 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
+from fairseq_adaptive.models.int8 import HELP, RunsInInt8
 from fairseq_adaptive.models.shared_stack import DEPTH_LORA_HELP, ExplainsLoading, sharing_config
 from fairseq_adaptive.modules import STRATEGIES, EncoderLayer, LayerStack, layer_schedule
 from fairseq_adaptive.modules.policies import Place
@@ -82,9 +83,10 @@ class TapeClassifierConfig(TapeConfig):
     dropout: float = ranged(0.0, DROPOUT, "dropout probability")
     attention_dropout: float = ranged(0.0, DROPOUT, "dropout probability for attention weights")
     activation_dropout: float = ranged(0.0, DROPOUT, "dropout probability after activation in FFN.")
+    int8: bool = field(default=False, metadata={"help": HELP})
 
 
-class TapeClassifier(ExplainsLoading, BaseFairseqModel):
+class TapeClassifier(RunsInInt8, ExplainsLoading, BaseFairseqModel):
     """Pre-LN encoder layers over states and tape, read out by the mean of what is there, or from the first state.
 
     Args:
@@ -122,6 +124,8 @@ class TapeClassifier(ExplainsLoading, BaseFairseqModel):
         self.output_projection = nn.Linear(cfg.encoder_embed_dim, num_classes)
         nn.init.zeros_(self.output_projection.weight)
         nn.init.zeros_(self.output_projection.bias)
+        if getattr(cfg, "int8", False):
+            self.int8()
 
     def classify(self, x, bank=None, bank_padding_mask=None, from_first=False):
         """

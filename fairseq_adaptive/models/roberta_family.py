@@ -6,12 +6,13 @@ from fairseq.models.roberta import RobertaModel
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_defaults, flags
+from fairseq_adaptive.models.int8 import HELP, RunsInInt8
 from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules import LayerStack
 from fairseq_adaptive.ranges import check_ranges
 
 
-class RobertaFamily(ExplainsLoading, RobertaModel):
+class RobertaFamily(RunsInInt8, ExplainsLoading, RobertaModel):
     """A model with RoBERTa's interface and policies; stock ``masked_lm`` and ``sentence_prediction`` train it.
 
     Attributes:
@@ -50,7 +51,13 @@ class RobertaFamily(ExplainsLoading, RobertaModel):
         check_ranges(args, cls)
         if getattr(args, "max_positions", None) is None:
             args.max_positions = _longest(args, task)
-        return cls(args, cls.encoder_class(args, task.source_dictionary))
+        model = cls(args, cls.encoder_class(args, task.source_dictionary))
+        return model.int8() if getattr(args, "int8", False) else model
+
+
+def add_int8_args(parser):
+    """Add ``--int8`` to a model's parser."""
+    parser.add_argument("--int8", action="store_true", help=HELP)
 
 
 def _longest(args, task):

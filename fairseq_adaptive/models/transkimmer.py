@@ -13,7 +13,7 @@ from torch import nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
-from fairseq_adaptive.models.roberta_family import RobertaFamily, check_heads, check_length
+from fairseq_adaptive.models.roberta_family import RobertaFamily, add_int8_args, check_heads, check_length
 from fairseq_adaptive.models.shared_stack import (
     SharedTransformerEncoder,
     add_depth_lora_arg,
@@ -191,6 +191,7 @@ class TranskimmerModel(RobertaFamily):
         )
         add_depth_lora_arg(parser)
         add_policy_args(parser)
+        add_int8_args(parser)
         parser.add_argument("--no-skimming", action="store_true", help="no predictors: the dense model to compare with")
         declare_ranges(parser)
 

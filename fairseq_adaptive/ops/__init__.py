@@ -2,6 +2,7 @@
 
 import fairseq_adaptive.ops.decoder_step  # noqa: F401  registers it
 import fairseq_adaptive.ops.flops  # noqa: F401  registers what torch does not count
+import fairseq_adaptive.ops.int8_linear  # noqa: F401  registers it
 import fairseq_adaptive.ops.relative_attention  # noqa: F401  registers it
 import fairseq_adaptive.ops.residual_norm  # noqa: F401  registers it
 from fairseq_adaptive.ops.cross_entropy import adaptive_cross_entropy, label_smoothed_cross_entropy

@@ -29,6 +29,16 @@ def folder(tmp_path):
 
 
 @torch.no_grad()
+def test_hub_in_int8(folder):
+    ids = torch.randint(4, 60, (2, 12), generator=torch.Generator().manual_seed(2))
+    made = AlbertActModel.from_pretrained(folder, int8=True)
+    plain, small = AlbertActModel.from_pretrained(folder)(ids), made(ids)
+    assert made.model.maps_in_int8 and not torch.equal(plain.last_hidden_state, small.last_hidden_state)
+    near = (plain.updates - small.updates).abs() <= 1
+    assert near.float().mean() > 0.8
+
+
+@torch.no_grad()
 def test_hub_equals_the_definition(folder):
     model = AlbertActModel.from_pretrained(folder)
     torch.manual_seed(2)

@@ -173,6 +173,7 @@ _NO_PRUNING = dict.fromkeys(
 REFUSED = {
     **{f"{side}_layers_to_keep": "a layer serves several depths" for side in SIDES},
     "base_layers": "cannot be combined with shared layers",
+    "int8": "load it without int8 to train it",  # what it does in inference: models/test_int8.py
     **{("shared_transformer", name): "adaptive inputs" for name in ("adaptive_input", "tie_adaptive_weights")},
     ("shared_transformer", "tie_adaptive_proj"): "adaptive inputs",
     **{(family, "reader"): "--reader is for encoders" for family in ("shared_transformer_lm", *SEGMENTED)},

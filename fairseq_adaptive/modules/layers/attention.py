@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
+from fairseq_adaptive.modules.layers.int8_linear import Int8Linear, project
 from fairseq_adaptive.modules.layers.known import known
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 
@@ -34,6 +35,9 @@ class FastAttention(MultiheadAttention):
     *One query per row against cached keys and values* is a single fused call instead of a dozen small ones. Cross-attention
     keeps keys and values once per sentence, and its beams are the queries of one attention. Caches have fairseq's layout, so
     that a step may take either path.
+
+    *Projections in int8* are called at any length, by the first way or, where no weights are asked for, by the fused kernel:
+    fairseq's path reads their weights.
 
     Whatever is plain neither way takes fairseq's path.
     """
@@ -73,7 +77,7 @@ class FastAttention(MultiheadAttention):
             and self.bias_k is None
             and not (self.use_xformers or self.add_zero_attn or self.onnx_trace or torch.jit.is_scripting())
             and (attn_mask is None or attn_mask.dim() == 2)
-            and query.size(0) * key.size(0) <= LONGEST**2
+            and (query.size(0) * key.size(0) <= LONGEST**2 or self._in_int8)
         )
         if not short:
             # torch's fused function reads the weights of maps; fairseq calls them where keys are said to be static
@@ -92,10 +96,16 @@ class FastAttention(MultiheadAttention):
             )
         return self._short(query, key, value, key_padding_mask, attn_mask, need_weights, need_head_weights)
 
+    @torch.jit.unused
     @property
     def has_plain_maps(self) -> bool:
         """Whether the maps are what their weights say, and nothing more."""
         return all(type(each) in LINEARS for each in (self.q_proj, self.k_proj, self.v_proj, self.out_proj))
+
+    @torch.jit.unused
+    @property
+    def _in_int8(self):
+        return any(type(each) is Int8Linear for each in (self.q_proj, self.k_proj, self.v_proj, self.out_proj))
 
     def _step(self, query, cache, static_kv):
         """1 x B x C against a cache, which gets the new keys and values; the result alike."""
@@ -114,9 +124,16 @@ class FastAttention(MultiheadAttention):
     def _short(self, query, key, value, key_padding_mask, attn_mask, need_weights, need_head_weights):
         """Both products of all heads at once."""
         length, sentences, _ = query.shape
-        queries = self._rows(self.q_proj(query) * self.scaling)
-        scores = torch.bmm(queries, self._rows(self.k_proj(key)).transpose(1, 2))  # BH x T x S
-        mask = _additive(key_padding_mask, attn_mask, scores.dtype)
+        if key is query and value is query:
+            queries, keys, values = map(self._rows, project(query, self.q_proj, self.k_proj, self.v_proj))
+        else:
+            queries, keys, values = map(self._rows, (self.q_proj(query), self.k_proj(key), self.v_proj(value)))
+        mask = _additive(key_padding_mask, attn_mask, queries.dtype)
+        if length * keys.size(1) > LONGEST**2 and not (need_weights or need_head_weights or self.training):
+            parts = (each.unflatten(0, (sentences, -1)) for each in (queries, keys, values))
+            out = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=self.scaling).flatten(0, 1)
+            return self.out_proj(out.transpose(0, 1).reshape(length, sentences, -1)), None
+        scores = torch.bmm(queries * self.scaling, keys.transpose(1, 2))  # BH x T x S
         if mask is not None:
             by_sentence = scores.view(sentences, self.num_heads, *scores.shape[1:])
             # what is written through a view is lost in torch.onnx.export(dynamo=False)
@@ -126,7 +143,7 @@ class FastAttention(MultiheadAttention):
                 else by_sentence.add_(mask).view_as(scores)
             )
         weights = scores.softmax(-1, dtype=scores.dtype)
-        out = torch.bmm(self.dropout_module(weights), self._rows(self.v_proj(value)))
+        out = torch.bmm(self.dropout_module(weights), values)
         out = self.out_proj(out.transpose(0, 1).reshape(length, sentences, -1))
         if not (need_weights or need_head_weights):
             return out, None

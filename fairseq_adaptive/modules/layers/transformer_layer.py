@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.depth_lora import at_depth
+from fairseq_adaptive.modules.layers.int8_linear import project
 from fairseq_adaptive.modules.layers.known import known
 from fairseq_adaptive.modules.layers.residual import run_sublayers
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
@@ -41,7 +42,7 @@ class _Attends:
 
     def keys_and_values(self, read: Tensor) -> Tuple[Tensor, Tensor]:
         """Those of what self-attention reads, ... x C."""
-        return self.self_attn.k_proj(read), self.self_attn.v_proj(read)
+        return project(read, self.self_attn.k_proj, self.self_attn.v_proj)
 
     def macs(self, work) -> Tensor:
         """Multiply-adds, B, of a :class:`~fairseq_adaptive.modules.stack.compute.Work`."""

@@ -59,6 +59,11 @@ class Skimming(Router, nn.ModuleList):
         self.noise = noise
         self.register_buffer("shift", None)
 
+    @property
+    def hidden_maps(self):
+        """The large linear maps of the predictors, C x C; what scores is not among them."""
+        return [predictor[1] for predictor in self]
+
     def move(self, by: float):
         """Keep more (above 0) or fewer tokens, by so much in the logits of all depths."""
         shift = torch.zeros((), device=self[0][1].weight.device) if self.shift is None else self.shift

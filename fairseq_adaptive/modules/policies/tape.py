@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.layers.known import known
 from fairseq_adaptive.modules.policies.base import Reader, upcast
 from fairseq_adaptive.modules.policies.registry import register_policy
 
@@ -98,6 +99,7 @@ class InputBank(nn.Module):
         return self.projection(x)
 
 
+@known
 class GatedMLP(nn.Module):
     """Feed-forward with a gated linear unit, for tape tokens (section 3.3).
 

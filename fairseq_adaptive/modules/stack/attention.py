@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_adaptive.modules.layers.int8_linear import project
 from fairseq_adaptive.modules.stack.packing import Groups
 from fairseq_adaptive.ops.skim_attention import Sequences, skim_attention
 
@@ -37,7 +38,7 @@ def attend_within(
     Returns:
         P x C
     """
-    queries, *pair = (project(x) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
+    queries, *pair = project(x, attention.q_proj, attention.k_proj, attention.v_proj)
     pair = pair if keys is None else keys(*pair)
     parts = (each.unflatten(-1, (attention.num_heads, attention.head_dim)) for each in (queries, *pair))
     dropout = attention.dropout_module.p if attention.training else 0.0
@@ -61,7 +62,7 @@ def attend_padded(
     Returns:
         T x B x C
     """
-    queries, *pair = (part(x) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+    queries, *pair = project(x, attention.q_proj, attention.k_proj, attention.v_proj)
     pair = pair if keys is None else keys(*pair)
     q, k, v = (heads(each.transpose(0, 1), attention) for each in (queries, *pair))
     own = torch.eye(x.size(0), dtype=torch.bool, device=x.device)
