@@ -40,13 +40,12 @@ def _traced(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, nn.Parameter)  # FakeTensor
-        or torch.jit.is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None  # vmap, grad
     )
 
 
 def choose(x: Tensor, weight: Tensor, constant: bool = False) -> str:
-    """Return whose product of float32 matrices on a CPU to take, by :mod:`.probe`; oneDNN's in what is traced.
+    """Return whose product of float32 matrices on a CPU to take, by :mod:`.probe`; what is compiled is not measured.
 
     Args:
         x: ``[..., I]``
@@ -59,6 +58,8 @@ def choose(x: Tensor, weight: Tensor, constant: bool = False) -> str:
     Raises:
         UsageError: for a wrong ``FAIRSEQ_ADAPTIVE_PRODUCTS``
     """
+    if torch.jit.is_tracing():  # which has no name for an argument of oneDNN's product
+        return "torch"
     kinds, asked = probe.KINDS if constant else probe.KINDS[1:], probe.requested()
     if asked != "auto" or _traced(x):
         return "torch" if asked == "torch" else kinds[0]
