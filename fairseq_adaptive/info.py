@@ -145,14 +145,14 @@ def products():
         return [("products", f"error: {error}")]
     threads = torch.get_num_threads()
     figures = probe.figures(threads)
-    rows = [("measured", f"GFLOP/s with {threads} threads, kept in {figures.place or 'no file: it cannot be written'}")]
+    rows = [("measured", f"with {threads} threads, kept in {figures.place or 'no file: it cannot be written'}")]
     for number, (count, outer, inner) in enumerate(probe.SIZES):
         speeds = (
             f"{dtype} " + ", ".join(f"{kind} {figures.speeds[f'{dtype} {kind}'][number]:g}" for kind in probe.KINDS)
             for dtype in probe.DTYPES
         )
         text = "; ".join((*speeds, _followed(count, outer * inner, figures)))
-        rows.append((f"{count} x {inner} x {outer}", text))
+        rows.append((f"{count}x{inner}x{outer}", text))
     half, single = figures.training("bf16"), figures.training("fp32")
     follows = "bf16 autocast" if gains else "fp32, since bf16 gains nothing"
     return [
@@ -178,7 +178,7 @@ def architectures():
 
 def main():
     sections = [("versions", versions()), ("devices", devices()), ("kernels", [*operations(), ("layer_norm", _apex())])]
-    sections.append(("products on the CPU: rows x inputs x outputs", products()))
+    sections.append(("products on the CPU: rows x inputs x outputs, GFLOP/s", products()))
     if compat.fairseq_error is None:
         sections += [("patches of fairseq, torch and NumPy", patches()), ("models and architectures", architectures())]
     width = max(len(name) for _, rows in sections for name, _ in rows)
