@@ -87,7 +87,7 @@ def fit_to_cpu(common) -> bool:
 
 
 def mix_precision():
-    """``--bf16`` needs no TPU; on a CPU, ``--bf16`` and ``--amp`` are bfloat16 autocast where it gains, and ``--fp16`` is refused.
+    """``--bf16`` needs no TPU; on a CPU, ``--bf16`` and ``--amp`` are bfloat16 autocast if it gains; ``--fp16`` is refused.
 
     fairseq takes ``--bf16`` for a request of a TPU and dies without one, with or without a GPU. On a CPU its ``--amp``
     is fp32 (the autocast that it opens is CUDA's). Autocast keeps weights, their gradients and the optimiser's state in
