@@ -16,7 +16,9 @@ import torch
 
 import fairseq_adaptive.plugin  # noqa: F401  else no patch is in force and no model registered
 from fairseq_adaptive import compat, ops
+from fairseq_adaptive.compat import precision
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ops import matmul, probe
 
 PACKAGES = (
     "numpy",
@@ -123,6 +125,43 @@ def operations():
     return [(name, "; ".join(_choices(operation))) for name, operation in sorted(ops.OPS.items())]
 
 
+def _followed(rows, weights, figures):
+    """Whose float32 products run at a size, for weights that change and for those that do not."""
+    if rows * weights < matmul.LEAST:
+        return "fp32 runs on torch: small"
+    asked = probe.requested()
+    changing, constant = (
+        "torch" if asked == "torch" else kinds[0] if asked == "onednn" else figures.faster(rows, weights, kinds)
+        for kinds in (probe.KINDS[1:], probe.KINDS)
+    )
+    return f"fp32 runs on {changing}" + (f", and {constant} where weights are constant" if constant != changing else "")
+
+
+def products():
+    """Rows (name, text): GFLOP/s of products on the CPU by size and kind, and what follows; measured where not known."""
+    try:
+        asked, gains = probe.requested(), precision.bf16_gains()
+    except UsageError as error:
+        return [("products", f"error: {error}")]
+    threads = torch.get_num_threads()
+    figures = probe.figures(threads)
+    rows = [("measured", f"with {threads} threads, kept in {figures.place or 'no file: it cannot be written'}")]
+    for number, (count, outer, inner) in enumerate(probe.SIZES):
+        speeds = (
+            f"{dtype} " + ", ".join(f"{kind} {figures.speeds[f'{dtype} {kind}'][number]:g}" for kind in probe.KINDS)
+            for dtype in probe.DTYPES
+        )
+        text = "; ".join((*speeds, _followed(count, outer * inner, figures)))
+        rows.append((f"{count}x{inner}x{outer}", text))
+    half, single = figures.training("bf16"), figures.training("fp32")
+    follows = "bf16 autocast" if gains else "fp32, since bf16 gains nothing"
+    return [
+        *rows,
+        (probe.VARIABLE, asked),
+        ("--bf16", f"trains in {follows}; products in training: bf16 {half:.0f}, fp32 {single:.0f} GFLOP/s"),
+    ]
+
+
 def patches():
     """Rows (name, text): what :mod:`fairseq_adaptive.compat` has patched."""
     applied = [patch for patch in compat.PATCHES if patch.__name__ in compat.applied]
@@ -139,6 +178,7 @@ def architectures():
 
 def main():
     sections = [("versions", versions()), ("devices", devices()), ("kernels", [*operations(), ("layer_norm", _apex())])]
+    sections.append(("products on the CPU: rows x inputs x outputs, GFLOP/s", products()))
     if compat.fairseq_error is None:
         sections += [("patches of fairseq, torch and NumPy", patches()), ("models and architectures", architectures())]
     width = max(len(name) for _, rows in sections for name, _ in rows)

@@ -10,6 +10,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on a CPU then; Triton reads it when fairseq imports it
 
+# tests measure no speeds: on any machine products are those of one library, and --bf16 is what it says
+os.environ["FAIRSEQ_ADAPTIVE_PRODUCTS"], os.environ["FAIRSEQ_ADAPTIVE_BF16"] = "onednn", "always"
+
 from fairseq.data import Dictionary  # noqa: E402
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY  # noqa: E402
 

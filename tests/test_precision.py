@@ -2,12 +2,14 @@
 
 import copy
 import functools
+import logging
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from fairseq.optim import AMPOptimizer
 
 from families import FAMILIES, build_trainer, train, write_data
 from fairseq_adaptive.compat import precision
@@ -15,6 +17,7 @@ from fairseq_adaptive.criterions.expected_output import _expected
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies import ACT, UniversalACT
 from fairseq_adaptive.modules.policies.pondernet import PonderNet, prior_divergence, truncated_geometric
+from fairseq_adaptive.ops import probe
 from fairseq_adaptive.ops.skim_attention.naive import masked_softmax
 from fairseq_adaptive.modules.policies.tape import TapeReader, masked_mean
 from fairseq_adaptive.modules.stack.trace import Step, Trace
@@ -261,3 +264,74 @@ def test_other_sums(autocast):
     close(_expected(scores.flatten(0, 1), weights), _expected(scores.double().flatten(0, 1), weights.double()), 1e-5)
     x, padding = (torch.randn(300, 3, 8) + 400).half(), torch.rand(3, 300) < 0.2  # the sum is beyond half precision
     torch.testing.assert_close(masked_mean(x, padding).double(), masked_mean(x.double(), padding), rtol=1e-3, atol=0)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """``measured(bf16, fp32)``: GFLOP/s that the probe of products has found, by which training goes."""
+
+    def measured(bf16, fp32):
+        monkeypatch.setenv(precision.VARIABLE, "auto")
+        monkeypatch.setenv(probe.VARIABLE, "onednn")  # the same products in both
+        speeds = {name: [float(fp32 if name.startswith("fp32") else bf16)] * len(probe.SIZES) for name in probe._NAMES}
+        monkeypatch.setattr(probe, "_KNOWN", {torch.get_num_threads(): probe.Figures(speeds)})
+
+    return measured
+
+
+SLOW = "bf16 products run at 85 GFLOP/s here and fp32 ones at 150, which is no gain: training in fp32"
+
+
+@pytest.mark.parametrize("flag", ["--bf16", "--memory-efficient-bf16", "--amp"])
+def test_bfloat16_that_gains_nothing_is_single_precision(flag, data, measured, caplog):
+    """To the last bit, and with the optimizer whose state a checkpoint of autocast holds."""
+    measured(bf16=85, fp32=150)
+    caplog.set_level(logging.INFO)
+    found = []
+    for flags in ((), (flag,)):
+        trainer, batches = build_trainer("shared_transformer", data, "--max-update", "100", *flags, "--cpu")
+        log = train(trainer, batches, UPDATES)
+        found.append(([each["loss"] for each in log], list(trainer.model.parameters())))
+    assert isinstance(trainer.optimizer, AMPOptimizer)
+    (losses, weights), (ours, own) = found
+    assert ours == losses and all(map(torch.equal, own, weights))
+    said = [record.message for record in caplog.records if record.name == precision.__name__]
+    assert said == [f"{SLOW}; FAIRSEQ_ADAPTIVE_BF16=always forces bf16"]
+
+
+@pytest.mark.parametrize("bf16, forced", [(85, True), (160, False), (170, False)])
+def test_bfloat16_that_gains_or_is_forced(bf16, forced, data, single, measured, monkeypatch):
+    """Casts cost time, too: what is less than a tenth faster is no gain."""
+    measured(bf16=bf16, fp32=150)
+    if forced:
+        monkeypatch.setenv(precision.VARIABLE, "always")
+    reference = single("shared_transformer", "--cpu")
+    log = train(*build_trainer("shared_transformer", data, "--max-update", "100", "--bf16", "--cpu"), UPDATES)
+    assert ([each["loss"] for each in log] != [each["loss"] for each in reference]) == (forced or bf16 > 165)
+    assert_same_training(log, reference)
+
+
+def test_a_training_keeps_its_precision(data, measured):
+    """What is found later, by another number of threads or another trainer, does not change it."""
+    measured(bf16=85, fp32=150)
+    slow, _ = build_trainer("shared_transformer", data, "--max-update", "100", "--bf16", "--cpu")
+    measured(bf16=400, fp32=150)
+    fast, _ = build_trainer("shared_transformer", data, "--max-update", "100", "--bf16", "--cpu")
+    assert (slow.task.bf16_on_cpu, fast.task.bf16_on_cpu) == (False, True)
+
+
+def test_single_precision_measures_nothing(data, monkeypatch):
+    monkeypatch.setenv(precision.VARIABLE, "auto")
+    monkeypatch.setattr(probe, "figures", None)
+    build_trainer("shared_transformer", data, "--max-update", "100", "--cpu")
+
+
+@pytest.mark.parametrize("flags", [("--bf16",), ()])
+@pytest.mark.parametrize("variable", [precision.VARIABLE, probe.VARIABLE])
+def test_wrong_variables_end_a_training_before_it_starts(variable, flags, data, monkeypatch):
+    monkeypatch.setenv(variable, "never")
+    if variable == precision.VARIABLE and not flags:
+        build_trainer("shared_transformer", data, "--max-update", "100", "--cpu")  # asks for no bfloat16
+        return
+    with pytest.raises(UsageError, match=f"{variable}=never is unknown: choose one of auto"):
+        build_trainer("shared_transformer", data, "--max-update", "100", "--cpu", *flags)

@@ -1,15 +1,17 @@
 """Matrix products on the faster of torch's two libraries.
 
-On a CPU torch multiplies float32 matrices with MKL, which takes about twice as long as oneDNN on processors not of
-Intel's make. What is neither float32 nor on a CPU, small, or under autocast, goes torch's way.
+On a CPU torch multiplies float32 matrices with MKL on most builds; where :mod:`.probe` finds oneDNN as fast, products are
+oneDNN's. What is neither float32 nor on a CPU, small, or under autocast, goes torch's way.
 """
 
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
+
+from fairseq_adaptive.ops import probe
 
 LEAST = 2**20  # multiplications; below, a call of oneDNN costs as much as it saves
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -33,6 +35,38 @@ def _for_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _traced(x: Tensor) -> bool:
+    """Whether ``x`` stands for other tensors, so that what is measured now says nothing."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, nn.Parameter)  # FakeTensor
+        or torch._C._functorch.peek_interpreter_stack() is not None  # vmap, grad
+    )
+
+
+def choose(x: Tensor, weight: Tensor, constant: bool = False) -> str:
+    """Return whose product of float32 matrices on a CPU to take, by :mod:`.probe`; what is compiled is not measured.
+
+    Args:
+        x: ``[..., I]``
+        weight: ``[O, I]``
+        constant: whether W may be laid out for many products
+
+    Returns:
+        one of ``probe.KINDS``
+
+    Raises:
+        UsageError: for a wrong ``FAIRSEQ_ADAPTIVE_PRODUCTS``
+    """
+    if torch.jit.is_tracing():  # which has no name for an argument of oneDNN's product
+        return "torch"
+    kinds, asked = probe.KINDS if constant else probe.KINDS[1:], probe.requested()
+    if asked != "auto" or _traced(x):
+        return "torch" if asked == "torch" else kinds[0]
+    rows, weights = x.numel() // max(1, x.size(-1)), weight.numel()
+    return probe.figures(torch.get_num_threads()).faster(rows, weights, kinds)
+
+
 def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         weight = weight.contiguous()  # for rows with gaps between them oneDNN has but a loop, 100 times slower
@@ -47,7 +81,7 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         weight: ``[O, I]``
         bias: ``[O]`` or None
     """
-    if not _for_onednn(x, weight):
+    if not _for_onednn(x, weight) or choose(x, weight) == "torch":
         return F.linear(x, weight, bias)
     rows = x if x.dim() == 2 else x.reshape(-1, x.size(-1))
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, weight, bias)):
@@ -117,7 +151,7 @@ def products(x: Tensor, y: Tensor, added: Optional[Tensor] = None) -> Tensor:
         added: ``[N, I, O]`` or None
     """
     pairs, rows, width = x.shape
-    if pairs and rows * width * y.size(1) >= LEAST and _for_onednn(x[0], y[0]):
+    if pairs and rows * width * y.size(1) >= LEAST and _for_onednn(x[0], y[0]) and choose(x[0], y[0]) != "torch":
         if pairs == 1:
             product = _onednn(x[0], y[0])[None]
             return product if added is None else product.add_(added)

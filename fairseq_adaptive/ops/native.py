@@ -41,7 +41,7 @@ def _compiler() -> List[str]:
     raise Unavailable(f"CC={given} is no compiler" if given else "there is no C compiler (cc, gcc or clang)")
 
 
-def _processor() -> str:
+def processor() -> str:
     """What tells processors apart that do not run each other's code."""
     lines = []
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -60,18 +60,19 @@ def flags() -> List[str]:
     return [*_FLAGS, target, *shlex.split(os.environ.get("FAIRSEQ_ADAPTIVE_CFLAGS", ""))]
 
 
-def _cache() -> Path:
+def cache(folder: str) -> Path:
+    """Return a folder of the user's cache, which may not be there yet."""
     given = os.environ.get("FAIRSEQ_ADAPTIVE_CACHE")
     if given:
-        return Path(given) / "native"
+        return Path(given) / folder
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "fairseq_adaptive" / "native"
+    return Path(home) / "fairseq_adaptive" / folder
 
 
 def _name(folder: Path, compiler: List[str]) -> str:
     digest = hashlib.sha256()
     executable = os.stat(compiler[0])
-    told = [*compiler, *flags(), str(executable.st_size), str(executable.st_mtime_ns), sys.platform, _processor()]
+    told = [*compiler, *flags(), str(executable.st_size), str(executable.st_mtime_ns), sys.platform, processor()]
     for part in told:
         digest.update(part.encode() + b"\0")
     for path in sorted(folder.iterdir()):
@@ -80,7 +81,7 @@ def _name(folder: Path, compiler: List[str]) -> str:
     return f"{folder.name}-{digest.hexdigest()[:24]}.so"
 
 
-def _ours(path: Path) -> bool:
+def ours(path: Path) -> bool:
     """Whether nobody else could have put it there."""
     found = os.stat(path)
     return not hasattr(os, "getuid") or (found.st_uid in (os.getuid(), 0) and not found.st_mode & 0o022)
@@ -111,9 +112,9 @@ def build(source: Path) -> ctypes.CDLL:
     """
     compiler = _compiler()
     try:
-        folder, name = _cache(), _name(source.parent, compiler)
+        folder, name = cache("native"), _name(source.parent, compiler)
         with contextlib.suppress(OSError):
-            if _ours(folder / name) and _ours(folder):
+            if ours(folder / name) and ours(folder):
                 return ctypes.CDLL(str(folder / name))
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -125,7 +126,7 @@ def build(source: Path) -> ctypes.CDLL:
             _compile(source, compiler, part)
             library = ctypes.CDLL(str(part))  # stays when its file is gone
             with contextlib.suppress(OSError):
-                if _ours(folder):
+                if ours(folder):
                     os.replace(part, folder / name)
             return library
         finally:

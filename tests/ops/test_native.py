@@ -84,7 +84,7 @@ def test_another_build_for_what_is_another(source, cache, monkeypatch, tmp_path,
     elif what == "flags":
         monkeypatch.setenv("FAIRSEQ_ADAPTIVE_CFLAGS", "-DOTHER")
     elif what == "processor":
-        monkeypatch.setattr(native, "_processor", lambda: "another")
+        monkeypatch.setattr(native, "processor", lambda: "another")
     else:
         wrapper = tmp_path / "mycc"
         wrapper.write_text(f'#!/bin/sh\nexec {native._compiler()[0]} "$@"\n')

@@ -1,4 +1,4 @@
-"""Linear layers on a CPU: products of oneDNN, with weights laid out once while the code sees that none can change."""
+"""Linear layers on a CPU: the faster products, with weights laid out once while the code sees that none can change."""
 
 import contextlib
 import copy
@@ -15,9 +15,9 @@ from fairseq_adaptive.ops import matmul
 class PrepackedWeights:
     """``x W^T + b`` for one W and many x without gradients.
 
-    torch multiplies float32 matrices with MKL, which is slow on processors not of Intel's make; oneDNN is not, and is
-    faster again where W comes in its own layout. To lay W out costs about as much as two products with few rows, so it
-    is done at the second large one. Small products, other types and devices take torch's way.
+    Where :mod:`fairseq_adaptive.ops.probe` finds oneDNN faster with W in its own layout, W is laid out. That costs about
+    as much as two products with few rows, so it is done at the second large one. Small products, other types and
+    devices take torch's way.
 
     W is copied, so such an object must not outlive what can change W: it lives as long as one search, or as what
     :func:`constant_weights` spans.
@@ -36,6 +36,8 @@ class PrepackedWeights:
         """... x I -> ... x O"""
         if x.numel() < self._least or torch.is_autocast_enabled("cpu"):
             return F.linear(x, self.weight, self.bias)
+        if matmul.choose(x, self.weight, constant=True) != "prepacked":
+            return matmul.linear(x, self.weight, self.bias)
         if self._packed is None:
             if not self._used:
                 self._used = True
