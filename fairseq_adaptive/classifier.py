@@ -16,6 +16,7 @@ from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.checkpoint import load_checkpoint
 from fairseq_adaptive.models.int8 import in_int8
 from fairseq_adaptive.modules import LayerStack, recording
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH
 from fairseq_adaptive.report.depth_map import WORD_START, Sentence
 
@@ -122,6 +123,7 @@ class TranskimmerClassifier:
         return cls(in_int8(model) if int8 else model, task, cutter, max_length)
 
     @torch.no_grad()
+    @constant_weights()
     def predict(self, texts: Iterable[Union[str, Tuple[str, str]]], batch_size: int = 32) -> List[Prediction]:
         """Return a prediction for each text; an empty one is read as what it is, special tokens alone.
 

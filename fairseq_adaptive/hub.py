@@ -30,6 +30,7 @@ from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.conversion import read_folder
 from fairseq_adaptive.models.albert_act import AlbertActModel as _FairseqModel
 from fairseq_adaptive.modules import Trace, recording
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.reader import TranskimmerReader  # noqa: F401
 from fairseq_adaptive.report.depth_map import Sentence, read_depths
 
@@ -118,6 +119,7 @@ class AlbertActModel(nn.Module):
             raise UsageError(f"a text has {ids.size(1)} tokens, but the model reads {most} at most: divide it")
         return {"input_ids": ids, "attention_mask": mask.long()}
 
+    @constant_weights()
     def depths(self, texts: Iterable[str], batch_size: int = 16) -> List[Sentence]:
         """Texts as tokens with the number of updates of each, to be shown by :mod:`fairseq_adaptive.report.depth_map`.
 

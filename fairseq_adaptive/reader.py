@@ -15,6 +15,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint
 from fairseq_adaptive.models.int8 import in_int8
 from fairseq_adaptive.modules import recording
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH
 
 
@@ -91,6 +92,7 @@ class TranskimmerReader:
         return cls(in_int8(model) if int8 else model, task)
 
     @torch.no_grad()
+    @constant_weights()
     def answer(self, question: str, context: str, unanswerable: bool = False, batch_size: int = 32) -> Answer:
         """
         Args:

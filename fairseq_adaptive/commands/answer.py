@@ -27,6 +27,7 @@ def main(argv=None, prog=None):
     import torch
     from fairseq import utils
 
+    from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
     from fairseq_adaptive.reader import TranskimmerReader
 
     logging.getLogger().setLevel(logging.WARNING)
@@ -38,7 +39,7 @@ def main(argv=None, prog=None):
     task, model = reader.task, reader.model
     data = task.load_file("test", args.questions)
     order = data.ordered_indices().tolist()
-    with torch.no_grad():
+    with torch.no_grad(), constant_weights():
         for first in range(0, len(order), args.batch_size):
             sample = data.collater(order[first : first + args.batch_size])
             sample = utils.move_to_cuda(sample) if device.type == "cuda" else sample
