@@ -21,6 +21,7 @@ GIVEN = {
     "adaptive_softmax.py",
     "prepare_corpus.py",
     "apply_sentencepiece.py",
+    "timing.py",  # asks Linux to measure memory anew
 }
 
 
