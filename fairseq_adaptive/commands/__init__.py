@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "label raw texts, and show where tokens were skimmed or have halted",
     "answer": "answer the questions of a file in the format of SQuAD",
     "perplexity": "perplexity of a language model per token, word and character",
+    "calibrate": "the earliest exit that loses little against full depth, with a guarantee",
     "average": "average checkpoints into one",
     "export": "write a model as a plain fairseq Transformer or a CTranslate2 model",
     "convert": "read a published BERT, RoBERTa, ALBERT-ACT, Transkimmer or Transformer-XL",
