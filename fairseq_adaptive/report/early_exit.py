@@ -15,10 +15,10 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_model, model_options
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
+from fairseq_adaptive.modules.policies import Distributed
 from fairseq_adaptive.tasks.segmented_language_modeling import takes_memory
 
 KNOBS = ("halting-threshold", "exit-quantile")
-LOSSES = ("accuracy", "disagreement", "nll", "bleu", "chrf")
 CLASSES = ("sentence_prediction", "image_classification", "parity")
 TEXTS = ("translation", "language_modeling", "segmented_language_modeling", "masked_lm", "masked_lm_sop")
 SIDES = ("", "encoder_", "decoder_")
@@ -65,7 +65,7 @@ class EarlyExits:
         data: in place of the data of the training
         subset: which split
         knob: one of :data:`KNOBS`
-        measure: one of :data:`LOSSES`
+        measure: what :func:`losses` knows
         batch_size: examples at a time
         overrides: flags in place of those of the training
         beam, post_process: of a translation's search, and how its subwords are joined; None: they are not
@@ -93,6 +93,11 @@ class EarlyExits:
         self.knob, self.measure, self._post_process = knob, measure, post_process
         state = load_checkpoint(checkpoint)
         self._options, self._task = {**model_options(state), **overrides}, state["cfg"]["task"]
+        saved, flag = state["cfg"]["model"], knob.replace("-", "_")
+        if isinstance(saved, dict) and flag not in saved:
+            raise UsageError(
+                f"the checkpoint is older than --{knob}, and --model-overrides cannot set it there: use --knob {KNOBS[0]}"
+            )
         self.model, self.task = load_model(checkpoint, {**({"data": str(data)} if data else {}), **overrides})
         self.model = self.model.to(device).eval()
         self._halting = [each for each in decisions(self.model) if each.policy.kind == "halting"]
@@ -111,9 +116,9 @@ class EarlyExits:
                 "confidence, --model-overrides \"{'halting': 'saturation'}\""
             )
         for rule in self.rules:
-            if self.knob == "exit-quantile":
+            if self.knob == "exit-quantile" and not isinstance(rule, Distributed):
                 rule.exit_at(1.0)  # refuses with the reason
-            elif not hasattr(rule, "threshold"):
+            if not hasattr(rule, "threshold"):
                 raise UsageError(f"--halting {rule.policy_name} has no threshold: choose another halting rule")
         for side in SIDES:
             if "threshold" in json.loads(self._options.get(f"{side}halting_args") or "{}"):

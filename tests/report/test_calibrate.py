@@ -10,7 +10,7 @@ from families import FAMILIES, Family, build_trainer, train, write_data
 
 from fairseq_adaptive import commands
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.interop.checkpoint import load_model
+from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_model
 from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.report.early_exit import EarlyExits, losses
 from fairseq_adaptive.report.risk import hoeffding_bentkus
@@ -197,6 +197,17 @@ def test_none_is_found(checkpoints, tmp_path, capsys):
     report = calibrate(tmp_path, checkpoints("classifier"), "--loss", "nll", "--tolerance", 0.01, "--grid", "0.01")
     assert report["chosen"] is None and report["model_overrides"] == {} and not report["tested"][0]["kept"]
     assert "keep full depth" in capsys.readouterr().out
+
+
+def test_an_old_checkpoint_has_one_knob(checkpoints, tmp_path):
+    """fairseq leaves out, without a word, overrides of flags that a checkpoint of a dataclass lacks."""
+    state = load_checkpoint(checkpoints("shared_transformer_lm"))
+    del state["cfg"]["model"]["exit_quantile"]
+    torch.save(state, tmp_path / "old.pt")
+    with pytest.raises(UsageError, match="is older than --exit-quantile, .* use --knob halting-threshold"):
+        calibrate(tmp_path, tmp_path / "old.pt", "--knob", "exit-quantile", "--loss", "nll")
+    report = calibrate(tmp_path, tmp_path / "old.pt", "--loss", "nll", "--tolerance", 0.5, "--grid", 0.9)
+    assert load_model(str(tmp_path / "old.pt"), report["model_overrides"])[0].decoder.layers.halting.threshold == 0.9
 
 
 @pytest.mark.parametrize(
