@@ -81,7 +81,14 @@ PRE_LN = {"decoder_normalize_before": True, "decoder_unique_layers": 1}
 
 def halting(build, rule, **flags):
     """A model whose tokens halt at different depths."""
-    thresholds = {"pondernet": 0.5, "saturation": 0.8, "margin": 0.3, "patience": None, "stick_breaking": 0.8}
+    thresholds = {
+        "pondernet": 0.5,
+        "loop_gate": 0.5,
+        "saturation": 0.8,
+        "margin": 0.3,
+        "patience": None,
+        "stick_breaking": 0.8,
+    }
     name = "decoder_halting" if rule in ("margin", "patience") else "halting"
     model = shared(build, **{name: rule}, halting_threshold=thresholds.get(rule, 0.9), **flags)
     for module in model.modules():

@@ -149,7 +149,10 @@ def test_search_with_a_plain_optimizer(caplog):
     "family, flags, said",
     (
         *((family, {"halting": "none", "halting_threshold": 0.5}, "--halting-threshold") for family in FAMILIES),
+        *((family, {"halting": "none", "exit_quantile": 0.5}, "--exit-quantile") for family in FAMILIES),
         ("shared_transformer", {"encoder_halting": "act", "decoder_halting_threshold": 0.5}, "--decoder-halting-thr"),
+        ("shared_transformer", {"encoder_halting": "act", "decoder_exit_quantile": 0.5}, "--decoder-exit-quantile"),
+        ("shared_transformer", {"decoder_halting": "act", "encoder_exit_quantile": 0.5}, "--encoder-exit-quantile"),
         *(
             (
                 "shared_transformer",

@@ -137,6 +137,10 @@ def _rest(stack):
     return (stack.schedule, [(each.activation_fn, each.normalize_before) for each in layers])
 
 
+def _halts_at(rule):
+    return getattr(rule, "halts_at", getattr(rule, "threshold", None))
+
+
 def decoder_weights(decoder) -> Found:
     """Return a function that gives the :class:`Decoder` that a decoder with ``begin_search`` is, what tensors it is made
     of, and what else.
@@ -175,7 +179,7 @@ def decoder_weights(decoder) -> Found:
         if rule is not None:
             unit = getattr(rule, "unit", None)
             unit = (None, 0.0) if unit is None else (unit.weight[0], float(unit.bias))
-            halting = Halting(_RULES[type(rule)], rule.threshold, *unit)
+            halting = Halting(_RULES[type(rule)], _halts_at(rule), *unit)
         return Decoder(
             _stack(stack, decoder.layer_norm),
             decoder.embed_tokens.weight,
@@ -185,7 +189,7 @@ def decoder_weights(decoder) -> Found:
             halting,
         )
 
-    return make, _parts(decoder), (*_rest(stack), decoder.embed_scale, type(rule), getattr(rule, "threshold", None))
+    return make, _parts(decoder), (*_rest(stack), decoder.embed_scale, type(rule), _halts_at(rule))
 
 
 def encoder_weights(encoder, net_input) -> Found:

@@ -40,6 +40,13 @@ class PolicyConfig(FairseqDataclass):
     halting_threshold: Optional[float] = ranged(
         None, POSITIVE_SHARE, "sum of halting probabilities at which a token stops (default: 0.99, with pondernet 0.5)"
     )
+    exit_quantile: Optional[float] = ranged(
+        None,
+        POSITIVE_SHARE,
+        "in evaluation a token stops at this quantile of its distribution over depths (Balagansky and Gavrilov, 2022): "
+        "with act, ut_act, stick_breaking; with pondernet, loop_gate another name of --halting-threshold (default: the "
+        "rule's own threshold)",
+    )
     halting_kv: Optional[str] = field(default=None, metadata={"help": _KV["halting"]})
     halting_args: Optional[str] = field(
         default=None, metadata={"help": 'further arguments of the halting rule, in JSON: {"bias": -1}'}
@@ -124,6 +131,7 @@ class Policies:
         threshold = self._given(args, "halting_threshold")
         if self.halting != "none" and threshold is not None:
             self._options["halting"].setdefault("threshold", float(threshold))
+        self._quantile = None if self.halting == "none" else self._given(args, "exit_quantile")
         if side == "decoder" and self.reader != "none":
             raise UsageError("--reader is for encoders: a decoder's tokens would learn of later ones from what is read")
 
@@ -143,8 +151,21 @@ class Policies:
             raise UsageError(f'--{kind}-args {text!r} is no JSON object: write {{"name": value}}') from error
 
     def build(self, kind: str, place: Place):
-        """Return the policy of a kind, or None."""
-        return build_policy(kind, getattr(self, kind), place, **self._options.get(kind, {}))
+        """Return the policy of a kind, or None.
+
+        Raises:
+            UsageError: for an exit quantile of a rule that has none, or whose threshold is given, too
+        """
+        options = self._options.get(kind, {})
+        policy = build_policy(kind, getattr(self, kind), place, **options)
+        if kind == "halting" and policy is not None and self._quantile is not None:
+            policy.exit_at(float(self._quantile))
+            if "threshold" in options and not policy.halts_in_training:
+                raise UsageError(
+                    f"--exit-quantile and --halting-threshold are one knob of --halting {self.halting}: leave one of them "
+                    "out (of a checkpoint, set it to None in --model-overrides)"
+                )
+        return policy
 
     def stack_arguments(self, place: Place) -> Dict:
         """Return what a :class:`~fairseq_adaptive.modules.LayerStack` takes of them."""

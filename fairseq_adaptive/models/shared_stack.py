@@ -74,7 +74,13 @@ def add_depth_lora_arg(parser):
 def sharing_architecture(args, sides):
     """Fill in the defaults of layer sharing; the numbers of depths must be set."""
     fill_defaults(
-        args, layer_sharing="cycle_rev", init="default", depth_lora_rank=0, halting="none", halting_threshold=None
+        args,
+        layer_sharing="cycle_rev",
+        init="default",
+        depth_lora_rank=0,
+        halting="none",
+        halting_threshold=None,
+        exit_quantile=None,
     )
     for side in sides:
         fill_defaults(args, **{f"{side}_unique_layers": -(-getattr(args, f"{side}_layers") // 2)})

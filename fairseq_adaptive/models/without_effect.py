@@ -38,6 +38,7 @@ SIDES = ("encoder", "decoder")
 # of a side, and of both: for a side that has no such flag, or no policy, of its own
 _OF_POLICIES = (
     ("halting", "halting_threshold", "halting_threshold"),
+    ("halting", "exit_quantile", "exit_quantile"),
     ("halting", "halting_args", "halting"),
     ("router", "router_args", "router"),
     ("reader", "reader_args", "reader"),

@@ -63,6 +63,23 @@ def test_halting_equals_fairseq(build, batch, dictionary, rule, rows, flags, mon
     assert any(some for _, some in ran)
 
 
+@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "loop_gate", "stick_breaking"))
+@pytest.mark.parametrize("quantile", (0.3, 0.6))
+def test_an_exit_quantile_equals_fairseq(build, batch, dictionary, rule, quantile, monkeypatch):
+    """And another quantile, set between two searches, is followed."""
+    model = halting(build, rule)
+    before = search([model], dictionary, batch, fast=True, beam=5)
+    for module in model.modules():
+        if isinstance(module, LearnedHalting):
+            module.exit_at(quantile)
+    theirs = search([model], dictionary, batch, SequenceGenerator, beam=5)
+    ran = watched(monkeypatch)
+    ours = search([model], dictionary, batch, fast=True, beam=5)
+    assert_same(ours, theirs)
+    assert any(some for _, some in ran)
+    assert any(float(one["score"]) != float(other["score"]) for one, other in zip(sum(ours, []), sum(before, [])))
+
+
 def watched(monkeypatch):
     """At which depths a step was computed, and whether for some hypotheses only."""
     ran, layer = [], DecoderStep.layer

@@ -14,6 +14,7 @@ from fairseq_adaptive.decoding.native_steps import NativeSteps
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.known import say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
+from fairseq_adaptive.modules.policies import LearnedHalting
 from fairseq_adaptive.ops.decoder_step import OP, native
 from threads import assert_threads_equal_one
 
@@ -84,6 +85,35 @@ def test_halting(build, batch, both, rule, rows, flags):
     batch = {name: value.repeat(22, *[1] * (value.dim() - 1))[-rows:] for name, value in batch.items()}
     batch["src_tokens"][::4, -3] = 11
     assert_same(*both([model], batch, fast=True, max_len_b=8 if rows > 3 else 24, beam=5))
+
+
+@pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet"))
+@pytest.mark.parametrize("quantile", (0.3, 0.6))
+def test_exit_quantile(build, batch, both, made, rule, quantile):
+    """What is prepared for one quantile does not serve another."""
+    model, found = halting(build, rule, dtype=torch.float32), []
+    for each in (None, quantile):
+        for module in model.modules() if each else ():
+            if isinstance(module, LearnedHalting):
+                module.exit_at(each)
+        found.append(both([model], batch, fast=True, max_len_b=12, beam=5))
+        assert_same(*found[-1])
+    assert len(made) == 2
+    one, other = (sum(each[0], []) for each in found)
+    assert any(float(a["score"]) != float(b["score"]) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("rule, name", (("loop_gate", "LoopGate"), ("stick_breaking", "StickBreaking")))
+def test_rules_that_native_steps_do_not_know(build, batch, dictionary, made, rule, name, caplog):
+    say_once.cache_clear()
+    model = halting(build, rule, dtype=torch.float32)
+    for module in model.modules():
+        if isinstance(module, LearnedHalting):
+            module.exit_at(0.4)
+    with caplog.at_level(logging.INFO):
+        search([model], dictionary, batch)
+    said = [record.getMessage() for record in caplog.records if "plain path" in record.getMessage()]
+    assert not made and any(f"tokens halt by {name}" in line for line in said)
 
 
 def test_language_model(build, batch, both):

@@ -27,6 +27,7 @@ _POLICIES = {
     "halting_args": '{"bias": -2}',
     "halting_kv": "active",
     "halting_threshold": 0.5,
+    "exit_quantile": 0.5,
     "router": "mixture_of_depths",
     "router_args": '{"bias": 1.0}',
     "router_kv": "recompute",
@@ -131,8 +132,10 @@ CONTEXTS = {
         )
         for name in names
     },
+    **{f"{side}exit_quantile": {f"{side}halting": "act"} for side in ("", "encoder_", "decoder_")},
     **{f"{side}reader_args": {f"{side}reader": "tape"} for side in ("", "encoder_")},
     **{("albert_act", f"halting_{name}"): {} for name in ("args", "kv", "threshold")},
+    ("albert_act", "exit_quantile"): {},
     **{("transkimmer", f"router_{name}"): {} for name in ("args", "kv")},
     "adaptive_input": {"adaptive_input_cutoff": "10,20", "decoder_input_dim": 16},
     "adaptive_input_cutoff": _ADAPTIVE,

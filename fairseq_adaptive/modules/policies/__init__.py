@@ -16,6 +16,7 @@ from fairseq_adaptive.modules.policies.confidence import ConfidenceExit, Margin,
 from fairseq_adaptive.modules.policies.mixture_of_depths import MixtureOfDepths
 from fairseq_adaptive.modules.policies.mixture_of_recursions import ExpertChoice
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
+from fairseq_adaptive.modules.policies.quantile import Distributed
 from fairseq_adaptive.modules.policies.loop_gate import LoopGate
 from fairseq_adaptive.modules.policies.stick_breaking import StickBreaking
 from fairseq_adaptive.modules.policies.patience import Patience
@@ -30,6 +31,7 @@ __all__ = [
     "Choice",
     "ConfidenceExit",
     "Counts",
+    "Distributed",
     "ExpertChoice",
     "Halting",
     "LearnedHalting",

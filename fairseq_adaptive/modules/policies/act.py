@@ -4,18 +4,22 @@ import torch
 
 from fairseq_adaptive.modules.layers.known import is_plain
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
-from fairseq_adaptive.modules.policies.base import LearnedHalting, Verdict, check_threshold, upcast, where_token
+from fairseq_adaptive.modules.policies.base import Verdict, check_threshold, upcast, where_token
+from fairseq_adaptive.modules.policies.quantile import Distributed
 from fairseq_adaptive.modules.policies.registry import register_policy
 from fairseq_adaptive.ops.halting_update import halting_update, naive
 
 
 @register_policy("act")
-class ACT(LearnedHalting):
+class ACT(Distributed):
     """Adaptive computation time in the form of ALBERT-ACT (Simoulin and Crabbe, 2021; after Graves, 2016).
 
     The halting unit reads the transformed state y. With p its output and h the sum so far, a token halts when h + p
     exceeds the threshold; its weight u is then the remainder r = 1 - h, and p before. The state becomes
     u y + (1 - u) x. The arithmetic is in ``ops/halting_update/naive.py``.
+
+    At an exit quantile a token halts when h + p exceeds the quantile, and its weight there is the remainder: the mean over
+    depths under the distribution that is cut off at the exit.
 
     Args:
         dim: C, width of the states
@@ -26,7 +30,7 @@ class ACT(LearnedHalting):
         UsageError: for a threshold outside (0, 1]
     """
 
-    weight = 0.01
+    weight, halts_in_training = 0.01, True
 
     def __init__(self, dim: int, threshold: float = 0.99, bias: float = 0.0):
         super().__init__(dim, bias)
@@ -39,10 +43,10 @@ class ACT(LearnedHalting):
     def step(self, before, after, carry, running, last):
         if is_plain(self.unit, LINEARS):
             weight, bias = self.unit.weight.squeeze(0), self.unit.bias
-            update = halting_update(before, after, weight, bias, running=running, threshold=self.threshold, **carry)
+            update = halting_update(before, after, weight, bias, running=running, threshold=self.halts_at, **carry)
         else:
             p = self.probability(before if "output" in carry else where_token(running, after, before))
-            update = naive.update(before, after, p, running=running, threshold=self.threshold, **carry)
+            update = naive.update(before, after, p, running=running, threshold=self.halts_at, **carry)
         carry = {name: getattr(update, name) for name in carry}
         return Verdict(update.state, carry, update.running, update.probability)
 
@@ -53,9 +57,6 @@ class ACT(LearnedHalting):
     def lever(self, trace):
         """n + r is flat where it has collapsed, the logits of p are not."""
         return trace.reluctance() / trace.tokens.sum().clamp_min(1)
-
-    def extra_repr(self):
-        return f"threshold={self.threshold}"
 
 
 @register_policy("ut_act")

@@ -201,10 +201,12 @@ class Halting(Policy, nn.Module, abc.ABC):
     Attributes:
         weighs_depths: whether, at present, nothing halts and the probabilities of all depths weigh their states
         compares_states: the rule reads how far a layer moved the state
+        halts_in_training: tokens halt in training as in evaluation
+        no_quantile: what a rule without a distribution over depths has in its place, for :meth:`exit_at`
     """
 
     kind = "halting"
-    weighs_depths, compares_states = False, False
+    weighs_depths, compares_states, halts_in_training, no_quantile = False, False, False, ""
 
     def start(self, x: Tensor) -> Carry:
         """Return what to carry into the first depth; ``x`` is ... x C, the states before it."""
@@ -220,6 +222,17 @@ class Halting(Policy, nn.Module, abc.ABC):
             running: ..., true at tokens that were computed; what the layer made of others is to be ignored
             last: whether this is the last depth
         """
+
+    def exit_at(self, quantile: float) -> None:
+        """Let tokens exit, in evaluation, where the probability to have halted reaches ``quantile``, in (0, 1].
+
+        Raises:
+            UsageError: where the rule has no distribution over depths
+        """
+        raise UsageError(
+            f"--exit-quantile {quantile} is for rules with a distribution over depths (act, ut_act, pondernet, loop_gate, "
+            f"stick_breaking), which --halting {self.policy_name} has not{self.no_quantile and ': '}{self.no_quantile}"
+        )
 
     def output(self, state: Tensor, carry: Carry, finished: Optional[Tensor] = None) -> Tensor:
         """Return the result of the run, ... x C.

@@ -26,6 +26,7 @@ class ConfidenceExit(Halting):
     """
 
     unsteered = "which is not trained: set --halting-threshold"
+    no_quantile = "it compares each depth's confidence with --halting-threshold"
 
     def __init__(self, threshold: float = 0.99, scores=None):
         super().__init__()

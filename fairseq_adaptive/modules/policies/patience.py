@@ -24,6 +24,8 @@ class Patience(Halting):
         UsageError: for a stack that has no scores, and a patience below 1
     """
 
+    no_quantile = "it counts depths that agree, --halting-args '{\"depths_agreed\": 2}'"
+
     def __init__(self, scores: Optional[Callable], depths_agreed: int = 2):
         super().__init__()
         if scores is None:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.policies.base import LearnedHalting, Verdict, check_threshold, upcast, where_token
+from fairseq_adaptive.modules.policies.base import Verdict, check_threshold, upcast, where_token
+from fairseq_adaptive.modules.policies.quantile import Distributed, check_quantile
 from fairseq_adaptive.modules.policies.registry import register_policy
 
 
 @register_policy("pondernet")
-class PonderNet(LearnedHalting):
+class PonderNet(Distributed):
     """PonderNet (Banino et al., 2021): a distribution over depths, p_n = l_n prod_{j<n} (1 - l_j), the last l being 1.
 
     In training every token runs through all depths, and the loss is the expectation under p_n. A module whose outputs
@@ -21,7 +22,7 @@ class PonderNet(LearnedHalting):
 
     Args:
         dim: C, width of the states
-        threshold: in (0, 1], 0.5 is the median
+        threshold: in (0, 1], 0.5 is the median; the exit quantile is another name of it
         bias: of the halting unit at the start
         prior_rate: of the geometric prior; 1 over the depth to aim at
 
@@ -83,13 +84,16 @@ class PonderNet(LearnedHalting):
 
     def decided(self, trace):
         if trace.distribution is None:
-            return super().decided(trace)
+            return [step.alive for step in trace.steps]
         found, halted = [], 0.0
         for step in trace.steps:
             found.append(step.alive & (torch.as_tensor(halted) < self.threshold))
             if step.counts:
                 halted = halted + step.probability.detach()
         return found
+
+    def exit_at(self, quantile):
+        self.threshold = check_quantile(quantile)
 
     def at_limit(self, trace):
         """How many tokens reached the last depth, where all halt: in training as expected."""
@@ -102,9 +106,6 @@ class PonderNet(LearnedHalting):
 
     def lever(self, trace):
         """None: the prior says how deep to go."""
-
-    def extra_repr(self):
-        return f"threshold={self.threshold}"
 
 
 def truncated_geometric(rate: float, limit: int) -> Tensor:

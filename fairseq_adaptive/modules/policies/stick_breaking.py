@@ -2,17 +2,18 @@
 
 import torch
 
-from fairseq_adaptive.modules.policies.base import LearnedHalting, Verdict, check_threshold, upcast, where_token
+from fairseq_adaptive.modules.policies.base import Verdict, check_threshold, upcast, where_token
+from fairseq_adaptive.modules.policies.quantile import Distributed
 from fairseq_adaptive.modules.policies.registry import register_policy
 
 
 @register_policy("stick_breaking")
-class StickBreaking(LearnedHalting):
+class StickBreaking(Distributed):
     """A token's result is the mean of its states under p_n = l_n prod_{j<n} (1 - l_j).
 
     With l_n the halting unit's output of the state after depth n. A token halts when the probability to have halted
-    reaches the threshold, in training as in evaluation; what is left of it goes to the state that the token then has. A
-    lower threshold after training halts earlier.
+    reaches the threshold, in training as in evaluation; what is left of it goes to the state that the token then has. An
+    exit quantile is a lower threshold in evaluation alone.
 
     The authors' gate is a network of two layers that starts at 0; here it is one layer.
 
@@ -25,7 +26,7 @@ class StickBreaking(LearnedHalting):
         UsageError: for a threshold outside (0, 1]
     """
 
-    weight = 0.01
+    weight, halts_in_training = 0.01, True
 
     def __init__(self, dim: int, threshold: float = 0.999, bias: float = 0.0):
         super().__init__(dim, bias)
@@ -43,7 +44,7 @@ class StickBreaking(LearnedHalting):
         p, survival = carry["survival"] * halting, carry["survival"] * (1 - halting)
         state = where_token(running, after, before)
         output = carry["output"] + p.unsqueeze(-1) * state
-        stops = running & (1 - survival >= self.threshold)
+        stops = running & (1 - survival >= self.halts_at)
         return Verdict(state, {"survival": survival, "output": output}, running & ~stops, p)
 
     def output(self, state, carry, finished=None):
@@ -57,6 +58,3 @@ class StickBreaking(LearnedHalting):
             number = number + step.alive  # which update of the token this depth is
             expected = expected + (step.probability * step.alive * (number - updates)).sum()
         return (updates.sum() + expected) / trace.tokens.sum().clamp_min(1)
-
-    def extra_repr(self):
-        return f"threshold={self.threshold}"
