@@ -315,7 +315,7 @@ def test_needs_are_of_flags_that_there_are():
     fields = {name for each in configs if each is not None for name in each.__dataclass_fields__}
     known = models | {f"{side}_halting_{name}" for side in ("encoder", "decoder") for name in ("threshold", "args")}
     known |= {"encoder_router_args", "decoder_router_args", "encoder_reader_args", "char_inputs"}
-    known |= {"alignment_layer", "alignment_heads"}
+    known |= {"alignment_layer", "alignment_heads", "encoder_exit_quantile", "decoder_exit_quantile"}
     pruning = {"mha_reg_scale_factor", "ffn_reg_scale_factor", "mha_heads_to_keep", "ffn_blocks_to_remove"}
     parsers = {"character_filters", "character_embedding_dim", "char_embedder_highway_layers"}
     assert {name for need in MODEL for name in need.names} <= known | pruning | parsers

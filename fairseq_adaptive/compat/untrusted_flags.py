@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from fairseq_adaptive.compat.literals import NotLiteral, shorten
+from fairseq_adaptive.compat.overrides import make_room
 from fairseq_adaptive.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -246,6 +247,7 @@ def guard_flags():
             if state.get("args") is not None:
                 setattr(state["args"], key, value)
         if overrides and state.get("cfg") is not None:
+            make_room(path, state["cfg"], overrides)
             checkpoint_utils.overwrite_args_by_name(state["cfg"], overrides)
         return stock_upgrade(state)
 

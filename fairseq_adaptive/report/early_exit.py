@@ -93,11 +93,6 @@ class EarlyExits:
         self.knob, self.measure, self._post_process = knob, measure, post_process
         state = load_checkpoint(checkpoint)
         self._options, self._task = {**model_options(state), **overrides}, state["cfg"]["task"]
-        saved, flag = state["cfg"]["model"], knob.replace("-", "_")
-        if isinstance(saved, dict) and flag not in saved:
-            raise UsageError(
-                f"the checkpoint is older than --{knob}, and --model-overrides cannot set it there: use --knob {KNOBS[0]}"
-            )
         self.model, self.task = load_model(checkpoint, {**({"data": str(data)} if data else {}), **overrides})
         self.model = self.model.to(device).eval()
         self._halting = [each for each in decisions(self.model) if each.policy.kind == "halting"]

@@ -36,6 +36,7 @@ else:
 _AT_START = ("PYTHON", "TRITON", "LD_", "OMP_", "CUDA")  # variables that are read when a program starts or imports
 _COMMANDS = "adaptive eval-lm generate hydra-train interactive preprocess score train validate"
 NAMES = ("python", *(f"fairseq-{name}" for name in _COMMANDS.split()))
+_STREAMS = (("stdin", "r", "strict"), ("stdout", "w", "strict"), ("stderr", "w", "backslashreplace"))
 _folder = None  # of stubs and socket
 
 
@@ -117,6 +118,9 @@ def _become(job, files):
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    for number, (name, mode, errors) in enumerate(_STREAMS):  # those that Python had opened knew another file
+        stream = open(number, mode, -1 if number < 2 else 1, encoding="utf-8", errors=errors, closefd=False)
+        setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])

@@ -58,7 +58,7 @@ def run(command, *args, check=True, env=None, timeout=300, **kwargs):
     argv = [str(Path(sys.executable).parent / command), *map(str, args)]
     if not any(map(commands.is_read_at_start, env or ())):
         environment.update(commands.stubs(environment))
-        if command in commands.NAMES:
+        if command in commands.NAMES and "preexec_fn" not in kwargs:  # which would be the stub's
             argv[0] = str(Path(commands.stub_folder(), command))
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout, **kwargs)
     if check:

@@ -199,15 +199,14 @@ def test_none_is_found(checkpoints, tmp_path, capsys):
     assert "keep full depth" in capsys.readouterr().out
 
 
-def test_an_old_checkpoint_has_one_knob(checkpoints, tmp_path):
-    """fairseq leaves out, without a word, overrides of flags that a checkpoint of a dataclass lacks."""
+def test_an_old_checkpoint_takes_the_new_knob(checkpoints, tmp_path):
     state = load_checkpoint(checkpoints("shared_transformer_lm"))
     del state["cfg"]["model"]["exit_quantile"]
     torch.save(state, tmp_path / "old.pt")
-    with pytest.raises(UsageError, match="is older than --exit-quantile, .* use --knob halting-threshold"):
-        calibrate(tmp_path, tmp_path / "old.pt", "--knob", "exit-quantile", "--loss", "nll")
-    report = calibrate(tmp_path, tmp_path / "old.pt", "--loss", "nll", "--tolerance", 0.5, "--grid", 0.9)
-    assert load_model(str(tmp_path / "old.pt"), report["model_overrides"])[0].decoder.layers.halting.threshold == 0.9
+    flags = ["--knob", "exit-quantile", "--loss", "nll", "--tolerance", 0.5, "--grid", 0.4]
+    report = calibrate(tmp_path, tmp_path / "old.pt", *flags)
+    rule = load_model(str(tmp_path / "old.pt"), report["model_overrides"])[0].decoder.layers.halting
+    assert report["model_overrides"] == {"exit_quantile": 0.4} and rule.quantile == 0.4
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedWeights, laid_out, made_of_constants
-from fairseq_adaptive.modules.layers.residual import FUSABLE
 
 # the parameters that are differences: A, B and vectors, one row a depth
 PARTS = ("depth_a", "depth_b", "depth_weight", "depth_bias")
@@ -161,10 +160,14 @@ def add_depth_lora(layers: Sequence[nn.Module], schedule: Sequence[int], rank: i
     Raises:
         UsageError: when the rank is above the least dimension of a map
     """
+    if not rank:
+        return
+    from fairseq_adaptive.modules.layers.residual import FUSABLE  # with fairseq, which plain stacks do without
+
     generator = torch.Generator().manual_seed((torch.initial_seed() + 0x10A4) % (1 << 63))
     for number, layer in enumerate(layers):
         depths = [depth for depth, served_by in enumerate(schedule) if served_by == number]
-        if not rank or len(depths) < 2:
+        if len(depths) < 2:
             continue
         maps = [each for each in layer.modules() if type(each) is nn.Linear]
         check_rank(rank, min(min(each.weight.shape) for each in maps))
