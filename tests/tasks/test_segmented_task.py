@@ -36,7 +36,9 @@ def test_flags_of_sentences_are_refused(flag, value, dictionary, tmp_path):
 
 
 def text(dictionary, total, length):
-    return SegmentedDataset([dictionary.encode_line("word1 " * (total - 1))], [total], dictionary, "train", length)
+    return SegmentedDataset(
+        [dictionary.encode_line("word1 " * (total - 1), add_if_not_exist=False)], [total], dictionary, "train", length
+    )
 
 
 def test_batch_size_is_the_number_of_streams(task, dictionary):
