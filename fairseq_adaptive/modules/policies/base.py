@@ -314,12 +314,15 @@ class Reader(Policy, nn.Module, abc.ABC):
         """
 
 
-def check_threshold(threshold: float) -> float:
+def check_threshold(threshold: float, what: str = "a halting threshold") -> float:
     """Return ``threshold``.
+
+    Args:
+        what: it is, for the message
 
     Raises:
         UsageError: when it is not in (0, 1]
     """
     if not 0 < threshold <= 1:
-        raise UsageError(f"a halting threshold of {threshold} is impossible: it must be above 0 and at most 1")
+        raise UsageError(f"{what} of {threshold} is impossible: it must be above 0 and at most 1")
     return float(threshold)

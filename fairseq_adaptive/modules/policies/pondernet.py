@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.base import Verdict, check_threshold, upcast, where_token
-from fairseq_adaptive.modules.policies.quantile import Distributed, check_quantile
+from fairseq_adaptive.modules.policies.quantile import Distributed
 from fairseq_adaptive.modules.policies.registry import register_policy
 
 
@@ -93,7 +93,7 @@ class PonderNet(Distributed):
         return found
 
     def exit_at(self, quantile):
-        self.threshold = check_quantile(quantile)
+        self.threshold = check_threshold(quantile, "an exit quantile")
 
     def at_limit(self, trace):
         """How many tokens reached the last depth, where all halt: in training as expected."""

@@ -2,8 +2,7 @@
 
 from typing import Optional
 
-from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.policies.base import LearnedHalting
+from fairseq_adaptive.modules.policies.base import LearnedHalting, check_threshold
 
 
 class Distributed(LearnedHalting):
@@ -25,7 +24,7 @@ class Distributed(LearnedHalting):
         return min(self.threshold, self.quantile)
 
     def exit_at(self, quantile):
-        self.quantile = check_quantile(quantile)
+        self.quantile = check_threshold(quantile, "an exit quantile")
 
     def decided(self, trace):
         """As :meth:`Policy.decided`; of a training step by the probabilities that it found, at the quantile."""
@@ -41,14 +40,3 @@ class Distributed(LearnedHalting):
 
     def extra_repr(self):
         return f"threshold={self.threshold}" + ("" if self.quantile is None else f", quantile={self.quantile}")
-
-
-def check_quantile(quantile: float) -> float:
-    """Return ``quantile``.
-
-    Raises:
-        UsageError: when it is not in (0, 1]
-    """
-    if not 0 < quantile <= 1:
-        raise UsageError(f"an exit quantile of {quantile} is impossible: it must be above 0 and at most 1")
-    return float(quantile)
