@@ -17,6 +17,7 @@ from fairseq_adaptive.models.cutoffs import check_cutoffs
 from fairseq_adaptive.models.cutoffs import log_probs as adaptive_log_probs
 from fairseq_adaptive.models.defaults import fill_defaults
 from fairseq_adaptive.models.fitting import fit_weights
+from fairseq_adaptive.models.layerdrop_flags import layerdrop_arguments
 from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.models.widths import check_tied, check_widths
 from fairseq_adaptive.modules import (
@@ -101,6 +102,7 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
     cfg.layer_sharing = str(args.layer_sharing)
     cfg.init = str(args.init)
     cfg.depth_lora_rank = check_depth_lora(args)
+    cfg.layerdrop_changes = layerdrop_arguments(args)
     if cfg.init not in INITIALISATIONS:
         raise UsageError(f"unknown --init {cfg.init!r}: choose one of {', '.join(INITIALISATIONS)}")
     for side in sides:
@@ -159,6 +161,7 @@ def _build_stack(cfg, side, layers, sublayers, scores=None):
         residual=AdminResidual(half.layers, sublayers, half.embed_dim) if cfg.init == "admin" else None,
         pass_depth=True,
         lora_rank=cfg.depth_lora_rank,
+        **cfg.layerdrop_changes,
         **half.policies.stack_arguments(Place(half.embed_dim, half.layers, scores, half.attention_heads, schedule)),
     )
 
@@ -298,6 +301,10 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     def word_scores(self, states):
         """Logits ... x V of the words, should the states ... x C be those after the last layer."""
         return self.output_layer(self._leave(states))
+
+    def features_of(self, states):
+        """B x T x C, what words are scored by, should the states T x B x C after some depth be those after the last."""
+        return self._leave(states.transpose(0, 1))
 
     def begin_search(self, beam: int) -> Optional[Dict]:
         """Return the incremental state of a fast beam search, or None where these layers are not made for one.
