@@ -1,0 +1,4 @@
+class TorchRounds:
+    @classmethod
+    def of(cls, generator, net_input):
+        return None

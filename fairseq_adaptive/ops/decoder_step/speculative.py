@@ -1,0 +1,121 @@
+"""Greedy search in rounds, in C: some depths draft, all verify; see ``speculative.h``.
+
+What it finds is what :class:`~fairseq_adaptive.ops.decoder_step.native.Search` finds with one hypothesis a sentence, bit by
+bit, which is its definition: a row is computed in the same way whatever rows stand beside it.
+"""
+
+import ctypes
+from ctypes import byref, c_float, c_int64
+from typing import Dict, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from fairseq_adaptive.ops.decoder_step.native import _address, _done, _Round, Search
+
+
+class Running(NamedTuple):
+    """Sentences that run, R of them; tensors are changed by a round.
+
+    Attributes:
+        sentence: R, int64, their numbers in the search
+        place: R, int64, the position of the newest word
+        newest: R, int64, that word, which has not been computed yet
+        score: R, float32, of the words so far
+    """
+
+    sentence: Tensor
+    place: Tensor
+    newest: Tensor
+    score: Tensor
+
+
+class Rules(NamedTuple):
+    """What may be said; all is as in :class:`~fairseq_adaptive.ops.decoder_step.Asked`.
+
+    Attributes:
+        end: the word that ends a sentence
+        least: before this position it may not be said
+        most: from this position on nothing else may
+        changes: word to what is added to its log-probability
+        short_changes: the same before position ``least``
+        heat: 1 / temperature
+        drafted: drafts are among so many words, the first
+    """
+
+    end: int
+    least: int
+    most: int
+    changes: Dict[int, float]
+    short_changes: Dict[int, float]
+    heat: float
+    drafted: int
+
+
+class Rounds(Search):
+    """The caches of one search in rounds; arguments are those of :class:`native.Search`, and
+
+    Args:
+        exit: E, how many depths draft, 1 to N - 1
+        rules: what may be said
+        positions: T x C, what is added to the embeddings of tokens by their position, or None
+    """
+
+    def __init__(self, decoder, lengths, states, threads: int, exit: int, rules: Rules, positions: Optional[Tensor]):
+        super().__init__(decoder, lengths, states, threads)
+        self._exit, self._rules, self._positions = exit, rules, positions
+        self._arrays = [self._array(each) for each in (rules.changes, rules.short_changes)]
+
+    @staticmethod
+    def _array(changes):
+        words = sorted(changes)
+        return (c_int64 * len(words))(*words), (c_float * len(words))(*(changes[word] for word in words))
+
+    def round(self, running: Running, drafts: List[int], given: Optional[Tensor] = None):
+        """Let sentences go on by one word and as many drafts as are right.
+
+        Args:
+            running: is changed
+            drafts: R, how many words to draft for each, so that no position is beyond ``most``
+            given: R x D, int64: words to take, D of them at most, whatever the model says; ``drafts`` is then how many
+
+        Returns:
+            how many words each has got, R numbers; the words and their sentences' scores with them, R x (1 + D) both
+        """
+        count, width = len(drafts), max(drafts) + 1
+        rows = torch.tensor(drafts) + 1
+        words = running.newest.new_empty(count, width)
+        scores = running.score.new_empty(count, width)
+        given = None if given is None else torch.nn.functional.pad(given[:, : width - 1], (0, 1)).contiguous()
+        (changed, change), (short_changed, short_change) = self._arrays
+        rules = self._rules
+        asked = _Round(
+            exit=self._exit,
+            width=width,
+            least=rules.least,
+            most=rules.most,
+            end=rules.end,
+            drafted=rules.drafted,
+            changes=len(changed),
+            short_changes=len(short_changed),
+            changed=ctypes.addressof(changed),
+            short_changed=ctypes.addressof(short_changed),
+            change=ctypes.addressof(change),
+            short_change=ctypes.addressof(short_change),
+            positions=_address(self._positions),
+            heat=rules.heat,
+            sentence=running.sentence.data_ptr(),
+            place=running.place.data_ptr(),
+            newest=running.newest.data_ptr(),
+            score=running.score.data_ptr(),
+            rows=rows.data_ptr(),
+            given=_address(given),
+            words=words.data_ptr(),
+            scores=scores.data_ptr(),
+        )
+        deepest = int((running.place + rows).max())
+        _done(self._library.search_room(self._handle, deepest, count * width))
+        self._split(
+            lambda first, last: _done(self._library.search_round(self._handle, byref(asked), first, last)), count
+        )
+        return rows.tolist(), words, scores
