@@ -1,5 +1,7 @@
 """Rounds of self-speculative decoding, each one call of :mod:`fairseq_adaptive.ops.decoder_step.speculative`."""
 
+import torch
+
 from fairseq_adaptive.decoding.native_steps import NativeSteps
 from fairseq_adaptive.ops.decoder_step.speculative import Rounds, Rules
 
@@ -15,6 +17,8 @@ class NativeRounds(NativeSteps):
     Raises:
         Unfit: with what is not known, in words
     """
+
+    dtype, same = torch.float32, True
 
     def __init__(self, generator, kind, net_input):
         self._longest = generator.longest(net_input["src_tokens"])
@@ -34,10 +38,6 @@ class NativeRounds(NativeSteps):
             drafted=self._words,
         )
         return Rounds(packed, lengths, states, threads, generator.exit_depth, rules, positions)
-
-    def wanted(self, sentences: int, draft: int) -> int:
-        """How many words to draft where so many sentences run, ``draft`` at most."""
-        return draft
 
     def round(self, running, drafts, given=None):
         """As :meth:`fairseq_adaptive.ops.decoder_step.speculative.Rounds.round`."""

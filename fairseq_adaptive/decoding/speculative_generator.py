@@ -15,6 +15,7 @@ from torch import Tensor
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.decoding.native_rounds import NativeRounds
 from fairseq_adaptive.decoding.native_steps import native_steps
+from fairseq_adaptive.decoding.pace import Pace
 from fairseq_adaptive.decoding.torch_rounds import TorchRounds
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.known import say_once
@@ -72,6 +73,8 @@ class SpeculativeGenerator(BeamGenerator):
 
     Attributes:
         tally: a :class:`Tally` of all searches
+        pace: chooses how many words greedy search drafts, ``draft`` at most, by what they have cost
+        adapts: whether it does, or always ``draft``
 
     Raises:
         UsageError: for a beam, and where the models have no depth E before their last
@@ -79,7 +82,7 @@ class SpeculativeGenerator(BeamGenerator):
 
     def __init__(self, models, dictionary, *args, exit_depth: int, draft: int, **kwargs):
         super().__init__(models, dictionary, *args, **kwargs)
-        self.exit_depth, self.draft, self.tally = exit_depth, draft, Tally()
+        self.exit_depth, self.draft, self.tally, self.pace = exit_depth, draft, Tally(), Pace(draft)
         if self.beam_size != 1:
             raise UsageError(
                 f"--self-speculative drafts for one hypothesis, in greedy search or sampling, not for {self.beam_size}: add "
@@ -93,6 +96,8 @@ class SpeculativeGenerator(BeamGenerator):
                     f"{depths - 1}"
                 )
         weakref.finalize(self, self.tally.say, exit_depth)
+
+    adapts = True
 
     @constant_weights()
     def _generate(self, sample, prefix_tokens=None, constraints=None, bos_token=None):
@@ -144,18 +149,21 @@ class SpeculativeGenerator(BeamGenerator):
     def _search_in_rounds(self, rounds, source: Tensor, bos: int, prefix: Optional[Tensor]) -> List[List[dict]]:
         sentences, max_len, device = len(source), self.longest(source), source.device
         zeros = torch.zeros(sentences, dtype=torch.long, device=device)
-        running = Running(torch.arange(sentences, device=device), zeros, zeros + bos, zeros.float())
+        running = Running(torch.arange(sentences, device=device), zeros, zeros + bos, zeros.to(rounds.dtype))
         words: List[List[Tensor]] = [[] for _ in range(sentences)]
         scores: List[List[Tensor]] = [[] for _ in range(sentences)]
         given = None if prefix is None or not prefix.numel() else prefix[:, :max_len]
         while len(running.sentence):
+            sentences_now = len(running.sentence)
             if given is not None:
                 drafts = given.ne(self.pad).sum(1).tolist()
             else:
-                wanted = rounds.wanted(len(running.sentence), self.draft)
+                wanted = self.pace.choose(sentences_now) if rounds.same and self.adapts else self.draft
                 drafts = [min(wanted, max_len - place) for place in running.place.tolist()]
+            began = self.pace.begin()
             counts, new, total = rounds.round(running, drafts, given)
-            goes_on = []
+            if given is None:
+                self.pace.end(began, sentences_now, wanted, sum(counts))
             for row, (sentence, count) in enumerate(zip(running.sentence.tolist(), counts)):
                 words[sentence].append(new[row, :count])
                 scores[sentence].append(total[row, :count])
