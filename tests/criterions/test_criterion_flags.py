@@ -51,7 +51,7 @@ VALUES = {
     "entropy_weight": 0.5,
     "exit_curriculum": "rotational",
     "exit_curriculum_updates": 8,
-    "exit_every": 3,
+    "exit_every": 1,
     "exit_scale": 0.5,
     "exit_weights": "uniform",
     "ignore_prefix_size": 1,
