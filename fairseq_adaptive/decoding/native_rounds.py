@@ -39,9 +39,9 @@ class NativeRounds(NativeSteps):
         )
         return Rounds(packed, lengths, states, threads, generator.exit_depth, rules, positions)
 
-    def round(self, running, drafts, given=None):
-        """As :meth:`fairseq_adaptive.ops.decoder_step.speculative.Rounds.round`."""
-        return self._search.round(running, drafts, given)
+    def rounds(self, running, draft, given=None, count=None):
+        """As :meth:`fairseq_adaptive.ops.decoder_step.speculative.Rounds.rounds`."""
+        return self._search.rounds(running, draft, given, count)
 
     def keep(self, rows):
         """Other sentences have ended; their caches stay where they are."""

@@ -20,7 +20,7 @@ from fairseq_adaptive.decoding.torch_rounds import TorchRounds
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.known import say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
-from fairseq_adaptive.ops.decoder_step.speculative import Running
+from fairseq_adaptive.ops.decoder_step.speculative import Running, Said
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,11 @@ class Tally:
     def __init__(self):
         self.rounds = self.drafted = self.right = self.words = 0
 
-    def add(self, drafted: int, words: int):
-        """A round of a sentence: of its ``words`` the last is that of all depths, whatever was drafted."""
-        self.rounds, self.drafted, self.words = self.rounds + 1, self.drafted + drafted, self.words + words
-        self.right += min(drafted, words - 1)
+    def add(self, said: Said):
+        """Count some rounds: in each the last word is that of all depths, whatever was drafted."""
+        words = sum(said.counts)
+        self.rounds, self.drafted, self.words = self.rounds + said.rounds, self.drafted + said.drafted, self.words + words
+        self.right += words - said.rounds
 
     @property
     def acceptance(self) -> float:
@@ -154,28 +155,25 @@ class SpeculativeGenerator(BeamGenerator):
         scores: List[List[Tensor]] = [[] for _ in range(sentences)]
         given = None if prefix is None or not prefix.numel() else prefix[:, :max_len]
         while len(running.sentence):
-            sentences_now = len(running.sentence)
+            size = len(running.sentence)
             if given is not None:
-                drafts = given.ne(self.pad).sum(1).tolist()
+                said = rounds.rounds(running, 0, given, given.ne(self.pad).sum(1).tolist())
+                given = None
             else:
-                wanted = self.pace.choose(sentences_now) if rounds.same and self.adapts else self.draft
-                drafts = [min(wanted, max_len - place) for place in running.place.tolist()]
-            began = self.pace.begin()
-            counts, new, total = rounds.round(running, drafts, given)
-            if given is None:
-                self.pace.end(began, sentences_now, wanted, sum(counts))
-            for row, (sentence, count) in enumerate(zip(running.sentence.tolist(), counts)):
-                words[sentence].append(new[row, :count])
-                scores[sentence].append(total[row, :count])
-                if given is None:
-                    self.tally.add(drafts[row], count)
+                draft = self.pace.choose(size) if rounds.same and self.adapts else self.draft
+                began = self.pace.begin()
+                said = rounds.rounds(running, draft)
+                self.pace.end(began, size, draft, sum(said.counts))
+                self.tally.add(said)
+            for row, (sentence, count) in enumerate(zip(running.sentence.tolist(), said.counts)):
+                words[sentence].append(said.words[row, :count])
+                scores[sentence].append(said.scores[row, :count])
             ended = running.newest.eq(self.eos)
             assert not (running.place.gt(max_len) & ~ended).any(), "no word may follow"
             if ended.any():
                 goes_on = (~ended).nonzero().squeeze(1)
                 running = Running(*(each[goes_on] for each in running))
                 rounds.keep(goes_on)
-            given = None
         return [[self._hypothesis(torch.cat(w), torch.cat(s))] for w, s in zip(words, scores)]
 
     def _hypothesis(self, words, totals):

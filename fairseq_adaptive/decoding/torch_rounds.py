@@ -9,6 +9,7 @@ from torch import Tensor
 from fairseq_adaptive.decoding.beam_generator import best_candidates
 from fairseq_adaptive.decoding.several_tokens import SeveralTokens
 from fairseq_adaptive.modules.layers.known import say_once
+from fairseq_adaptive.ops.decoder_step.speculative import Said
 
 
 def truncated(lprobs: Tensor, top_k: int = -1, top_p: float = -1.0) -> Tensor:
@@ -119,8 +120,13 @@ class TorchRounds:
             lprobs[..., generator.token_indices_to_suppress] = -torch.inf
         return lprobs
 
-    def round(self, running, drafts: List[int], given: Optional[Tensor] = None):
-        """As :meth:`fairseq_adaptive.ops.decoder_step.speculative.Rounds.round`, R sentences."""
+    def rounds(self, running, draft: int, given: Optional[Tensor] = None, count: Optional[List[int]] = None) -> Said:
+        """As :meth:`fairseq_adaptive.ops.decoder_step.speculative.Rounds.rounds`, one round of R sentences."""
+        drafts = count or [min(draft, self._longest - place) for place in running.place.tolist()]
+        counts, words, scores = self._round(running, drafts, given)
+        return Said(counts, words, scores, len(counts), 0 if given is not None else sum(drafts))
+
+    def _round(self, running, drafts, given):
         stack, width, exit_depth = self._decoder.layers, max(drafts) + 1, self._generator.exit_depth
         places = running.place.unsqueeze(1) + torch.arange(width, device=running.place.device)  # R x W
         words, draft = running.newest.unsqueeze(1), []

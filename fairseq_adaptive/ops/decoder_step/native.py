@@ -74,10 +74,10 @@ _Step = _structure(
 )
 _Round = _structure(
     "Round",
-    **dict.fromkeys("exit width least most end drafted changes short_changes".split(), c_int64),
+    **dict.fromkeys("exit width limit room least most end drafted changes short_changes".split(), c_int64),
     **dict.fromkeys("changed short_changed change short_change positions".split(), c_void_p),
     heat=c_float,
-    **dict.fromkeys("sentence place newest score rows given words scores".split(), c_void_p),
+    **dict.fromkeys("sentence place newest score rows got rounds tried given words scores".split(), c_void_p),
 )
 _SIGNATURES = {
     "lanes": (c_int32,),
@@ -93,7 +93,7 @@ _SIGNATURES = {
     "search_turn": (c_int32, c_void_p, c_void_p, c_int64),
     "search_step": (c_int32, c_void_p, POINTER(_Step), c_int64, c_int64),
     "search_room": (c_int32, c_void_p, c_int64, c_int64),
-    "search_round": (c_int32, c_void_p, POINTER(_Round), c_int64, c_int64),
+    "search_rounds": (c_int32, c_void_p, POINTER(_Round), c_int64, c_int64),
 }
 
 

@@ -3,9 +3,10 @@
    A sentence has one row a position, and goes on from a position of its own. Rows are computed as in a step of a search with
    one hypothesis, bit by bit, so that the words and scores are those of such a search whatever is drafted. */
 
-/* what a round is asked; arrays have an entry for each sentence that runs, or `width` */
+/* what some rounds are asked; arrays have an entry for each sentence that runs, or more */
 typedef struct {
-  int64_t exit, width;             /* E; rows of a sentence at most, drafts and 1 */
+  int64_t exit, width;             /* E; rows of a sentence in a round at most, drafts and 1 */
+  int64_t limit, room;             /* rounds at most; words of a sentence in `words` and `scores` */
   int64_t least, most, end;        /* before this position no end may follow, from this one on nothing but the end; that */
   int64_t drafted;                 /* drafts are among so many words, the first */
   int64_t changes, short_changes;  /* words whose log-probability is changed: always, and where no end may follow */
@@ -16,8 +17,10 @@ typedef struct {
   const int64_t *sentence;
   int64_t *place, *newest; /* position and word from which a sentence goes on; they are changed */
   float *score;            /* of its words so far; it is changed */
-  int64_t *rows;           /* how many rows it is to have, 1 to width; then how many words it has got */
-  const int64_t *given;    /* what to take for drafts, whatever the words are, or NULL */
+  int64_t *rows;           /* with `given`: how many rows it is to have, 1 to width; else room for that */
+  int64_t *got, *rounds;   /* how many words it has got, and in how many rounds; 0 at first */
+  int64_t *tried;          /* how many words were drafted for it; 0 at first */
+  const int64_t *given;    /* width - 1 each: what to take for drafts, whatever the words are, or NULL */
   int64_t *words;
   float *scores;
 } Round;
@@ -182,7 +185,7 @@ static int64_t accept(const Search *s, const Round *q, int64_t i, int64_t first,
       choose(&own, &step, 0, heap, heap + step.count);
     }
     score = best[0];
-    q->words[i * q->width + j] = words[0], q->scores[i * q->width + j] = score;
+    q->words[i * q->room + q->got[i] + j] = words[0], q->scores[i * q->room + q->got[i] + j] = score;
     if (j == rows - 1 || (!forced && (words[0] != drafts[j] || words[0] == q->end))) {
       q->score[i] = score, q->newest[i] = words[0], q->place[i] += j + 1;
       return j + 1;
@@ -192,7 +195,7 @@ static int64_t accept(const Search *s, const Round *q, int64_t i, int64_t first,
 }
 
 /* a round of sentences first..last of those that run. 0: done */
-int32_t search_round(Search *s, const Round *q, int64_t first, int64_t last) {
+static int one_round(Search *s, const Round *q, int64_t first, int64_t last) {
   const Decoder *d = s->decoder;
   const Stack *k = &d->stack;
   const int64_t C = k->width, n = last - first, base = first * q->width, copies = d->rule ? 3 : 1;
@@ -218,7 +221,7 @@ int32_t search_round(Search *s, const Round *q, int64_t first, int64_t last) {
       s->at[base + count] = q->place[first + i] + j, s->sentence[base + count] = q->sentence[first + i];
     }
     newest[i] = q->newest[first + i];
-    for (int64_t j = 0; q->given && j < q->rows[first + i] - 1; j++) drafts[i * q->width + j] = q->given[(first + i) * q->width + j];
+    for (int64_t j = 0; q->given && j < q->rows[first + i] - 1; j++) drafts[i * q->width + j] = q->given[(first + i) * (q->width - 1) + j];
   }
   if (q->given || widest == 1) { /* nothing is drafted: all rows at once */
     for (int64_t i = 0; i < n && !failed; i++)
@@ -254,7 +257,7 @@ int32_t search_round(Search *s, const Round *q, int64_t first, int64_t last) {
         memcpy(to.x, at.x, sizeof(float) * C), *to.mass = *at.mass, *to.done = *at.done;
         if (copies > 2) memcpy(to.result, at.result, sizeof(float) * C);
         if (j >= q->rows[first + i] - 1) continue;
-        drafts[i * q->width + j] = newest[i] = words[r];
+        drafts[i * q->width + j] = newest[i] = words[r], q->tried[first + i]++;
         if (words[r] == q->end) q->rows[first + i] = j + 1; /* nothing follows */
       }
       free(states), free(numbers);
@@ -279,9 +282,23 @@ int32_t search_round(Search *s, const Round *q, int64_t first, int64_t last) {
   }
   for (int64_t i = 0, at = base; i < n && !failed; i++) {
     const int64_t rows = q->rows[first + i];
-    q->rows[first + i] = accept(s, q, first + i, at, rows, drafts + i * q->width, heap);
+    const int64_t words = accept(s, q, first + i, at, rows, drafts + i * q->width, heap);
+    q->got[first + i] += words, q->rounds[first + i]++;
     at += rows;
   }
   room_close(&m), free(x), free(row), free(heap);
   return failed;
+}
+
+/* rounds of sentences first..last, until one of them ends. 0: done */
+int32_t search_rounds(Search *s, const Round *q, int64_t first, int64_t last) {
+  for (int64_t round = 0, ended = 0; round < q->limit && !ended; round++) {
+    for (int64_t i = first; i < last && !q->given; i++) {
+      const int64_t left = q->most - q->place[i] + 1;
+      q->rows[i] = q->width < left ? q->width : left;
+    }
+    if (one_round(s, q, first, last)) return 1;
+    for (int64_t i = first; i < last; i++) ended |= q->newest[i] == q->end || q->place[i] > q->most;
+  }
+  return 0;
 }

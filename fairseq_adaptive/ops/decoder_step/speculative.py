@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fairseq_adaptive.ops.decoder_step.native import _address, _done, _Round, Search
 
+_ROUNDS = 16  # in one call
+
 
 class Running(NamedTuple):
     """Sentences that run, R of them; tensors are changed by a round.
@@ -28,6 +30,23 @@ class Running(NamedTuple):
     place: Tensor
     newest: Tensor
     score: Tensor
+
+
+class Said(NamedTuple):
+    """What sentences have said in some rounds.
+
+    Attributes:
+        counts: how many words each, R numbers
+        words, scores: R x W, of which so many are there; a score is that of the sentence with the word
+        rounds: of all sentences
+        drafted: words that were drafted
+    """
+
+    counts: List[int]
+    words: Tensor
+    scores: Tensor
+    rounds: int
+    drafted: int
 
 
 class Rules(NamedTuple):
@@ -71,27 +90,34 @@ class Rounds(Search):
         words = sorted(changes)
         return (c_int64 * len(words))(*words), (c_float * len(words))(*(changes[word] for word in words))
 
-    def round(self, running: Running, drafts: List[int], given: Optional[Tensor] = None):
-        """Let sentences go on by one word and as many drafts as are right.
+    def rounds(self, running: Running, draft: int, given: Optional[Tensor] = None, count: Optional[List[int]] = None):
+        """Let sentences go on until one of them ends, or for so many rounds that it would be time to ask again.
 
         Args:
             running: is changed
-            drafts: R, how many words to draft for each, so that no position is beyond ``most``
-            given: R x D, int64: words to take, D of them at most, whatever the model says; ``drafts`` is then how many
+            draft: how many words to draft for each in a round, at most
+            given: R x D, int64: in place of drafts words to say whatever the model says, in one round
+            count: R, how many of them each has
 
         Returns:
-            how many words each has got, R numbers; the words and their sentences' scores with them, R x (1 + D) both
+            a :class:`Said`
         """
-        count, width = len(drafts), max(drafts) + 1
-        rows = torch.tensor(drafts) + 1
-        words = running.newest.new_empty(count, width)
-        scores = running.score.new_empty(count, width)
-        given = None if given is None else torch.nn.functional.pad(given[:, : width - 1], (0, 1)).contiguous()
+        sentences, rules, limit = len(running.sentence), self._rules, _ROUNDS
+        width = draft + 1
+        if given is not None:
+            width, limit, given = given.size(1) + 1, 1, given.contiguous()
+            rows = torch.tensor(count) + 1
+        else:
+            rows = running.newest.new_empty(sentences)
+        room = limit * width
+        got, rounds, tried = running.newest.new_zeros(3, sentences)
+        words, scores = running.newest.new_empty(sentences, room), running.score.new_empty(sentences, room)
         (changed, change), (short_changed, short_change) = self._arrays
-        rules = self._rules
         asked = _Round(
             exit=self._exit,
             width=width,
+            limit=limit,
+            room=room,
             least=rules.least,
             most=rules.most,
             end=rules.end,
@@ -109,13 +135,16 @@ class Rounds(Search):
             newest=running.newest.data_ptr(),
             score=running.score.data_ptr(),
             rows=rows.data_ptr(),
+            got=got.data_ptr(),
+            rounds=rounds.data_ptr(),
+            tried=tried.data_ptr(),
             given=_address(given),
             words=words.data_ptr(),
             scores=scores.data_ptr(),
         )
-        deepest = int((running.place + rows).max())
-        _done(self._library.search_room(self._handle, deepest, count * width))
+        deepest = min(int(running.place.max()) + room, rules.most + 1)
+        _done(self._library.search_room(self._handle, deepest, sentences * width))
         self._split(
-            lambda first, last: _done(self._library.search_round(self._handle, byref(asked), first, last)), count
+            lambda first, last: _done(self._library.search_rounds(self._handle, byref(asked), first, last)), sentences
         )
-        return rows.tolist(), words, scores
+        return Said(got.tolist(), words, scores, int(rounds.sum()), int(tried.sum()))
