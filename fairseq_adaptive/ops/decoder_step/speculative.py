@@ -11,7 +11,9 @@ from typing import Dict, List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from fairseq_adaptive.ops.decoder_step.native import _address, _done, _Round, Search
+from fairseq_adaptive.ops.decoder_step.native import Search, _done
+from fairseq_adaptive.ops.decoder_step.packing import address
+from fairseq_adaptive.ops.decoder_step.structures import Round
 
 _ROUNDS = 16  # in one call
 
@@ -113,7 +115,7 @@ class Rounds(Search):
         got, rounds, tried = running.newest.new_zeros(3, sentences)
         words, scores = running.newest.new_empty(sentences, room), running.score.new_empty(sentences, room)
         (changed, change), (short_changed, short_change) = self._arrays
-        asked = _Round(
+        asked = Round(
             exit=self._exit,
             width=width,
             limit=limit,
@@ -128,7 +130,7 @@ class Rounds(Search):
             short_changed=ctypes.addressof(short_changed),
             change=ctypes.addressof(change),
             short_change=ctypes.addressof(short_change),
-            positions=_address(self._positions),
+            positions=address(self._positions),
             heat=rules.heat,
             sentence=running.sentence.data_ptr(),
             place=running.place.data_ptr(),
@@ -138,7 +140,7 @@ class Rounds(Search):
             got=got.data_ptr(),
             rounds=rounds.data_ptr(),
             tried=tried.data_ptr(),
-            given=_address(given),
+            given=address(given),
             words=words.data_ptr(),
             scores=scores.data_ptr(),
         )
