@@ -44,7 +44,9 @@ class EarlyExitLossConfig(FairseqDataclass):
     )
     exit_every: int = ranged(4, LAYERS, "R, of --exit-curriculum rotational")
     exit_curriculum_updates: Optional[int] = ranged(
-        None, _UPDATES, "after how many updates --exit-curriculum gradual has all depths (default: half of the training)"
+        None,
+        _UPDATES,
+        "after how many updates --exit-curriculum gradual has all depths (default: half of the training)",
     )
 
 

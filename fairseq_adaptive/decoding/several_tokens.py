@@ -35,7 +35,9 @@ class SeveralTokens:
         for number in self._layers:
             source = stack.layer(number).encoder_attn
             if source is not None:
-                self._source[number] = [self._heads(each(encoder_out.transpose(0, 1))) for each in (source.k_proj, source.v_proj)]
+                self._source[number] = [
+                    self._heads(each(encoder_out.transpose(0, 1))) for each in (source.k_proj, source.v_proj)
+                ]
         if padding_mask is not None and padding_mask.any():
             self._seen = ~padding_mask.bool()[:, None, None]
 

@@ -40,7 +40,11 @@ class Tally:
     def add(self, said: Said):
         """Count some rounds: in each the last word is that of all depths, whatever was drafted."""
         words = sum(said.counts)
-        self.rounds, self.drafted, self.words = self.rounds + said.rounds, self.drafted + said.drafted, self.words + words
+        self.rounds, self.drafted, self.words = (
+            self.rounds + said.rounds,
+            self.drafted + said.drafted,
+            self.words + words,
+        )
         self.right += words - said.rounds
 
     @property

@@ -136,7 +136,10 @@ class TorchRounds:
         else:
             parts = []
             for number in range(width):
-                newest, here = self._states(words[:, -1:], places[:, number : number + 1]), places[:, number : number + 1]
+                newest, here = (
+                    self._states(words[:, -1:], places[:, number : number + 1]),
+                    places[:, number : number + 1],
+                )
                 parts.append(self._step(newest, here, range(exit_depth)))
                 if number < width - 1:
                     lprobs = self._lprobs(parts[-1], here)[:, 0]
@@ -151,9 +154,8 @@ class TorchRounds:
         counts = []
         found, scores = words.new_empty(words.shape), lprobs.new_empty(words.shape)
         for row, asked in enumerate(drafts):
-            said, total = self._said(
-                lprobs[row], words[row, 1 : 1 + asked], running.score[row].to(lprobs), [each[row] for each in draft], given is not None
-            )
+            own = lprobs[row], words[row, 1 : 1 + asked], running.score[row].to(lprobs)
+            said, total = self._said(*own, [each[row] for each in draft], given is not None)
             counts.append(len(said))
             found[row, : len(said)], scores[row, : len(said)] = said, total
             running.place[row] += len(said)

@@ -96,7 +96,9 @@ def main():
                     ratios = sorted(each[other, "plain"] / each[name] for each in rounds)
                     told += f"; {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) of plain {other}"
                 tally = generator.tally
-                told += f"; {100 * tally.acceptance:.1f}% of drafts said, {tally.words / tally.rounds:.2f} words a round"
+                told += (
+                    f"; {100 * tally.acceptance:.1f}% of drafts said, {tally.words / tally.rounds:.2f} words a round"
+                )
                 told += f"; {differing(found[name], found[kernels, 'plain'])} of {count} hypotheses differ"
             print(told, flush=True)
 

@@ -14,7 +14,9 @@ LOSS = (
     "--criterion early_exit_loss --task-criterion fused_label_smoothed_cross_entropy --label-smoothing 0.1 "
     "--exit-weights sqrt --exit-curriculum gradual"
 )
-TRAINING = "--optimizer adam --lr 5e-3 --clip-norm 1 --max-tokens 400 --cpu --num-workers 0 --log-format simple --seed 3"
+TRAINING = (
+    "--optimizer adam --lr 5e-3 --clip-norm 1 --max-tokens 400 --cpu --num-workers 0 --log-format simple --seed 3"
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,10 @@ def test_interactive_says_the_same(trained):
     """Also by sampling where there is one word to draw."""
     data, path, _ = trained
     flags = f"--user-dir {USER_DIR} --path {path} --beam 1 --cpu -s src -t tgt".split()
-    text, more = (data.parent / "test.src").read_text(), ("--self-speculative", "1", "--sampling", "--sampling-topk", "1")
+    text, more = (
+        (data.parent / "test.src").read_text(),
+        ("--self-speculative", "1", "--sampling", "--sampling-topk", "1"),
+    )
     found = [run("fairseq-interactive", data, *flags, *each, input=text).stdout for each in ((), more)]
     said = [[line.split("\t")[2] for line in each.splitlines() if line.startswith("H-")] for each in found]
     assert said[0] == said[1] and said[0]

@@ -94,7 +94,9 @@ CASES = [
 @pytest.mark.parametrize("family, flags, inner, smoothing", CASES, ids=[f"{c[0]}-{c[2]}" for c in CASES])
 def test_equals_a_loop_over_depths(build, dictionary, samples, family, flags, inner, smoothing):
     model, sample = build(family, **MODELS[family], **flags).train(), samples(family)
-    mine = criterion(dictionary, task_criterion=inner, label_smoothing=smoothing or None, exit_weights="sqrt", exit_scale=0.5)
+    mine = criterion(
+        dictionary, task_criterion=inner, label_smoothing=smoothing or None, exit_weights="sqrt", exit_scale=0.5
+    )
     mine.check_model(model)
     loss, size, log = mine.train()(model, sample)
     weights = [0.5 * math.sqrt(depth + 1) for depth in range(3)] + [2.0]

@@ -14,16 +14,11 @@ from fairseq_adaptive.ops.decoder_step import OP
 from searches import MODELS, PRE_LN, TINY, assert_same, halting, search, shared
 
 KERNELS = "FAIRSEQ_ADAPTIVE_KERNELS"
-BACKENDS = [
-    pytest.param(
-        "native",
-        marks=pytest.mark.skipif(
-            OP.obstacle("native", "cpu", torch.float32) is not None,
-            reason=f"the library is not there: {OP.obstacle('native', 'cpu', torch.float32)}",
-        ),
-    ),
-    "torch",
-]
+needs_native = pytest.mark.skipif(
+    OP.obstacle("native", "cpu", torch.float32) is not None,
+    reason=f"the library is not there: {OP.obstacle('native', 'cpu', torch.float32)}",
+)
+BACKENDS = [pytest.param("native", marks=needs_native), "torch"]
 FIT = [flags for flags in MODELS if not {"adaptive_softmax_cutoff", "decoder_input_dim"} & set(flags)]
 
 
@@ -66,6 +61,7 @@ def ending(model, dictionary, batch):
     return model
 
 
+@needs_native
 @pytest.mark.parametrize("flags", FIT, ids=lambda flags: "-".join(flags) or "plain")
 @pytest.mark.parametrize("exit, draft", [(1, 2), (3, 5)])
 def test_equals_greedy_bit_by_bit(build, batch, dictionary, flags, exit, draft, monkeypatch, made):
@@ -79,10 +75,9 @@ def test_equals_greedy_bit_by_bit(build, batch, dictionary, flags, exit, draft, 
 
 
 @pytest.mark.parametrize("flags", MODELS, ids=lambda flags: "-".join(flags) or "plain")
-@pytest.mark.parametrize("exit, draft", [(1, 2), (3, 5)])
-def test_equals_greedy_in_torch(build, batch, dictionary, flags, exit, draft, monkeypatch, made):
+def test_equals_greedy_in_torch(build, batch, dictionary, flags, monkeypatch, made):
     monkeypatch.setenv(KERNELS, "torch")
-    batch = many(batch)
+    batch, exit, draft = many(batch, 11), 2, 3
     model = shared(build, **flags)
     model = model if "adaptive_softmax_cutoff" in flags else ending(model, dictionary, batch)
     theirs = search([model], dictionary, batch, beam=1)
@@ -90,6 +85,7 @@ def test_equals_greedy_in_torch(build, batch, dictionary, flags, exit, draft, mo
     assert made[0].tally.rounds
 
 
+@needs_native
 @pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation", "margin"))
 @pytest.mark.parametrize("exit", (1, 3))
 def test_halting_models_bit_by_bit(build, batch, dictionary, rule, exit, monkeypatch, made):
@@ -114,7 +110,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
 def test_options(build, batch, dictionary, options, backend, monkeypatch):
     monkeypatch.setenv(KERNELS, backend)
-    batch = many(batch)
+    batch = many(batch, 9)
     model = ending(shared(build, dtype=torch.float32), dictionary, batch)
     theirs = search([model], dictionary, batch, beam=1, **options)
     assert_same(search([model], dictionary, batch, beam=1, self_speculative=2, draft=4, **options), theirs)
@@ -164,8 +160,8 @@ def test_language_models(build, dictionary, monkeypatch, made):
 
 
 def test_sampling_draws_from_the_distribution_of_all_depths(build, batch, dictionary, made):
-    """The words of 4,000 samples against the probabilities of the model: the first, and the second behind the first."""
-    rows, model = 4000, shared(build, dtype=torch.float32)
+    """The words of 1,500 samples against the probabilities of the model: the first, and the second behind the first."""
+    rows, model = 1500, shared(build, dtype=torch.float32)
     batch = {name: value[:1].expand(rows, *value.shape[1:]) for name, value in batch.items()}
     flags = {"beam": 1, "max_len_b": 2, "sampling": True, "sampling_topk": 6}
     found = search([model], dictionary, batch, self_speculative=1, draft=2, **flags)
@@ -243,3 +239,13 @@ def test_a_pace_takes_the_cheapest_number_of_drafts():
             pace.end(began, sentences, draft, sentences * (1 + 0.7 * draft))
             taken.append(draft)
     assert taken[:200].count(4) > 150 and taken[200:].count(0) > 150
+
+
+@needs_native
+def test_threads_share_sentences(build, batch, dictionary, monkeypatch):
+    monkeypatch.setenv(KERNELS, "native")
+    batch = many(batch, 7)
+    model = ending(shared(build, dtype=torch.float32), dictionary, batch)
+    one = search([model], dictionary, batch, beam=1, self_speculative=2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert_equal(search([model], dictionary, batch, beam=1, self_speculative=2), one)

@@ -8,7 +8,9 @@ from fairseq_adaptive.errors import UsageError
 BY_DEPTH = ("uniform", "exponential")
 
 
-def dropout_rates(rate: float, depths: int, by_depth: str = "uniform", warmup_updates: int = 0, update: int = 0) -> Tensor:
+def dropout_rates(
+    rate: float, depths: int, by_depth: str = "uniform", warmup_updates: int = 0, update: int = 0
+) -> Tensor:
     """Return N probabilities.
 
     ``uniform`` leaves every depth out alike (Fan et al., 2020). ``exponential`` never leaves the first out, and the last
