@@ -53,6 +53,7 @@ def main():
     parser.add_argument("data", help="folder of fairseq-preprocess")
     parser.add_argument("checkpoint", help="of a shared_transformer, such as one of --criterion early_exit_loss")
     parser.add_argument("--exit", type=LAYERS, nargs="+", default=[2, 3], help="depths that draft")
+    parser.add_argument("--kernels", choices=("torch", "native"), nargs="+", default=["torch", "native"])
     parser.add_argument("--draft", type=Range(int, 1, 64), default=4)
     parser.add_argument("--max-len-a", type=Range(float, 0, 100), default=1.2, help="as of fairseq-generate")
     parser.add_argument("--max-len-b", type=Range(int, 1, 1000), default=10)
@@ -65,7 +66,8 @@ def main():
         [args.checkpoint], arg_overrides={"data": args.data}
     )
     model.prepare_for_inference_(argparse.Namespace(generation=argparse.Namespace(print_alignment=None)))
-    backends = ["torch", *(["native"] if OP.obstacle("native", "cpu", torch.float32) is None else [])]
+    obstacle = OP.obstacle("native", "cpu", torch.float32)
+    backends = [each for each in args.kernels if each == "torch" or obstacle is None]
     task.load_dataset("test")
     data = task.dataset("test")
     for batch_size in args.batch_sizes:

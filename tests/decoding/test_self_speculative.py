@@ -24,8 +24,9 @@ FIT = [flags for flags in MODELS if not {"adaptive_softmax_cutoff", "decoder_inp
 
 def assert_equal(ours, theirs):
     """Bit by bit."""
-    assert_same(ours, theirs)
+    assert len(ours) == len(theirs)
     for our, their in zip(sum(ours, []), sum(theirs, [])):
+        assert our["tokens"].tolist() == their["tokens"].tolist()
         assert torch.equal(our["score"], their["score"])
         assert torch.equal(our["positional_scores"], their["positional_scores"])
 
@@ -77,7 +78,7 @@ def test_equals_greedy_bit_by_bit(build, batch, dictionary, flags, exit, draft, 
 @pytest.mark.parametrize("flags", MODELS, ids=lambda flags: "-".join(flags) or "plain")
 def test_equals_greedy_in_torch(build, batch, dictionary, flags, monkeypatch, made):
     monkeypatch.setenv(KERNELS, "torch")
-    batch, exit, draft = many(batch, 11), 2, 3
+    batch, exit, draft = many(batch, 5), 2, 3
     model = shared(build, **flags)
     model = model if "adaptive_softmax_cutoff" in flags else ending(model, dictionary, batch)
     theirs = search([model], dictionary, batch, beam=1)
@@ -87,10 +88,9 @@ def test_equals_greedy_in_torch(build, batch, dictionary, flags, monkeypatch, ma
 
 @needs_native
 @pytest.mark.parametrize("rule", ("act", "ut_act", "pondernet", "saturation", "margin"))
-@pytest.mark.parametrize("exit", (1, 3))
-def test_halting_models_bit_by_bit(build, batch, dictionary, rule, exit, monkeypatch, made):
+def test_halting_models_bit_by_bit(build, batch, dictionary, rule, monkeypatch, made):
     monkeypatch.setenv(KERNELS, "native")
-    batch = many(batch)
+    batch, exit = many(batch), 2
     model = ending(halting(build, rule, dtype=torch.float32, **PRE_LN), dictionary, batch)
     theirs = search([model], dictionary, batch, beam=1)
     assert_equal(search([model], dictionary, batch, beam=1, self_speculative=exit, draft=3), theirs)
@@ -160,8 +160,8 @@ def test_language_models(build, dictionary, monkeypatch, made):
 
 
 def test_sampling_draws_from_the_distribution_of_all_depths(build, batch, dictionary, made):
-    """The words of 1,500 samples against the probabilities of the model: the first, and the second behind the first."""
-    rows, model = 1500, shared(build, dtype=torch.float32)
+    """The words of 1,000 samples against the probabilities of the model: the first, and the second behind the first."""
+    rows, model = 1000, shared(build, dtype=torch.float32)
     batch = {name: value[:1].expand(rows, *value.shape[1:]) for name, value in batch.items()}
     flags = {"beam": 1, "max_len_b": 2, "sampling": True, "sampling_topk": 6}
     found = search([model], dictionary, batch, self_speculative=1, draft=2, **flags)
