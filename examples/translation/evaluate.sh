@@ -79,7 +79,7 @@ while read -r subset name standard reference; do
   hypothesis=$out/$name.$lang
   lenpen=1.0
   [ "$name" != newstest2014 ] || lenpen=0.6
-  fairseq-generate "$data/bin" --user-dir "$root/fairseq_adaptive" --path "$model" --gen-subset "$subset" --beam 4 \
+  fairseq-generate "$data/bin" --user-dir "$user_dir" --path "$model" --gen-subset "$subset" --beam 4 \
     --lenpen "$lenpen" --max-tokens 4096 --post-process "$post_process" ${flags[@]+"${flags[@]}"} \
     > "$out/$name.log" 2> "$out/$name.err" < /dev/null ||
     die "fairseq-generate failed on $name ($out/$name.err): $(tail -n 1 "$out/$name.err")"

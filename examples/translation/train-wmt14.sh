@@ -20,5 +20,5 @@ data=$1 save_dir=$2 arch=$3
 paths data save_dir
 shift 3
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-exec bash "$here/train-wmt14-native.sh" "$data" "$save_dir" --user-dir "$here/../../fairseq_adaptive" \
+exec bash "$here/train-wmt14-native.sh" "$data" "$save_dir" --user-dir "$user_dir" \
   --arch "$arch" --init admin "$@"
