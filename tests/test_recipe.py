@@ -70,7 +70,7 @@ def test_a_changed_file_is_left_and_nothing_is_written(tmp_path):
     "words, message",
     (
         (["translaton"], "no example translaton: did you mean translation"),
-        (["translation", "train.sh"], "no file train.sh: it has README.md, config/wmt14"),
+        (["translation", "tune.sh"], "no file tune.sh: it has README.md, config/wmt14"),
         (["pretraining", "depth.png"], "is a picture"),
     ),
 )

@@ -51,9 +51,11 @@ if [[ $task != [1-9] && $task != [1-9][0-9] && $task != [1-9][0-9][0-9] ]]; then
   flags+=(--lr-scheduler polynomial_decay --total-num-update "$updates" --warmup-updates $((updates * warmup / 100)))
 fi
 
+start=(--restore-file "$model" --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler)
+[ ! -e "$save_dir/checkpoint_last.pt" ] || start=() # an interrupted training goes on from there
+
 fairseq-train "$data/bin" --user-dir "$user_dir" --task sentence_prediction --num-classes "$classes" --init-token 0 \
-  --arch "$arch" --pooler-dropout 0.1 --restore-file "$model" \
-  --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler \
+  --arch "$arch" --pooler-dropout 0.1 ${start[@]+"${start[@]}"} \
   "${loss[@]}" --batch-size "$batch" --required-batch-size-multiple 1 --max-epoch "$epochs" \
   --optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0 --lr "$lr" \
   ${flags[@]+"${flags[@]}"} \

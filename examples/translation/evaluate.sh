@@ -3,7 +3,7 @@
 # detokenised text, with its signature, and tokenised BLEU with compounds split at hyphens.
 #
 # usage: bash evaluate.sh DATA CHECKPOINTS OUT [options] [fairseq-generate flags]
-#   DATA             the OUT folder of prepare-wmt14en2de.sh, or any folder with binarised data in DATA/bin
+#   DATA             the OUT folder of prepare-wmt14en2de.sh or prepare.sh, or any folder with binarised data in DATA/bin
 #   CHECKPOINTS      a --save-dir, whose last epoch checkpoints are averaged, or one checkpoint file
 #   OUT              folder for the averaged checkpoint, the translations and the logs of fairseq-generate
 #   --last N         number of epoch checkpoints to average (default 10)

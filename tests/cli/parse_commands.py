@@ -66,7 +66,10 @@ def script(words):
     """``python FILE``, or ``python -m MODULE`` of ours."""
     if words[1] == "-m":
         return ours(words[2:]) if words[2] == "fairseq_adaptive" else None
-    with mock.patch.object(sys, "argv", words[1:]), mock.patch.object(sys, "path", [str(Path(words[1]).parent), *sys.path]):
+    with (
+        mock.patch.object(sys, "argv", words[1:]),
+        mock.patch.object(sys, "path", [str(Path(words[1]).parent), *sys.path]),
+    ):
         runpy.run_path(words[1], run_name="__main__")
 
 
@@ -88,7 +91,12 @@ def fault(words):
     parsers = mock.patch.object(argparse.ArgumentParser, "parse_args", read_first(argparse.ArgumentParser.parse_args))
     if reader(words[0]) is fairseq:  # its parsers are asked several times
         parsers = contextlib.nullcontext()
-    with mock.patch.object(sys, "argv", list(words)), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), parsers:
+    with (
+        mock.patch.object(sys, "argv", list(words)),
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(said),
+        parsers,
+    ):
         try:
             reader(words[0])(words)
         except Read:

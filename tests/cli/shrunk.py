@@ -4,6 +4,7 @@ tiny data of its task. A program: ``shrunk.py COMMAND [flags]``; PAGE_DATA is th
 
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def value(words, flag, default):
 
 
 def link_data(command, words):
+    if command == "fairseq-train" and "--save-dir" not in words:
+        shutil.rmtree("checkpoints", ignore_errors=True)  # of the training before, which a user would keep
     task = value(words, "--task", "language_modeling" if command == "fairseq-eval-lm" else "translation")
     data = Path(os.environ["PAGE_DATA"], TASKS.get(task, task))
     if words and not words[0].startswith("-") and not Path(words[0]).exists():
