@@ -156,6 +156,18 @@ def test_every_command_is_read_by_its_parser(every):
     assert not wrong, "\n\n".join(wrong)
 
 
+def test_configurations_are_composed(every, tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "fairseq_adaptive").symlink_to(ROOT / "fairseq_adaptive")
+    found = [call for call in every if call.words[0] == "fairseq-hydra-train"]
+    assert found
+    for call in found:
+        done = run(*call.words, "--cfg", "job", cwd=tmp_path)
+        assert "_name: shared_transformer_wmt_en_de" in done.stdout
+    done = run(*found[0].words, "task.no_such_key=1", "--cfg", "job", cwd=tmp_path, check=False)
+    assert done.returncode != 0 and "no_such_key" in done.stderr
+
+
 def test_a_wrong_flag_and_a_missing_script_are_found(tmp_path):
     given = [
         ["fairseq-train", "DATA", "--user-dir", "fairseq_adaptive", "--arch", "shared_transformer", "--no-such-flag"],
