@@ -140,6 +140,7 @@ case $name in
       -m) ;;
       *)
         [ -f "$1" ] || { echo "there is no $1" >&2; exit 1; }
+        [ ! -p /dev/stdin ] || cat > /dev/null # else what writes to it may be told that nobody reads
         case ${1##*/} in
           encode.py)
             for file in "${@:2}"; do

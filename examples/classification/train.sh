@@ -8,6 +8,7 @@
 #   ARCH     transkimmer_base, transkimmer_large, transkimmer_bert_base or transkimmer_minilm_l6
 #   TASK     CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI, 20news, yelp or imdb: its labels, metric and recipe,
 #            with a learning rate that falls to 0. Or a number of labels: GLUE's recipe with a constant learning rate
+#   SAVE_DIR folder for the checkpoints; an interrupted training goes on from there
 #   flags    override the recipe; with another --max-epoch set --total-num-update, too
 set -euo pipefail
 
@@ -51,6 +52,7 @@ if [[ $task != [1-9] && $task != [1-9][0-9] && $task != [1-9][0-9][0-9] ]]; then
   flags+=(--lr-scheduler polynomial_decay --total-num-update "$updates" --warmup-updates $((updates * warmup / 100)))
 fi
 
+echo "to do: $kind, ${updates:+$updates updates, }$classes labels, batches of $batch, $epochs epochs unless flags say otherwise, into $save_dir" >&2
 start=(--restore-file "$model" --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler)
 [ ! -e "$save_dir/checkpoint_last.pt" ] || start=() # an interrupted training goes on from there
 

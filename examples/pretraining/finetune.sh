@@ -7,6 +7,7 @@
 #   MODEL    checkpoint of the pretraining
 #   ARCH     its architecture; flags of the pretraining that change sizes are to be given again
 #   CLASSES  how many labels there are
+#   SAVE_DIR folder for the checkpoints; an interrupted training goes on from there
 #   flags    --halting none for ALBERT of fixed depth; for a price of depth --criterion ponder_loss --task-criterion
 #            sentence_prediction --target-depth D
 set -euo pipefail

@@ -7,6 +7,7 @@
 #   DATA   the OUT folder of prepare.sh
 #   MODEL  checkpoint to start from: a converted one, or the dense one of this script for skim
 #   ARCH   transkimmer_base, transkimmer_large, transkimmer_bert_base or transkimmer_minilm_l6
+#   SAVE_DIR  folder for the checkpoints; an interrupted training goes on from there
 #   flags  override the recipe; with another --max-epoch, --batch-size or --max-positions set --total-num-update, too
 set -euo pipefail
 

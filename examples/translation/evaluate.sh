@@ -63,6 +63,8 @@ while read -r _ _ _ reference; do
   [ -s "$reference" ] || die "the reference $reference is missing or empty; name it with --reference"
 done <<< "$sets"
 
+echo "to do: $source-$target, $(wc -l < <(while read -r _ _ _ file; do cat "$file"; done <<< "$sets")) sentences of" \
+  "$(cut -d ' ' -f 2 <<< "$sets" | xargs) with beam 4, into $out" >&2
 mkdir -p "$out"
 model=$checkpoints
 if [ -d "$checkpoints" ]; then

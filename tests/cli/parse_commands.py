@@ -1,4 +1,4 @@
-"""Reads commands with their real parsers, in one process: what argparse, fairseq's configuration and sacreBLEU make of them.
+"""Reads commands with their real parsers, in one process: what argparse makes of them.
 
 Run as a program: a JSON list of commands, each a list of words, from the standard input; to the standard output goes a list of
 what is wrong with each of them, null where nothing is.
@@ -36,7 +36,6 @@ def as_numbers(words):
 
 def fairseq(words):
     from fairseq import options
-    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
     made = {
         "fairseq-train": options.get_training_parser,
@@ -50,9 +49,7 @@ def fairseq(words):
     if words[0] == "fairseq-preprocess":
         parser.parse_args(words[1:])
         return
-    args = options.parse_args_and_arch(parser, words[1:])
-    if words[0] == "fairseq-train":
-        convert_namespace_to_omegaconf(args)
+    options.parse_args_and_arch(parser, words[1:])
 
 
 def ours(words):

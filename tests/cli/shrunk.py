@@ -53,7 +53,7 @@ def smaller(command, words):
     from fairseq import options
 
     if command != "fairseq-train":
-        return ["--cpu", "--num-workers", "0"]
+        return ["--cpu", "--num-workers", "0", "--required-batch-size-multiple", "1"]
     sys.argv = [command, *words]
     args = options.parse_args_and_arch(options.get_training_parser(), list(words))
     added = ["--cpu", "--required-batch-size-multiple", "1", "--max-update", "2"]

@@ -39,7 +39,7 @@ def data(archives, tmp_path_factory):
     copy = folder / "translation" / "prepare.sh"
     copy.parent.mkdir()
     copy.write_text(script)
-    for name in ("common.sh", "download.sh"):
+    for name in ("common.sh", "download.sh", "subwords.sh"):
         shutil.copy(EXAMPLE.parent / name, folder)
     bash(copy, archives, "out", "--merges", "100", "--workers", "2", cwd=folder)
     return folder / "out"
