@@ -89,10 +89,13 @@ ONLY_READ_PAGES = {
     "examples/language_model/README.md": "tests/cli/test_par_search.py and test_segmented_language_modeling.py",
     "examples/pretraining/README.md": "tests/cli/test_albert_act.py",
     "examples/translation/README.md": "tests/cli/test_alignment.py",
+    "docs/mechanisms/act.md": "tests/cli/test_alignment.py and tests/cli/test_hydra.py",
     "docs/mechanisms/adatape.md": "tests/cli/test_adatape.py",
     "docs/mechanisms/attention-search.md": "tests/cli/test_par_search.py",
     "docs/mechanisms/mixture-of-depths.md": "tests/cli/test_mixtures.py",
     "docs/mechanisms/mixture-of-recursions.md": "tests/cli/test_mixtures.py",
+    "docs/mechanisms/parameter-sharing.md": "tests/cli/test_shared_transformer.py and tests/cli/test_torchrun.py",
+    "docs/mechanisms/pondernet.md": "tests/cli/test_halting_transformer_xl.py",
     "docs/mechanisms/skimming.md": "tests/cli/test_transkimmer.py",
     "docs/performance.md": "tests/cli/test_transkimmer.py",
 }

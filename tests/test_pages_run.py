@@ -26,10 +26,7 @@ RUN = (
         + "\nfor n in {1..10}; do cp checkpoints/checkpoint_last.pt checkpoints/checkpoint$n.pt; done",
     ),
     ("docs/losses.md", ["fairseq-train DATA --user-dir fairseq_adaptive --arch"], ""),
-    ("docs/mechanisms/act.md", ["fairseq-train"], ""),
     ("docs/mechanisms/early-exit.md", ["fairseq-generate"], TRAIN),
-    ("docs/mechanisms/parameter-sharing.md", ["fairseq-train"], ""),
-    ("docs/mechanisms/pondernet.md", ["fairseq-train"], ""),
 )
 # what a page leaves to its reader
 VALUES = {"docs/mechanisms/early-exit.md": {"...": "--user-dir fairseq_adaptive --path CHECKPOINT"}}
