@@ -67,7 +67,7 @@ fine_tune() { # NAME FROM dense|skim [flags]
       --total-num-update "$updates" --warmup-updates $((updates / 10)) "$@" ${flags[@]+"${flags[@]}"}
     touch "$out/$name/finished"
   fi
-  grep 'valid on' "$out/$name.log" | tail -n 1
+  grep 'valid on' "$out/$name.log" | tail -n 1 || true
 }
 
 step "1/5 encoder"
