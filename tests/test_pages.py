@@ -89,6 +89,8 @@ ONLY_READ_PAGES = {
     "examples/language_model/README.md": "tests/cli/test_par_search.py and test_segmented_language_modeling.py",
     "examples/pretraining/README.md": "tests/cli/test_albert_act.py",
     "examples/translation/README.md": "tests/cli/test_alignment.py",
+    "docs/losses.md": "tests/cli/test_adaptive_compute_loss.py",
+    "docs/mechanisms/early-exit.md": "tests/decoding/test_beam_generator.py and tests/report/test_calibrate.py",
     "docs/mechanisms/act.md": "tests/cli/test_alignment.py and tests/cli/test_hydra.py",
     "docs/mechanisms/adatape.md": "tests/cli/test_adatape.py",
     "docs/mechanisms/attention-search.md": "tests/cli/test_par_search.py",

@@ -13,7 +13,7 @@ from cli import commands
 from cli.helpers import run, tiny_translation_data
 from pages import ROOT, plain, shell_blocks
 
-TRAIN = "fairseq-train DATA --user-dir fairseq_adaptive --arch shared_transformer --save-dir checkpoints"
+TRAIN = "fairseq-train data-bin --user-dir fairseq_adaptive --arch shared_transformer --save-dir checkpoints"
 # page, how each of its blocks begins that run in turn in one folder, and what runs before them
 RUN = (
     ("README.md", ["pip install -c"], ""),
@@ -22,14 +22,9 @@ RUN = (
     (
         "docs/checkpoints.md",
         ["python scripts/average", "python scripts/export_checkpoint.py averaged.pt --to fairseq"],
-        TRAIN.replace("DATA", "data-bin")
-        + "\nfor n in {1..10}; do cp checkpoints/checkpoint_last.pt checkpoints/checkpoint$n.pt; done",
+        TRAIN + "\nfor n in {1..10}; do cp checkpoints/checkpoint_last.pt checkpoints/checkpoint$n.pt; done",
     ),
-    ("docs/losses.md", ["fairseq-train DATA --user-dir fairseq_adaptive --arch"], ""),
-    ("docs/mechanisms/early-exit.md", ["fairseq-generate"], TRAIN),
 )
-# what a page leaves to its reader
-VALUES = {"docs/mechanisms/early-exit.md": {"...": "--user-dir fairseq_adaptive --path CHECKPOINT"}}
 FAST = "README.md"
 WRAPPER = '#!/bin/bash\nexec python "$PAGE_ROOT/tests/cli/shrunk.py" "${0##*/}" "$@"\n'
 
@@ -73,10 +68,9 @@ def test_commands_run(page, starts, before, data, tmp_path):
         (tmp_path / ".bin" / f"fairseq-{name}").chmod(0o755)
     (tmp_path / ".bin" / "pip").write_text("#!/bin/sh\n")
     (tmp_path / ".bin" / "pip").chmod(0o755)
-    values = {"CHECKPOINT": "checkpoints/checkpoint_best.pt", **VALUES.get(page, {})}
     blocks = [block for _, within, block in shell_blocks(ROOT / page) if not within and begins(block, starts)]
     assert len(blocks) >= len(starts)
-    script = "\n".join(["set -euo pipefail", before, *(plain(plain(block, values), values) for block in blocks)])
+    script = "\n".join(["set -euo pipefail", before, *(plain(block, {}) for block in blocks)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     environment.update(commands.stubs(environment))
     folders = (str(tmp_path / ".bin"), commands.stub_folder(), str(Path(sys.executable).parent), os.environ["PATH"])
