@@ -91,16 +91,9 @@ def main(argv=None, prog=None):
 
     import fairseq_adaptive.plugin  # noqa: F401  registers tasks and models
     from fairseq_adaptive.data.subwords import Tokenized
-    from fairseq_adaptive.report.depth_map import (
-        depth_tables,
-        format_tables,
-        legend,
-        plot_tables,
-        read_depths,
-        to_html,
-        to_text,
-    )
+    from fairseq_adaptive.report.depth_map import depth_tables, format_tables, plot_tables, read_depths
     from fairseq_adaptive.report.pictures import require_picture
+    from fairseq_adaptive.report.shading import legend, to_html, to_text
 
     logging.disable(logging.INFO)
     if args.html:

@@ -53,7 +53,7 @@ def main(argv=None, prog=None):
     args = parser.parse_args(argv)
 
     from fairseq_adaptive.hub import TranskimmerClassifier
-    from fairseq_adaptive.report.depth_map import legend, to_html, to_text
+    from fairseq_adaptive.report.shading import legend, to_html, to_text
 
     logging.disable(logging.INFO)
     if args.html:
