@@ -25,7 +25,10 @@ COMMANDS = {
     "derive": "the layout that an attention search has found, and what it costs",
     "cutoffs": "the cutoffs that make an adaptive softmax fastest",
     "plot_depth": "how deep a model goes at every token of a text",
+    "plot_skim": "which kinds of tokens a classifier skims, and before which layer",
     "plot_tape": "which patches of images an adatape_vit reads",
+    "plot_search": "how an attention search came about",
+    "plot_tradeoff": "quality over measured time, from reports",
     "flags": "the flags of an architecture, criterion, task or optimizer",
     "info": "what is installed, what runs where, and why",
 }

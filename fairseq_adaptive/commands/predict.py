@@ -28,9 +28,9 @@ def read_texts(path, pairs):
     return split
 
 
-def main(argv=None, prog=None):
-    parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("checkpoint")
+def add_text_flags(parser):
+    """What every command that reads texts for a classifier asks."""
+    parser.add_argument("checkpoint", help="of --task sentence_prediction")
     parser.add_argument("--data", metavar="FOLDER", help="the binarised training data (default: as in training)")
     parser.add_argument(
         "--tokenizer",
@@ -42,6 +42,11 @@ def main(argv=None, prog=None):
     parser.add_argument("--input", default="-", metavar="FILE", help="a text a line (default: standard input)")
     parser.add_argument("--pairs", action="store_true", help="a line has two texts with a tab between them")
     parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="lines at a time (default: 32)")
+
+
+def main(argv=None, prog=None):
+    parser = Parser(prog=prog, description=__doc__)
+    add_text_flags(parser)
     parser.add_argument(
         "--color",
         choices=("auto", "always", "never"),

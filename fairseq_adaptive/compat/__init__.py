@@ -30,6 +30,7 @@ from fairseq_adaptive.compat import (
     saving,
     setups,
     targets,
+    tensorboard,
     untrusted_flags,
     waits,
     workers,
@@ -82,6 +83,7 @@ PATCHES = (
     presets.keep_presets,
     setups.check_setups,
     targets.steer_to_the_end,
+    tensorboard.write_histograms,
     numbers.check_stock_numbers,  # last: what is asked first
 )
 applied = []  # names of the patches that are in force, in order

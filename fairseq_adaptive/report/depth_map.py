@@ -10,7 +10,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.ranges import BATCH
 from fairseq_adaptive.report.pictures import pyplot, save_figure
-from fairseq_adaptive.report.shading import WORD_START, Sentence, legend, to_html, to_text  # noqa: F401  were here once
+from fairseq_adaptive.report.shading import WORD_START, Sentence, legend, ramp, to_html, to_text  # noqa: F401  were here once
 
 TENTHS = 10
 
@@ -153,11 +153,18 @@ def plot_tables(tables: Table, limit: int, path: str):
     Raises:
         UsageError: when matplotlib is not installed
     """
+    save_figure(tables_figure(tables, limit), path, dpi=120)
+
+
+def tables_figure(tables: Table, limit: int):
+    """What :func:`plot_tables` draws: a panel for each table, a bar for each of its rows, in the colour of its depth."""
     plt = pyplot()
     figure, panels = plt.subplots(1, len(tables), figsize=(5 * len(tables), 4), sharey=True, layout="constrained")
     for panel, (table, rows) in zip(panels, tables.items()):
-        panel.bar(list(rows), [mean for _, mean in rows.values()])
-        panel.set(title=table, ylim=(0, limit))
+        means = [mean for _, mean in rows.values()]
+        colours = [ramp((mean - 1) / max(1, limit - 1)) for mean in means]
+        panel.bar(list(rows), means, color=colours, edgecolor="0.4", linewidth=0.5)
+        panel.set(xlabel=table, ylim=(0, limit))
         panel.tick_params(axis="x", rotation=90)
     panels[0].set_ylabel("mean updates")
-    save_figure(figure, path, dpi=120)
+    return figure

@@ -11,6 +11,7 @@ from fairseq_adaptive.report.depth_map import (
     format_tables,
     plot_tables,
     read_depths,
+    tables_figure,
     token_type,
 )
 
@@ -121,3 +122,7 @@ def test_picture(tmp_path):
     plot_tables(depth_tables([SENTENCE]), 6, tmp_path / "depth.png")
     picture = image.open(tmp_path / "depth.png")
     assert picture.format == "PNG" and picture.size[0] > 1000
+    panels = tables_figure(depth_tables([SENTENCE]), 6).axes
+    assert [panel.get_xlabel() for panel in panels] == ["frequency rank", "part of the text", "token type"]
+    assert panels[0].get_ylabel() == "mean updates" and [len(panel.patches) for panel in panels] == [3, 4, 6]
+    assert [bar.get_height() for bar in panels[2].patches] == [1.0, 1.0, 2.0, 4.0, 6.0, 3.0]
