@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.printable import printable
-from fairseq_adaptive.report.pictures import colormap, pyplot, save_figure
+from fairseq_adaptive.report.pictures import pyplot, save_figure
 
 
 class TapeMap(NamedTuple):
@@ -80,6 +80,8 @@ def plot_map(
 def map_figure(counted: TapeMap, grid, names=None, example=None, columns: int = 6):
     """What :func:`plot_map` draws: a panel for all rows and one for each class, ``columns`` of them side by side."""
     plt = pyplot()
+    from matplotlib.colors import LinearSegmentedColormap
+
     classes = len(counted.rows)
     maps = [counted.reads.sum(0) / counted.rows.sum()]
     maps += list(counted.reads / counted.rows.clamp(min=1).unsqueeze(1))
@@ -93,16 +95,15 @@ def map_figure(counted: TapeMap, grid, names=None, example=None, columns: int = 
         layout="constrained",
     )
     top = max(float(each.max()) for each in maps)
+    glow = LinearSegmentedColormap.from_list("read", [(1, 0.55, 0, 0), (1, 0.55, 0, 0.85)])  # the image shows through
     for axis in axes.flat:
         axis.axis("off")
     for place, (each, title, axis) in enumerate(zip(maps, titles, axes.flat)):
         area = (-0.5, grid[1] - 0.5, grid[0] - 0.5, -0.5)  # of the image: the cells of the map lie over it
-        over = 1.0
-        if example is not None and place:
-            axis.imshow(example[place - 1], cmap="gray", extent=area)
-            over = 0.6
-        shown = axis.imshow(each.view(grid), vmin=0, vmax=top, cmap=colormap(), alpha=over, extent=area)
+        image = example[place - 1] if example is not None and place else torch.zeros(1, 1)
+        axis.imshow(image, cmap="gray", extent=area, vmin=None if image.numel() > 1 else 0)
+        shown = axis.imshow(each.view(grid), vmin=0, vmax=top, cmap=glow, extent=area)
         axis.set_title(title, fontsize=9)
     scale = figure.colorbar(shown, ax=axes.ravel().tolist(), label="share of rows that read it")
-    scale.solids.set_alpha(1.0)
+    scale.ax.set_facecolor("black")
     return figure

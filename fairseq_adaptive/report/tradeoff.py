@@ -66,7 +66,9 @@ def series(reports: Sequence[Dict], over: str = "time", quality: Optional[str] =
         quality = next((name for name in (*HIGHER, *LOWER) if name in shared), shared[0])
     if quality not in shared:
         raise UsageError(f"not every model has {quality}: choose one of {', '.join(shared)}")
-    called = iter(names({"models": models}))
+    called = [each.rpartition("/") for each in names({"models": models})]
+    same = len({file for *_, file in called}) == 1 and all(folder for folder, *_ in called)
+    called = iter(folder if same else "".join((folder, slash, file)) for folder, slash, file in called)
     points = []
     for each in reports:
         found = []
@@ -99,12 +101,19 @@ def tradeoff_figure(reports: Sequence[Dict], titles: List[str], over: str = "tim
     found = series(reports, over, quality)
     plt = pyplot()
     figure, panel = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    widest = max(max(point.cost, point.dense or 0.0) for points in found["points"] for point in points)
     for number, (title, points) in enumerate(zip(titles, found["points"])):
         costs, qualities = [point.cost for point in points], [point.quality for point in points]
         panel.plot(costs, qualities, color=f"C{number % 10}", marker="o", label=title, zorder=2)
         for point in points:
+            right = point.cost < 0.6 * widest  # where its name has room
             panel.annotate(
-                point.name, (point.cost, point.quality), xytext=(5, 5), textcoords="offset points", fontsize=8
+                point.name,
+                (point.cost, point.quality),
+                xytext=(6 if right else -6, 5),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                fontsize=8,
             )
             if point.dense is not None:
                 panel.plot([point.cost, point.dense], [point.quality] * 2, color="0.75", linewidth=1, zorder=1)
@@ -116,9 +125,9 @@ def tradeoff_figure(reports: Sequence[Dict], titles: List[str], over: str = "tim
     name = found["quality"]
     better = " (higher is better)" if name in HIGHER else " (lower is better)" if name in LOWER else ""
     where = f"{reports[0]['subset']}, batches of {reports[0]['batch_size']}, {reports[0]['device']}"
-    panel.set(xlabel=f"{COSTS[over]} ({where})", ylabel=f"{name}{better}", xlim=(0, None))
-    panel.margins(x=0.12, y=0.12)
-    panel.set_xlim(left=0)
+    panel.set(xlabel=f"{COSTS[over]} ({where})", ylabel=f"{name}{better}")
+    panel.margins(y=0.12)
+    panel.set_xlim(0, 1.06 * widest)
     panel.legend(fontsize=8)
     return figure
 

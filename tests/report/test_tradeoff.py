@@ -43,7 +43,7 @@ def test_points():
         [(10.0, 80.0), (50.0, 90.0)],
         [(20.0, 85.5)],
     ]
-    assert found["points"][0][0].name == "fast/checkpoint_best.pt" and found["points"][0][0].dense == 40.0
+    assert found["points"][0][0].name == "fast" and found["points"][0][0].dense == 40.0
     assert series([ONE], "multiply-adds", "loss")["points"][0][0].cost == 0.4
     assert [point.dense for point in series([ONE], "memory")["points"][0]] == [None, 2.0]
     assert series([TWO], quality="extra")["points"][0][0].quality == 3.0
@@ -71,7 +71,7 @@ def test_picture():
     assert panel.get_xlabel() == "ms a text (valid, batches of 8, cpu)"
     assert panel.get_ylabel() == "accuracy (higher is better)"
     assert [each.get_text() for each in panel.texts] == [
-        f"{name}/checkpoint_best.pt" for name in ("fast", "slow", "other")
+        name for name in ("fast", "slow", "other")
     ]
     legend = [each.get_text() for each in panel.get_legend().get_texts()]
     assert legend == ["here", "there", "cost with all policies off"]
@@ -87,8 +87,8 @@ def test_command(tmp_path, capsys):
     words = ["plot", "tradeoff", f"first={tmp_path}/a.json", str(tmp_path / "b.json"), "--output"]
     commands.main([*words, str(tmp_path / "a.png")])
     out = capsys.readouterr().out
-    assert "first\tfast/checkpoint_best.pt\ttime 10\taccuracy 80\n" in out and out.count("\n") == 4
-    assert "\nb\tother/checkpoint_best.pt\t" in out and (tmp_path / "a.png").stat().st_size > 1000
+    assert "first\tfast\ttime 10\taccuracy 80\n" in out and out.count("\n") == 4
+    assert "\nb\tother\t" in out and (tmp_path / "a.png").stat().st_size > 1000
     damaged = copy.deepcopy(ONE)
     del damaged["models"][0]["seconds"]
     (tmp_path / "damaged.json").write_text(json.dumps(damaged))
