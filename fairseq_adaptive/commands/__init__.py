@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "label raw texts, and show where tokens were skimmed or have halted",
     "answer": "answer the questions of a file in the format of SQuAD",
     "perplexity": "perplexity of a language model per token, word and character",
+    "explore": "a page to type texts on, and to see what a model makes of them and spends",
     "report": "what checkpoints spend, where, and how good they are, side by side",
     "calibrate": "the earliest exit that loses little against full depth, with a guarantee",
     "average": "average checkpoints into one",

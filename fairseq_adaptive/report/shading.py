@@ -31,6 +31,7 @@ class Sentence(NamedTuple):
         last: name of the greatest number where it is no number, as ``kept`` is of skimming: then text fades
         label: what a model says of the text, or None
         probability: of the label, or None
+        lowest: what the number 1 is called
         continued: the text goes on from the sentence before, since it was too long to be read at once
     """
 
@@ -42,16 +43,19 @@ class Sentence(NamedTuple):
     label: Optional[str] = None
     probability: Optional[float] = None
     continued: bool = False
+    lowest: int = 1
 
     @property
     def names(self) -> List[str]:
         """Of the numbers 1 to ``limit``."""
-        return [*map(str, range(1, self.limit)), self.last or str(self.limit)]
+        greatest = self.lowest + self.limit - 1
+        return [*map(str, range(self.lowest, greatest)), self.last or str(greatest)]
 
     @property
     def scale(self) -> str:
         """Name of the classes of its colours: sentences of one scale have the same."""
-        return f"{'skim' if self.last else 'depth'}-{self.limit}"
+        kind = "skim" if self.last else "depth" if self.lowest else "count"
+        return f"{kind}-{self.limit}"
 
 
 def ramp(share: float) -> str:

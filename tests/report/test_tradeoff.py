@@ -70,9 +70,7 @@ def test_picture():
     panel = tradeoff_figure([ONE, TWO], ["here", "there"]).axes[0]
     assert panel.get_xlabel() == "ms a text (valid, batches of 8, cpu)"
     assert panel.get_ylabel() == "accuracy (higher is better)"
-    assert [each.get_text() for each in panel.texts] == [
-        name for name in ("fast", "slow", "other")
-    ]
+    assert [each.get_text() for each in panel.texts] == [name for name in ("fast", "slow", "other")]
     legend = [each.get_text() for each in panel.get_legend().get_texts()]
     assert legend == ["here", "there", "cost with all policies off"]
     assert panel.lines[0].get_xydata().tolist() == [[10, 80], [50, 90]] and panel.get_xlim()[0] == 0
