@@ -23,7 +23,8 @@ OPTIONS = {
     "browser_serverAddress": "127.0.0.1",
     "client_toolbarMode": "minimal",
     "global_developmentMode": False,
-    "theme_primaryColor": "#00779d",
+    "theme_light_primaryColor": "#00779d",
+    "theme_dark_primaryColor": "#4fa8c5",
 }
 
 
@@ -50,7 +51,7 @@ def main(argv=None, prog=None):
     )
     parser.add_argument("--port", type=Range(int, 1, 65535), default=8501, metavar="N", help="(default: %(default)s)")
     args = parser.parse_args(argv)
-    if importlib.util.find_spec("streamlit") is None:
+    if not importable("streamlit"):
         raise UsageError("the page needs streamlit: pip install 'fairseq_adaptive[explore]'")
 
     import fairseq_adaptive.plugin  # noqa: F401  registers tasks and models
@@ -89,3 +90,10 @@ def serve(port: int) -> None:
     options = {**OPTIONS, "server_port": port}
     bootstrap.load_config_options(options)
     bootstrap.run(page, False, [], options)
+
+
+def importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # it is None in sys.modules
+        return False

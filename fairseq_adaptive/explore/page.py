@@ -23,6 +23,13 @@ EXAMPLES = {
 }
 
 
+# streamlit has one theme for screen and paper: a dark page is printed with its lightness turned round, but not the shades
+ON_PAPER = (
+    "<style>@media print and (prefers-color-scheme:dark){.stApp{filter:invert(1) hue-rotate(180deg)}"
+    ".shaded i[class]{filter:invert(1) hue-rotate(180deg)}}</style>"
+)
+
+
 def ask(explorer):
     """The form; what was chosen, once it was sent."""
     with st.form("form"):
@@ -132,6 +139,7 @@ def costs(look, adaptive: bool) -> str:
 def main():
     explorer = served.explorer
     st.set_page_config(page_title=f"{explorer.kind} by {explorer.title}")
+    st.html(ON_PAPER)
     st.title(explorer.title, anchor=False)
     st.caption(explorer.description)
     asked = ask(explorer)

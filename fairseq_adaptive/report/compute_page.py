@@ -9,7 +9,7 @@ from fairseq_adaptive.report.costs import PARTS
 _STYLE = """
 :root{color-scheme:light dark;--back:#fff;--text:#1b1b1f;--line:#d5d5dc;--dense:#d9d9e0;
 --c0:#7a5195;--c1:#2f6db5;--c2:#d9822b;--c3:#c2324e;--c4:#4b8b3b;--c5:#777}
-@media(prefers-color-scheme:dark){:root{--back:#17171b;--text:#e8e8ee;--line:#3a3a44;--dense:#44444f;
+@media screen and (prefers-color-scheme:dark){:root{--back:#17171b;--text:#e8e8ee;--line:#3a3a44;--dense:#44444f;
 --c0:#b48fd0;--c1:#6ba5ea;--c2:#f0a657;--c3:#f0718a;--c4:#86c774;--c5:#999}}
 body{font:15px/1.45 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;background:var(--back);color:var(--text)}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem;overflow-wrap:anywhere}

@@ -163,10 +163,10 @@ background:#333;color:#fff;border-radius:3px;z-index:1}
 """
 _PAGE = """
 :root{color-scheme:light dark;--back:#fff;--text:#000}
-@media(prefers-color-scheme:dark){:root{--back:#17171b;--text:#f2f2f5}}
+@media screen and (prefers-color-scheme:dark){:root{--back:#17171b;--text:#f2f2f5}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;background:var(--back);color:var(--text)}
 h1{font-size:1.3rem;overflow-wrap:anywhere}.shaded{overflow-wrap:anywhere}
-@media print{:root{--back:#fff;--text:#000}body{max-width:none;padding:0}}
+@media print{body{max-width:none;padding:0}}
 """
 
 

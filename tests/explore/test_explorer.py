@@ -10,14 +10,7 @@ from fairseq_adaptive.explore.explorer import Explorer
 from fairseq_adaptive.modules.policies import Policy
 from fairseq_adaptive.report.costs import Costs, without_policies
 
-from explore.place import checkpoints
-
 TEXT = "w01 w02 w03 w04"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return checkpoints(tmp_path_factory.mktemp("explore"))
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +80,15 @@ def test_continuation(name, explorer):
 def test_curve_and_dial_leave_the_model_as_it_was(explorer):
     made = explorer("pondernet")
     (dial,) = made.dials
-    before, policies = made.look(TEXT), [dict(vars(each)) for each in dial.policies]
+    before, policies = made.look(TEXT), [(each.threshold, each.quantile) for each in dial.policies]
     points = made.curve(TEXT, dial)
     shares = [point.share for point in points]
-    assert [point.value for point in points] == list(dial.values) and shares[0] < shares[-1] == pytest.approx(
-        1, abs=0.02
-    )
+    assert [point.value for point in points] == list(dial.values)
+    assert shares[0] < 0.5 < shares[-1] <= 1.01  # repeats of a packed layer share keys of the source
     assert points[-1].likeness == 1.0 and all(0 <= point.likeness <= 1 for point in points)
     shallow = made.look(TEXT, dial=dial, value=0.1)
     assert set(shallow.sentences["source"].depths) == {1} != set(before.sentences["source"].depths)
-    assert [dict(vars(each)) for each in dial.policies] == policies
+    assert [(each.threshold, each.quantile) for each in dial.policies] == policies
     after = made.look(TEXT)
     assert after.said == before.said and after.macs == before.macs
 
