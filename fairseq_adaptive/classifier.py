@@ -3,12 +3,14 @@
 import os
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
 
+import fairseq_adaptive.plugin  # noqa: F401  first: patches fairseq, loads safely, and is quiet
+
+# isort: split
 import torch
 from fairseq import checkpoint_utils, tasks
 from fairseq.data import data_utils
 from omegaconf import OmegaConf
 
-import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
 from fairseq_adaptive.data.squad import cut, load_tokenizer
 from fairseq_adaptive.data.text_pairs import check_vocabulary, join, shorten
 from fairseq_adaptive.errors import UsageError

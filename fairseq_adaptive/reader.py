@@ -3,12 +3,14 @@
 import os
 from typing import Dict, List, NamedTuple, Optional
 
+import fairseq_adaptive.plugin  # noqa: F401  first: patches fairseq, loads safely, and is quiet
+
+# isort: split
 import torch
 from fairseq import checkpoint_utils, tasks
 from fairseq.data import data_utils
 from omegaconf import OmegaConf
 
-import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
 from fairseq_adaptive.data.squad import Question
 from fairseq_adaptive.data.squad_answers import Candidate, candidates, concluded
 from fairseq_adaptive.errors import UsageError

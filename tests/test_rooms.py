@@ -17,7 +17,7 @@ LEVELS = (
     "decoding data",
     "modules",
     "ops",
-    "ranges files",
+    "ranges files progress",
     "errors",
     "printable",
 )

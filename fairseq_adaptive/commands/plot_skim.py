@@ -5,7 +5,8 @@ To see it token by token, use fairseq-adaptive predict.
 
 import logging
 
-from fairseq_adaptive.commands.predict import add_text_flags, read_texts
+from fairseq_adaptive.commands.predict import WINDOW, add_text_flags, read_texts
+from fairseq_adaptive.progress import progress
 from fairseq_adaptive.ranges import Parser
 
 
@@ -24,7 +25,11 @@ def main(argv=None, prog=None):
         require_picture(args.output)
     texts = read_texts(args.input, args.pairs)
     classifier = TranskimmerClassifier.from_pretrained(args.checkpoint, args.data, args.tokenizer, cased=args.cased)
-    found = kept_shares(each.sentence for each in classifier.predict(texts, args.batch_size))
+    window = WINDOW * args.batch_size
+    parts = progress(range(0, len(texts), window), "lines")
+    found = kept_shares(
+        each.sentence for start in parts for each in classifier.predict(texts[start : start + window], args.batch_size)
+    )
     print(format_shares(found), end="")
     if args.output:
         plot_shares(found, args.output)

@@ -4,6 +4,7 @@ import logging
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.printable import printable
+from fairseq_adaptive.progress import progress
 from fairseq_adaptive.ranges import BATCH, Parser
 
 
@@ -28,7 +29,7 @@ def main(argv=None, prog=None):
     from fairseq_adaptive.report.pictures import require_picture
     from fairseq_adaptive.report.tape_map import plot_map, read_map
 
-    logging.getLogger().setLevel(logging.WARNING)  # importing fairseq sets DEBUG, and matplotlib lists every font
+    logging.disable(logging.INFO)
     require_picture(args.output)
     model, task = load_model(args.path, {"data": args.data})
     if getattr(model, "bank_embedding", None) is None:
@@ -41,7 +42,7 @@ def main(argv=None, prog=None):
     dataset.augment, dataset.mixup = None, 0
     batches = (
         dataset.collater([dataset[index] for index in range(start, min(start + args.batch_size, len(dataset)))])
-        for start in range(0, len(dataset), args.batch_size)
+        for start in progress(range(0, len(dataset), args.batch_size), "images")
     )
     counted = read_map(model.eval(), batches, len(task.classes))
     print(

@@ -20,6 +20,7 @@ from fairseq_adaptive.compat import (
     literals,
     locks,
     meters,
+    noise,
     numbers,
     omissions,
     paths,
@@ -37,6 +38,7 @@ from fairseq_adaptive.compat import (
 )
 
 PATCHES = (
+    noise.silence_warnings,
     batches.restore_np_compat,
     checkpoints.load_safely,
     literals.read_literals,
@@ -100,7 +102,8 @@ def apply() -> bool:
     if applied:
         return True
     try:
-        import fairseq  # noqa: F401
+        with noise.as_it_was():
+            import fairseq  # noqa: F401
     except Exception as error:  # PyPI's fairseq 0.12.2 fails with ValueError on Python 3.11
         fairseq_error = error
         return False

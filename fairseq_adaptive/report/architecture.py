@@ -13,6 +13,7 @@ from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.modules.transformer_xl.block_costs import cost
 from fairseq_adaptive.modules.transformer_xl.layout import format_layout
 from fairseq_adaptive.modules.transformer_xl.supernet_block import KINDS
+from fairseq_adaptive.progress import progress
 
 
 def load_search(path) -> Tuple[torch.Tensor, argparse.Namespace]:
@@ -79,7 +80,9 @@ def compare_compute(options, blocks: str, batch: int, segment: int, rounds: int 
             y.backward(torch.ones_like(y))
 
         steps.append(step)
-    seconds = [[cost(step, "time", repeats=1) for step in steps] for _ in range(rounds + 1)][1:]
+    seconds = [
+        [cost(step, "time", repeats=1) for step in steps] for _ in progress(range(rounds + 1), "rounds of timing")
+    ][1:]
     return {
         "flops": [cost(step, "flops") for step in steps],
         "seconds": [statistics.median(column) for column in zip(*seconds, strict=True)],
