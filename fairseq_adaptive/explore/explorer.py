@@ -283,6 +283,6 @@ def shaded(tokens: List[str], model, traces, side: str) -> Sentence:
                 return Sentence(tokens, depths, trace.most + 1, "skimmed before layer", "kept")
             if stack.router is not None:
                 depths = [each + 1 for each in updates]
-                return Sentence(tokens, depths, trace.most + 1, "layers that computed it", lowest=0)
+                return Sentence(tokens, depths, trace.most + 1, "layers that computed it", first=0)
             return Sentence(tokens, updates, trace.most)
     return Sentence(tokens, [1] * len(tokens), 1, "every layer computed every token")

@@ -9,7 +9,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.explore import served
 from fairseq_adaptive.printable import printable
 from fairseq_adaptive.report.compute_table import short
-from fairseq_adaptive.report.shading import fragment
+from fairseq_adaptive.report.shading import to_fragment
 
 SHARE = "compute share"
 LIKENESS = {
@@ -79,7 +79,7 @@ def show(explorer, asked):
     for name, sentence in look.sentences.items():
         if len(look.sentences) > 1:
             st.caption(name)
-        st.html(fragment([sentence._replace(label=None, probability=None)]))
+        st.html(to_fragment([sentence._replace(label=None, probability=None)]))
     if look.tape is not None:
         st.caption(f"{look.tape} tape tokens were read.")
     st.subheader("What it cost", anchor=False)

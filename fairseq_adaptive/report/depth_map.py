@@ -4,13 +4,12 @@ import math
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
-from fairseq.data import Dictionary, data_utils
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.ranges import BATCH
 from fairseq_adaptive.report.pictures import pyplot, save_figure
-from fairseq_adaptive.report.shading import WORD_START, Sentence, legend, ramp, to_html, to_text  # noqa: F401  were here once
+from fairseq_adaptive.report.shading import WORD_START, Sentence, legend, ramp, to_fragment, to_html, to_text  # noqa: F401  some were here once
 
 TENTHS = 10
 
@@ -29,7 +28,7 @@ def halting_stack(model) -> str:
 
 @torch.no_grad()
 def read_depths(
-    model, dictionary: Dictionary, texts: Iterable[List[str]], batch_size: int = 16, longest: Optional[int] = None
+    model, dictionary, texts: Iterable[List[str]], batch_size: int = 16, longest: Optional[int] = None
 ) -> Iterator[Sentence]:
     """Run an encoder over texts.
 
@@ -43,6 +42,8 @@ def read_depths(
     Raises:
         UsageError: for another model, or a batch size below 1
     """
+    from fairseq.data import data_utils  # else plain torch is enough here
+
     BATCH.check(batch_size, "batch_size")
     name, encoder = halting_stack(model.eval()), model.encoder
     cls = [dictionary.bos()] if hasattr(model, "sentence_order") else []

@@ -29,9 +29,9 @@ class Sentence(NamedTuple):
         limit: the greatest number
         measure: what is numbered
         last: name of the greatest number where it is no number, as ``kept`` is of skimming: then text fades
+        first: what the number 1 is called
         label: what a model says of the text, or None
         probability: of the label, or None
-        lowest: what the number 1 is called
         continued: the text goes on from the sentence before, since it was too long to be read at once
     """
 
@@ -40,21 +40,21 @@ class Sentence(NamedTuple):
     limit: int
     measure: str = "updates"
     last: Optional[str] = None
+    first: int = 1
     label: Optional[str] = None
     probability: Optional[float] = None
     continued: bool = False
-    lowest: int = 1
 
     @property
     def names(self) -> List[str]:
         """Of the numbers 1 to ``limit``."""
-        greatest = self.lowest + self.limit - 1
-        return [*map(str, range(self.lowest, greatest)), self.last or str(greatest)]
+        greatest = self.first + self.limit - 1
+        return [*map(str, range(self.first, greatest)), self.last or str(greatest)]
 
     @property
     def scale(self) -> str:
         """Name of the classes of its colours: sentences of one scale have the same."""
-        kind = "skim" if self.last else "depth" if self.lowest else "count"
+        kind = "skim" if self.last else "depth" if self.first else "count"
         return f"{kind}-{self.limit}"
 
 
@@ -219,7 +219,7 @@ def key(sentence: Sentence) -> str:
     return f'<p class="{sentence.scale}">{html.escape(sentence.measure)}: {_spans(shown)}</p>\n'
 
 
-def fragment(sentences: Iterable[Sentence]) -> str:
+def to_fragment(sentences: Iterable[Sentence]) -> str:
     """A piece of a document, as ``_repr_html_`` returns it: style, a legend for each scale, and the shaded texts.
 
     The text has the colour of the document around it, light or dark.
@@ -231,10 +231,10 @@ def fragment(sentences: Iterable[Sentence]) -> str:
 
 
 def to_html(sentences: Iterable[Sentence], title: str) -> str:
-    """A page of its own, which loads nothing: :func:`fragment` under a title."""
+    """A page of its own, which loads nothing: :func:`to_fragment` under a title."""
     title = html.escape(printable(title))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{_PAGE}</style></head>\n<body><h1>{title}</h1>\n{fragment(sentences)}</body></html>\n"
+        f"<title>{title}</title><style>{_PAGE}</style></head>\n<body><h1>{title}</h1>\n{to_fragment(sentences)}</body></html>\n"
     )

@@ -5,10 +5,12 @@ import re
 
 import pytest
 
-from fairseq_adaptive.report.shading import Sentence, fragment, ink, legend, ramp, shares, to_html, to_text
+from fairseq_adaptive.report.shading import Sentence, to_fragment, ink, legend, ramp, shares, to_html, to_text
 
 SENTENCE = Sentence(["[CLS]", "▁a", "▁lu", "mp", ".", "[SEP]"], [1, 3, 6, 2, 4, 1], 6)
-SKIMMED = Sentence(["[CLS]", "▁a", "▁film"], [3, 1, 2], 3, "skimmed before layer", "kept", "<good>", 0.98765)
+SKIMMED = Sentence(
+    ["[CLS]", "▁a", "▁film"], [3, 1, 2], 3, "skimmed before layer", "kept", label="<good>", probability=0.98765
+)
 
 
 def luminance(colour):
@@ -48,7 +50,7 @@ def test_skimmed_text_fades_to_grey():
     assert "kept" in legend(3, "skimmed before layer", "kept")
     greys = re.findall("\033\\[38;5;(\\d+);48;5;231m", legend(6, "skimmed before layer", "kept"))
     assert greys[-1] == "16" and greys[:-1] == sorted(greys[:-1], reverse=True) and len(set(greys)) == 6
-    faint = re.findall(r"\.skim-6 \.d(\d)\{opacity:([\d.]+)\}", fragment([SKIMMED._replace(limit=6)]))
+    faint = re.findall(r"\.skim-6 \.d(\d)\{opacity:([\d.]+)\}", to_fragment([SKIMMED._replace(limit=6)]))
     assert [number for number, _ in faint] == list("123456")
     assert [float(share) for _, share in faint] == sorted(float(share) for _, share in faint)
     assert float(faint[-1][1]) == 1.0
