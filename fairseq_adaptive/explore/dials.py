@@ -36,7 +36,12 @@ def dials_of(model: nn.Module) -> List[Dial]:
     kinds = (
         ("exit quantile", lambda each: isinstance(each, Distributed), _quantile, "the higher, the deeper tokens go"),
         ("halting threshold", _by_confidence, _threshold, "the higher, the surer a token must be to halt"),
-        ("keeping threshold", lambda each: each.movable, _keeping, "the higher, the more tokens are skimmed"),
+        (
+            "keeping threshold",
+            lambda each: each.movable,
+            _keeping,
+            "the higher, the more tokens are skimmed; 0.5 is as trained",
+        ),
         ("capacity", lambda each: hasattr(each, "capacity"), _capacity, "share of the tokens that a layer computes"),
         ("router threshold", lambda each: hasattr(each, "bound"), _bound, "the higher, the fewer tokens go on"),
     )
@@ -96,8 +101,7 @@ def _capacity(policy, value):
 
 
 def _keeping(policy, value):
-    policy.shift = None
-    policy.move(-_logit(value))
+    policy.move(-_logit(value))  # from where training has left it
 
 
 def _bound(policy, value):

@@ -26,7 +26,7 @@ EXAMPLES = {
 # streamlit has one theme for screen and paper: a dark page is printed with its lightness turned round, but not the shades
 ON_PAPER = (
     "<style>@media print and (prefers-color-scheme:dark){.stApp{filter:invert(1) hue-rotate(180deg)}"
-    ".shaded i[class]{filter:invert(1) hue-rotate(180deg)}}</style>"
+    ".shaded [class^=depth] i,.shaded [class^=count] i{filter:invert(1) hue-rotate(180deg)}}</style>"
 )
 
 

@@ -1,5 +1,7 @@
 """What the page shows: equal to what the model and the compute report say, and all as it was afterwards."""
 
+import math
+
 import pytest
 import torch
 
@@ -99,6 +101,11 @@ def test_threshold_of_skimming(explorer):
     assert dial.name == "keeping threshold" and dial.values[-1] < 1
     with Turned(dial, 0.5):
         assert float(dial.policies[0].shift) == 0.0  # as it is trained
+    dial.policies[0].move(0.25)
+    with Turned(dial, 0.2):
+        assert float(dial.policies[0].shift) == pytest.approx(0.25 + math.log(4))  # from where training has left it
+    assert float(dial.policies[0].shift) == 0.25
+    dial.policies[0].shift = None
     few = [sum(made.look(TEXT, dial=dial, value=value).macs[:1]) for value in (0.001, 0.999999)]
     assert few[1] < few[0] and dial.policies[0].shift is None
 
