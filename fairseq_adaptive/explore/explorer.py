@@ -95,11 +95,13 @@ class Explorer:
         if self.kind == "label":
             if overrides:
                 raise UsageError("--model-overrides is not for classifiers")
+            if hasattr(tokenizer, "tokenize"):
+                raise UsageError("--spm, --codes and --tokenized are not for classifiers: use --tokenizer")
             self._classifier = TranskimmerClassifier.from_pretrained(checkpoint, data, tokenizer, cased, device="cpu")
             self.model = self._classifier.model
             self.pairs = os.path.isdir(os.path.join(self._classifier.task.cfg.data, "input1"))
         else:
-            if tokenizer is None:
+            if not hasattr(tokenizer, "tokenize"):
                 raise UsageError(
                     "say how the training text was split: --spm with its SentencePiece model, --codes with those of "
                     "subword-nmt, or --tokenized where texts are typed as they were split"
@@ -247,7 +249,10 @@ class Explorer:
             (self._joined([target[each] for each in one["tokens"][start:].tolist()]), self._chance(one, start))
             for one in found[: min(beam, 3)]
         ]
-        written = [target[each] for each in best.tolist()]
+        written = [
+            *tokens[:start],
+            *(target[each] for each in best[start:].tolist()),
+        ]  # unknown words as they were typed
         shown = {"source": [*tokens, "</s>"], "translation": written} if translates else {"text": written}
         sides = ("encoder", "decoder") if translates else ("decoder",)
         sentences = {

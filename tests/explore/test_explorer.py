@@ -149,3 +149,5 @@ def test_refusals(explorer, place):
         Explorer(place / "adatape_vit.pt")
     with pytest.raises(UsageError, match="--spm with its SentencePiece model, --codes .* or --tokenized"):
         Explorer(place / "pondernet.pt")
+    with pytest.raises(UsageError, match="are not for classifiers: use --tokenizer"):
+        Explorer(place / "transkimmer.pt", tokenizer=Tokenized())
