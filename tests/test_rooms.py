@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1] / "fairseq_adaptive"
 # each room may import those in lines below its own, and NEIGHBOURS
 LEVELS = (
     "commands",
-    "hub classifier",
+    "hub",
     "report",
     "interop",
     "models criterions tasks optim",
@@ -21,7 +21,7 @@ LEVELS = (
     "printable",
 )
 LEVEL = {room: number for number, line in enumerate(LEVELS) for room in line.split()}
-NEIGHBOURS = {("criterions", "models"), ("hub", "classifier")}
+NEIGHBOURS = {("criterions", "models")}
 
 
 def imports_of(path):

@@ -5,7 +5,6 @@ import math
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
-from fairseq.data import Dictionary, data_utils
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
@@ -21,7 +20,7 @@ TENTHS = 10
 class Sentence(NamedTuple):
     """Tokens of a text, [CLS] and [SEP] among them, with the number of updates of each; ``limit`` is the most.
 
-    ``measure`` and ``last`` name other numbers and the greatest of them where it is no number.
+    ``measure`` and ``last`` name other numbers and the greatest of them where it is no number; ``first`` is the name of 1.
     """
 
     tokens: List[str]
@@ -29,6 +28,7 @@ class Sentence(NamedTuple):
     limit: int
     measure: str = "updates"
     last: Optional[str] = None
+    first: int = 1
 
 
 def halting_stack(model) -> str:
@@ -45,7 +45,7 @@ def halting_stack(model) -> str:
 
 @torch.no_grad()
 def read_depths(
-    model, dictionary: Dictionary, texts: Iterable[List[str]], batch_size: int = 16, longest: Optional[int] = None
+    model, dictionary, texts: Iterable[List[str]], batch_size: int = 16, longest: Optional[int] = None
 ) -> Iterator[Sentence]:
     """Run an encoder over texts.
 
@@ -59,6 +59,8 @@ def read_depths(
     Raises:
         UsageError: for another model, or a batch size below 1
     """
+    from fairseq.data import data_utils  # else plain torch is enough here
+
     BATCH.check(batch_size, "batch_size")
     name, encoder = halting_stack(model.eval()), model.encoder
     cls = [dictionary.bos()] if hasattr(model, "sentence_order") else []
@@ -88,7 +90,7 @@ def read_depths(
 def to_text(sentence: Sentence, colour: bool) -> str:
     """One line for a terminal: the text coloured by depth, or each token with its depth behind a slash."""
     if not colour:
-        names = _names(sentence.limit, sentence.last)
+        names = _names(sentence.limit, sentence.last, sentence.first)
         pairs = zip(map(printable, sentence.tokens), sentence.depths)
         return " ".join(f"{token}/{names[depth - 1]}" for token, depth in pairs)
     return "".join(
@@ -103,8 +105,8 @@ def legend(limit: int, measure: str = "updates", last: Optional[str] = None) -> 
     )
 
 
-def _names(limit, last):
-    return [*map(str, range(1, limit)), last or str(limit)]
+def _names(limit, last, first=1):
+    return [*map(str, range(first, first + limit - 1)), last or str(first + limit - 1)]
 
 
 def _coloured(text, depth, limit):
@@ -122,19 +124,28 @@ def _spaced(token):
 
 def to_html(sentences: Iterable[Sentence], title: str) -> str:
     """A page of its own: every text coloured by depth, which also shows when the pointer is on a token."""
-    lines, limit, measure, names = [], 1, "updates", ["1"]
-    for sentence in sentences:
-        limit, measure, names = sentence.limit, sentence.measure, _names(sentence.limit, sentence.last)
-        spans = (_span(_spaced(token), depth, limit, names) for token, depth in zip(sentence.tokens, sentence.depths))
-        lines.append(f"<p><bdi>{''.join(spans)}</bdi></p>\n")  # whose direction is that of its first letter
-    scale = "".join(_span(f" {name} ", depth, limit, names) for depth, name in enumerate(names, 1))
     title = html.escape(printable(title))
     style = "body{font:16px/2 sans-serif;max-width:60em;margin:2em auto}span{padding:3px 0;white-space:pre-wrap}"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{style}</style>\n<h1>{title}</h1>\n<p>{measure}: {scale}</p>\n"
-        f"{''.join(lines)}</html>\n"
+        f"<style>{style}</style>\n<h1>{title}</h1>\n{_coloured_texts(sentences)}</html>\n"
     )
+
+
+def to_fragment(sentences: Iterable[Sentence]) -> str:
+    """What :func:`to_html` has of the texts, as a part of a page, such as a notebook."""
+    return f'<div style="line-height:2;white-space:pre-wrap">{_coloured_texts(sentences)}</div>'
+
+
+def _coloured_texts(sentences):
+    lines, limit, measure, names = [], 1, "updates", ["1"]
+    for sentence in sentences:
+        limit, measure = sentence.limit, sentence.measure
+        names = _names(limit, sentence.last, sentence.first)
+        spans = (_span(_spaced(token), depth, limit, names) for token, depth in zip(sentence.tokens, sentence.depths))
+        lines.append(f"<p><bdi>{''.join(spans)}</bdi></p>\n")  # whose direction is that of its first letter
+    scale = "".join(_span(f" {name} ", depth, limit, names) for depth, name in enumerate(names, 1))
+    return f"<p>{measure}: {scale}</p>\n{''.join(lines)}"
 
 
 def _span(text, depth, limit, names):
