@@ -18,8 +18,8 @@ from fairseq_adaptive.modules.layers.known import first_change, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS, PrepackedWeights, prepacked_weights
 from fairseq_adaptive.modules.layers.residual import FUSABLE
 from fairseq_adaptive.modules.layers.transformer_layer import DecoderLayer
+from fairseq_adaptive.modules.stack.decoder_stack import DecoderStack
 from fairseq_adaptive.modules.stack.run import run_packed
-from fairseq_adaptive.modules.stack.stack import DecoderStack
 
 KNOWN = (DecoderStack, DecoderLayer, FastAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE)
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much

@@ -11,7 +11,7 @@ from fairseq_adaptive.files import whole_file
 from fairseq_adaptive.interop.checkpoint import model_options, save_checkpoint
 from fairseq_adaptive.interop.verifying import require_readable, require_same_model
 from fairseq_adaptive.models.policy_flags import FLAGS, KINDS, Policies
-from fairseq_adaptive.models.shared_stack import sharing_architecture
+from fairseq_adaptive.models.sharing_flags import sharing_architecture
 from fairseq_adaptive.modules import layer_schedule
 from fairseq_adaptive.modules.layers.depth_lora import PARTS, with_difference
 

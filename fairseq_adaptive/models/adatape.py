@@ -14,15 +14,10 @@ from fairseq_adaptive.compat.restoring import begins_anew
 from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
 from fairseq_adaptive.models.adatape_stack import run_tape, tape_report
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
+from fairseq_adaptive.models.inner_states import inner_states, of_all_depths
 from fairseq_adaptive.models.roberta_family import RobertaFamily, add_int8_args, check_length
-from fairseq_adaptive.models.shared_stack import (
-    SharedTransformerEncoder,
-    add_sharing_args,
-    inner_states,
-    of_all_depths,
-    sharing_architecture,
-    sharing_config,
-)
+from fairseq_adaptive.models.shared_stack import SharedTransformerEncoder
+from fairseq_adaptive.models.sharing_flags import add_sharing_args, sharing_architecture, sharing_config
 from fairseq_adaptive.modules.policies.tape import LearnedBank
 from fairseq_adaptive.ranges import BANK, declare_ranges
 

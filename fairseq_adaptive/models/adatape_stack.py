@@ -15,8 +15,9 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
+from fairseq_adaptive.models.fitting import ExplainsLoading
 from fairseq_adaptive.models.int8 import HELP, RunsInInt8
-from fairseq_adaptive.models.shared_stack import DEPTH_LORA_HELP, ExplainsLoading, sharing_config
+from fairseq_adaptive.models.sharing_flags import DEPTH_LORA_HELP, sharing_config
 from fairseq_adaptive.modules import STRATEGIES, EncoderLayer, LayerStack, layer_schedule
 from fairseq_adaptive.modules.policies import Place
 from fairseq_adaptive.modules.policies.tape import masked_mean

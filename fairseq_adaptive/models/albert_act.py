@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_defaults
+from fairseq_adaptive.models.inner_states import inner_states, of_all_depths
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
 from fairseq_adaptive.models.roberta_family import RobertaFamily, add_int8_args, check_heads, check_length
-from fairseq_adaptive.models.shared_stack import add_depth_lora_arg, check_depth_lora, inner_states, of_all_depths
+from fairseq_adaptive.models.sharing_flags import add_depth_lora_arg, check_depth_lora
 from fairseq_adaptive.modules import EncoderLayer, LayerStack
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies import Place

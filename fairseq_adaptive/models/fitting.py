@@ -92,3 +92,27 @@ def _flag(model, name):
     if not hasattr(model, "decoder"):
         return "--max-positions"
     return "--max-source-positions" if name.startswith("encoder.") else "--max-target-positions"
+
+
+class ExplainsLoading:
+    """Mixin for models: weights that do not fit are refused in one sentence.
+
+    Attributes:
+        may_lack: parts that checkpoints of other models lack or have for themselves; see
+            :func:`~fairseq_adaptive.models.fitting.fit_weights`
+    """
+
+    may_lack = ()
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        super().upgrade_state_dict_named(state_dict, name)
+        if not name:
+            fit_weights(self, state_dict, self.may_lack)
+        return state_dict
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        try:
+            return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
+        except RuntimeError as error:
+            first = " ".join(str(error).split()[:40])
+            raise UsageError(f"the checkpoint is of another architecture: {first} ...") from error

@@ -12,9 +12,9 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqLanguageModel, register_model, register_model_architecture
 
 from fairseq_adaptive.models.defaults import fill_defaults, with_defaults
+from fairseq_adaptive.models.fitting import ExplainsLoading
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
-from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules.stack.schedule import STRATEGIES
 from fairseq_adaptive.modules.transformer_xl.layout import BLOCKS, parse_layout
 from fairseq_adaptive.ranges import DISTANCE, DROPOUT, FACTOR, FFN_WIDTH, HEADS, PRICE, WIDTH, check_ranges, ranged

@@ -6,8 +6,8 @@ from fairseq.models.roberta import RobertaModel
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_defaults, flags
+from fairseq_adaptive.models.fitting import ExplainsLoading
 from fairseq_adaptive.models.int8 import HELP, RunsInInt8
-from fairseq_adaptive.models.shared_stack import ExplainsLoading
 from fairseq_adaptive.modules import LayerStack
 from fairseq_adaptive.ranges import check_ranges
 

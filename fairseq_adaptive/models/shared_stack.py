@@ -7,7 +7,7 @@ from typing import Dict, Optional
 
 import torch
 from fairseq.distributed import fsdp_wrap
-from fairseq.models.transformer import TransformerConfig, TransformerDecoderBase, TransformerEncoderBase
+from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase
 from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbedding
 from torch.utils.checkpoint import checkpoint
 
@@ -15,138 +15,15 @@ from fairseq_adaptive.decoding.decoder_step import DecoderStep
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.cutoffs import check_cutoffs
 from fairseq_adaptive.models.cutoffs import log_probs as adaptive_log_probs
-from fairseq_adaptive.models.defaults import fill_defaults
-from fairseq_adaptive.models.fitting import fit_weights
-from fairseq_adaptive.models.policy_flags import Policies, check_used
-from fairseq_adaptive.models.widths import check_tied, check_widths
-from fairseq_adaptive.modules import (
-    STRATEGIES,
-    AdminResidual,
-    DecoderLayer,
-    DecoderStack,
-    EncoderLayer,
-    LayerStack,
-    layer_schedule,
-)
+from fairseq_adaptive.models.widths import check_tied
+from fairseq_adaptive.modules import AdminResidual, DecoderLayer, DecoderStack, EncoderLayer, LayerStack, layer_schedule
 from fairseq_adaptive.modules.layers.dropout import quicken_dropout
 from fairseq_adaptive.modules.layers.known import change, known, same, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies import Place
-from fairseq_adaptive.ranges import LAYERS, OPTIONAL_WIDTH
 
-INITIALISATIONS = ("default", "admin")
-DEPTH_LORA_HELP = (
-    "rank of what the maps of a shared layer differ by from depth to depth, up to their least dimension; 0: they are the "
-    "same (Bae et al., 2024; default: 0)"
-)
-MIXTURE_OF_RECURSIONS = {"layer_sharing": "middle_cycle", "router": "mixture_of_recursions"}  # of presets
 _POSITIONS = (SinusoidalPositionalEmbedding, LearnedPositionalEmbedding)  # the same for all rows of a step
 _SEARCH = "search"  # its place in an incremental state
-
-
-def add_sharing_args(parser, sides):
-    """Add the flags of layer sharing for ``encoder``, ``decoder`` or both to a model's parser."""
-    parser.add_argument(
-        "--layer-sharing", choices=STRATEGIES, help="which unique layer serves which depth (Takase and Kiyono, 2021)"
-    )
-    for side in sides:
-        parser.add_argument(
-            f"--{side}-unique-layers",
-            type=LAYERS,
-            metavar="M",
-            help=f"how many {side} layers have parameters of their own; they serve --{side}-layers depths "
-            "(default: half of them)",
-        )
-    parser.add_argument(
-        "--init",
-        choices=INITIALISATIONS,
-        help="admin: scale the residual branches of a deep post-LN model by a profile of the first training step "
-        "(Liu et al., 2020)",
-    )
-    add_depth_lora_arg(parser)
-
-
-def add_depth_lora_arg(parser):
-    """Add the flag of what shared layers differ by to a model's parser."""
-    parser.add_argument("--depth-lora-rank", type=OPTIONAL_WIDTH, metavar="R", help=DEPTH_LORA_HELP)
-
-
-def sharing_architecture(args, sides):
-    """Fill in the defaults of layer sharing; the numbers of depths must be set."""
-    fill_defaults(
-        args,
-        layer_sharing="cycle_rev",
-        init="default",
-        depth_lora_rank=0,
-        halting="none",
-        halting_threshold=None,
-        exit_quantile=None,
-    )
-    for side in sides:
-        fill_defaults(args, **{f"{side}_unique_layers": -(-getattr(args, f"{side}_layers") // 2)})
-
-
-def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
-    """Return fairseq's configuration of a Transformer with that of layer sharing added.
-
-    Args:
-        args: namespace or DictConfig with the flags of the model
-        sides: ``encoder``, ``decoder`` or both
-        policies: of a side, where they are not those that the common flags give
-
-    Raises:
-        UsageError: when options contradict each other
-    """
-    cfg = TransformerConfig.from_namespace(args)
-    cfg.layer_sharing = str(args.layer_sharing)
-    cfg.init = str(args.init)
-    cfg.depth_lora_rank = check_depth_lora(args)
-    if cfg.init not in INITIALISATIONS:
-        raise UsageError(f"unknown --init {cfg.init!r}: choose one of {', '.join(INITIALISATIONS)}")
-    for side in sides:
-        half = getattr(cfg, side)
-        half.policies = policies.get(side) or Policies(args, side, alone=len(sides) == 1)
-        for kind in ("router", "halting"):
-            if getattr(half.policies, kind) == "none":
-                continue
-            if half.layerdrop:
-                raise UsageError(f"--{kind} decides how many layers run: leave out --{side}-layerdrop")
-            if cfg.cross_self_attention:
-                raise UsageError(f"--{kind} cannot be combined with --cross-self-attention: leave one of them out")
-    check_used(args, *(getattr(cfg, side).policies for side in sides))
-    if getattr(cfg, "base_layers", 0):
-        raise UsageError("--base-layers cannot be combined with shared layers: leave it out")
-    learned = [side for side in sides if getattr(cfg, side).learned_pos and not cfg.no_token_positional_embeddings]
-    if cfg.quant_noise.scalar and learned:
-        raise UsageError("--quant-noise-scalar: fairseq cannot quantize learned positions; leave it out")
-    if cfg.offload_activations:
-        cfg.checkpoint_activations = True
-    check_widths(cfg, sides)
-    for side in sides:
-        half = getattr(cfg, side)
-        if half.layers_to_keep:
-            raise UsageError(
-                f"--{side}-layers-to-keep removes layers one by one, but here a layer serves several depths"
-            )
-        half.unique_layers = getattr(args, f"{side}_unique_layers")
-        layer_schedule(cfg.layer_sharing, half.unique_layers, half.layers)
-        if cfg.init == "admin" and half.normalize_before:
-            raise UsageError(f"--init admin is for post-LN models: leave out --{side}-normalize-before")
-    return cfg
-
-
-def check_depth_lora(args) -> int:
-    """``--depth-lora-rank``, 0 where it is not given.
-
-    Raises:
-        UsageError: where it cannot be combined with another flag
-    """
-    rank = int(getattr(args, "depth_lora_rank", None) or 0)
-    if rank and getattr(args, "quant_noise_pq", None):
-        raise UsageError(
-            "--depth-lora-rank cannot be combined with --quant-noise-pq, which changes matrices: leave one out"
-        )
-    return rank
 
 
 def _build_stack(cfg, side, layers, sublayers, scores=None):
@@ -413,51 +290,3 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         if self.output_projection is None and not there:
             state_dict.pop(invented, None)
         return state_dict
-
-
-def inner_states(stack, start, between, end, length):
-    """What RoBERTa calls so, N + 1 states T x B x C: before the first depth, and after each.
-
-    Args:
-        stack: of N depths
-        start: T x B x C, before the first
-        between: states after the depths that ran, (T + S) x B x C; None: they are not wanted
-        end: what the stack returned, (T + S) x B x C; it stands for the depths that did not run, too
-        length: T
-    """
-    if between is None:
-        return None
-    states = [start, *between[: len(stack) - 1]]
-    return [each[:length] for each in states + [end] * (len(stack) + 1 - len(states))]
-
-
-def of_all_depths(masked_tokens, features):
-    """The mask B x T of masked words for features N B x T x C, which a halting rule that weighs depths makes in training;
-    as it is where there are those of one depth, or no mask."""
-    if masked_tokens is None or len(masked_tokens) == len(features):
-        return masked_tokens
-    return masked_tokens.repeat(len(features) // len(masked_tokens), 1)
-
-
-class ExplainsLoading:
-    """Mixin for models: weights that do not fit are refused in one sentence.
-
-    Attributes:
-        may_lack: parts that checkpoints of other models lack or have for themselves; see
-            :func:`~fairseq_adaptive.models.fitting.fit_weights`
-    """
-
-    may_lack = ()
-
-    def upgrade_state_dict_named(self, state_dict, name):
-        super().upgrade_state_dict_named(state_dict, name)
-        if not name:
-            fit_weights(self, state_dict, self.may_lack)
-        return state_dict
-
-    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
-        try:
-            return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
-        except RuntimeError as error:
-            first = " ".join(str(error).split()[:40])
-            raise UsageError(f"the checkpoint is of another architecture: {first} ...") from error

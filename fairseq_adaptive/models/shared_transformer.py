@@ -11,12 +11,11 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
+from fairseq_adaptive.models.fitting import ExplainsLoading
 from fairseq_adaptive.models.policy_flags import add_policy_args
-from fairseq_adaptive.models.shared_stack import (
+from fairseq_adaptive.models.shared_stack import SharedTransformerDecoder, SharedTransformerEncoder
+from fairseq_adaptive.models.sharing_flags import (
     MIXTURE_OF_RECURSIONS,
-    ExplainsLoading,
-    SharedTransformerDecoder,
-    SharedTransformerEncoder,
     add_sharing_args,
     sharing_architecture,
     sharing_config,

@@ -11,13 +11,13 @@ from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerL
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.models.cutoffs import check_cutoffs, check_ties
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
+from fairseq_adaptive.models.fitting import ExplainsLoading
 from fairseq_adaptive.models.policy_flags import PolicyConfig
-from fairseq_adaptive.models.shared_stack import (
+from fairseq_adaptive.models.shared_stack import SharedTransformerDecoder
+from fairseq_adaptive.models.sharing_flags import (
     DEPTH_LORA_HELP,
     INITIALISATIONS,
     MIXTURE_OF_RECURSIONS,
-    ExplainsLoading,
-    SharedTransformerDecoder,
     sharing_architecture,
     sharing_config,
 )

@@ -12,15 +12,11 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
+from fairseq_adaptive.models.inner_states import inner_states, of_all_depths
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
 from fairseq_adaptive.models.roberta_family import RobertaFamily, add_int8_args, check_heads, check_length
-from fairseq_adaptive.models.shared_stack import (
-    SharedTransformerEncoder,
-    add_depth_lora_arg,
-    inner_states,
-    of_all_depths,
-    sharing_config,
-)
+from fairseq_adaptive.models.shared_stack import SharedTransformerEncoder
+from fairseq_adaptive.models.sharing_flags import add_depth_lora_arg, sharing_config
 from fairseq_adaptive.modules import STRATEGIES
 from fairseq_adaptive.ranges import BIAS, LAYERS, POSITIVE_SHARE, SHARE, Range, declare_ranges
 
@@ -64,7 +60,7 @@ class SkimmingTransformer(SharedTransformerEncoder):
             token_embeddings: B x T x C, in place of those of ``src_tokens``
 
         Returns:
-            states B x T x C; and :func:`~fairseq_adaptive.models.shared_stack.inner_states` or None
+            states B x T x C; and :func:`~fairseq_adaptive.models.inner_states.inner_states` or None
         """
         states = self.embed_tokens(src_tokens) if token_embeddings is None else token_embeddings
         if self.embed_segments is not None:

@@ -17,6 +17,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.ops import native, registry
 from fairseq_adaptive.ops.decoder_step import OP
 from fairseq_adaptive.ops.decoder_step import native as steps
+from fairseq_adaptive.ops.decoder_step import structures
 
 ROOT = Path(fairseq_adaptive.__file__).parent.parent
 
@@ -230,9 +231,9 @@ def test_structures_have_the_sizes_of_the_c_file():
     if steps.obstacle():
         pytest.skip(steps.obstacle())
     for name, structure in {
-        "Map": steps._Map,
-        "Layer": steps._Layer,
-        "Decoder": steps._Decoder,
-        "Step": steps._Step,
+        "Map": structures.Map,
+        "Layer": structures.Layer,
+        "Decoder": structures.Decoder,
+        "Step": structures.Step,
     }.items():
         assert steps.library()[f"size_of_{name}"]() == ctypes.sizeof(structure), name

@@ -1,7 +1,7 @@
 """The stack: M layers that serve N depths."""
 
 import contextlib
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from fairseq_adaptive.modules.layers.depth_lora import add_depth_lora, at_depth
 from fairseq_adaptive.modules.layers.known import change, first_change, say_once
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
-from fairseq_adaptive.modules.stack.context import DecoderContext, PlainDecoderContext, Reading, encoder_context
+from fairseq_adaptive.modules.stack.context import Reading, encoder_context
 from fairseq_adaptive.modules.stack.contract import check_layer
-from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
-from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
+from fairseq_adaptive.modules.stack.folding import fold
+from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
 from fairseq_adaptive.modules.stack.sequence import append, part
 from fairseq_adaptive.modules.stack.trace import Trace, recorder
@@ -372,110 +372,11 @@ class LayerStack(nn.Module):
         self.recorder.append(trace)
 
     def fold_state_dict(self, state_dict: Dict[str, Tensor], prefix: str):
-        """Make the weights of an unshared stack of N layers those of this stack, in place, where that loses nothing.
-
-        Weights of M layers are left as they are.
-
-        Args:
-            state_dict: weights of a whole model
-            prefix: name of the stack in it, ``encoder.layers.``
-
-        Raises:
-            UsageError: when the number of layers is neither M nor N, or N layers are there but those that this stack
-                shares differ
-        """
-        by_layer: Dict[int, Dict[str, Tensor]] = {}
-        for name, tensor in state_dict.items():
-            number, _, rest = name[len(prefix) :].partition(".")
-            if name.startswith(prefix) and number.isdigit():
-                by_layer.setdefault(int(number), {})[rest] = tensor
-        if len(by_layer) in (0, self.unique_layers):
-            return
-        ours = f"{self.unique_layers} unique layers at {len(self)} depths"
-        if len(by_layer) != len(self):
-            raise UsageError(f"{prefix[:-1]} has {len(by_layer)} layers in the checkpoint, this model has {ours}")
-        for depth, index in enumerate(self.schedule):
-            first = self.schedule.index(index)
-            for rest, tensor in by_layer[depth].items():
-                if not torch.equal(tensor, by_layer[first][rest]):
-                    raise UsageError(
-                        f"{prefix[:-1]} has {len(by_layer)} layers in the checkpoint and this model has {ours}, "
-                        f"but layers {first} and {depth}, which it shares, differ: "
-                        f"use {len(by_layer)} unique layers, or a checkpoint of {self.unique_layers} layers"
-                    )
-        for depth, weights in by_layer.items():
-            for rest in weights:
-                del state_dict[f"{prefix}{depth}.{rest}"]
-        for index in range(self.unique_layers):
-            for rest, tensor in by_layer[self.schedule.index(index)].items():
-                state_dict[f"{prefix}{index}.{rest}"] = tensor
+        """:func:`~fairseq_adaptive.modules.stack.folding.fold` the weights of N layers to those of this stack."""
+        fold(self, state_dict, prefix)
 
     def extra_repr(self) -> str:
         return f"schedule=({' '.join(map(str, self.schedule))})"
-
-
-class DecoderStack(LayerStack):
-    """:class:`LayerStack` of decoder layers."""
-
-    def forward(
-        self,
-        x: Tensor,
-        encoder_out: Optional[Tensor] = None,
-        encoder_padding_mask: Optional[Tensor] = None,
-        incremental_state: Optional[Dict] = None,
-        self_attn_mask: Optional[Tensor] = None,
-        self_attn_padding_mask: Optional[Tensor] = None,
-        weights_at: Optional[int] = None,
-        states: Optional[List[Tensor]] = None,
-    ) -> Tuple[Tensor, Optional[Tensor]]:
-        """Run decoder layers until no token is left to compute, or all layers have run.
-
-        Args:
-            x, encoder_out, encoder_padding_mask, incremental_state, self_attn_mask, self_attn_padding_mask: of
-                :class:`~fairseq_adaptive.modules.DecoderLayer`; a router's choices are causal where there is a
-                ``self_attn_mask`` or an ``incremental_state``
-            weights_at: return the attention weights of this depth; of a stack with policies those of the last depth, up to
-                this one, at which each token is computed, zeros where there is none
-            states: takes the states after each depth; then all tokens are computed
-
-        Returns:
-            T x B x C, and attention weights, H x B x T x S, or None
-        """
-        where = {
-            "encoder_out": encoder_out,
-            "encoder_padding_mask": encoder_padding_mask,
-            "incremental_state": incremental_state,
-            "self_attn_mask": self_attn_mask,
-        }
-        wanted = range(0) if weights_at is None else range(0 if self.adaptive else weights_at, weights_at + 1)
-        plain = self.adaptive and self.changed is not None
-        if plain or not self.adaptive or (incremental_state is None and not self._packed_now()):
-            context = (
-                PlainDecoderContext(x, self_attn_padding_mask, where, wanted)
-                if plain
-                else DecoderContext(x, self_attn_padding_mask, where, wanted, self.kv)
-            )
-            out = run_dense(self, context, states=states)
-            self._record_source(encoder_out, encoder_padding_mask)
-            return out, context.weights
-        cross = None
-        if encoder_out is not None and self[0].encoder_attn is not None:
-            size = x.size(0), x.size(1), self[0].encoder_attn.num_heads
-            cross = PackedCrossAttention(encoder_out, encoder_padding_mask, incremental_state, wanted, *size)
-        if incremental_state is not None:
-            context = StepContext(x, self_attn_padding_mask, incremental_state, cross, self.kv)
-        else:
-            kind = PackedContext if self.sees_others else ActiveContext
-            context = kind(x, self_attn_padding_mask, self_attn_mask is not None, cross, kv=self.kv)
-        out = run_packed(self, context)
-        self._record_source(encoder_out, encoder_padding_mask)
-        return out, None if cross is None else cross.weights()
-
-    def _record_source(self, encoder_out, padding_mask):
-        if self.recorder is not None and encoder_out is not None:
-            length, batch = encoder_out.shape[:2]
-            every = torch.full((batch,), length, device=encoder_out.device)
-            self.recorder[-1].source = every if padding_mask is None else every - padding_mask.bool().sum(1)
 
 
 def _joined(reading, x, padding_mask, protected):
