@@ -165,17 +165,7 @@ def load_plain(folder) -> Tuple[nn.Module, Dict[str, Any]]:
             "of shared_transformer"
         )
     model, weights = build(plain), read_weights(folder, config)
-    encoder, prefix = getattr(model, "encoder", model), plain["prefix"]
-    _fill(
-        encoder, {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}, folder
-    )
-    if plain.get("head") is not None:
-        start = f"{HEADS}.{plain['head']['name']}."
-        _fill(
-            model.head,
-            {name.removeprefix(start): each for name, each in weights.items() if name.startswith(start)},
-            folder,
-        )
+    _fill_parts(model, plain, weights, folder)
     model.described, model.tied = plain, config["tied"]
     have = named_state(model)
     model.rest = {name: each for name, each in weights.items() if name not in have and name not in model.tied}
@@ -194,6 +184,23 @@ def named_state(model: nn.Module) -> Dict[str, Tensor]:
     state.update(getattr(model, "rest", {}))
     state.update({name: state[other] for name, other in model.tied.items() if other in state})
     return state
+
+
+def load_state(plain: Dict[str, Any], model: nn.Module) -> nn.Module:
+    """The plain model of a description with the weights of a model, which may have more than is described."""
+    made = build(plain)
+    _fill_parts(made, plain, {name: each.cpu() for name, each in named_state(model).items()}, "the model")
+    return made
+
+
+def _fill_parts(model, plain, weights, folder):
+    parts = [(plain["prefix"], getattr(model, "encoder", model))]
+    if plain.get("head") is not None:
+        parts.append((f"{HEADS}.{plain['head']['name']}.", model.head))
+    for start, part in parts:
+        _fill(
+            part, {name.removeprefix(start): each for name, each in weights.items() if name.startswith(start)}, folder
+        )
 
 
 def _fill(module, weights, folder):

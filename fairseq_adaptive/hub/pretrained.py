@@ -88,6 +88,30 @@ class Pretrained:
             raise UsageError("only what from_pretrained has read can be saved: flags and dictionaries are needed, too")
         write_folder(folder, self.origin, self.model, self.task)
 
+    def exportable(self, counterpart: bool = False) -> nn.Module:
+        """The model, of a translator the encoder, as a module of fixed shape, [B, T] to scores or states: for
+        ``torch.export``, ``torch.jit.trace`` and ONNX. Every token is computed, and decisions are masks.
+
+        Args:
+            counterpart: the same weights without the policies
+
+        Raises:
+            UsageError: for models and policies that have no such form, by name
+        """
+        from fairseq_adaptive.hub.exporting import exportable
+
+        return exportable(self, counterpart)
+
+    def export_onnx(self, path, counterpart: bool = False) -> None:
+        """Write :meth:`exportable` as a new ONNX file, with any number and length of texts.
+
+        Raises:
+            UsageError: as :meth:`exportable`; where the file exists, or onnx and onnxscript are not installed
+        """
+        from fairseq_adaptive.hub.exporting import write_onnx
+
+        write_onnx(self, path, counterpart)
+
     def to(self, device) -> "Pretrained":
         """Move the model to a device; returns this object."""
         self.model.to(device)

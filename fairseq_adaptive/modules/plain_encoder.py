@@ -12,7 +12,11 @@ from fairseq_adaptive.modules.layers.admin import AdminResidual
 from fairseq_adaptive.modules.layers.plain_layer import PlainLayer, activation
 from fairseq_adaptive.modules.policies import Place, build_policy
 from fairseq_adaptive.modules.stack import LayerStack
+from fairseq_adaptive.modules.stack.run import run_dense
+from fairseq_adaptive.modules.stack.static_context import StaticContext
+from fairseq_adaptive.modules.tracing import is_traced
 
+TRACEABLE = ("skimming", "act", "ut_act", "pondernet", "loop_gate", "stick_breaking", "saturation")
 POSITIONS = ("learned", "sinusoidal", "from_zero", "none")
 EPS = 1e-5
 
@@ -118,6 +122,9 @@ class PlainEncoder(nn.Module):
         self.embed_tokens = nn.Embedding(about.vocabulary, width, about.padding)
         rows = about.max_positions + (about.padding + 1 if about.positions == "learned" else 0)
         self.embed_positions = nn.Embedding(rows, width) if about.positions in ("learned", "from_zero") else None
+        if about.positions == "sinusoidal":
+            table = sinusoids(about.max_positions + about.padding + 1, width, about.padding)
+            self.register_buffer("sinusoids", table, persistent=False)
         self.embed_segments = nn.Embedding(about.segments, width) if about.segments else None
         self.layernorm_embedding = nn.LayerNorm(width, eps=about.embedding_eps) if about.embedding_norm else None
         self.project_in_dim = nn.Linear(width, dim) if about.input_dim else None
@@ -155,17 +162,49 @@ class PlainEncoder(nn.Module):
             segments: [B, T], token types (default: by separators, or 0)
 
         Returns:
-            states [B, T, C]; of a reader's tokens none
+            states [B, T, C]; of a reader's tokens none. While it is traced, :meth:`dense`
 
         Raises:
             UsageError: for sequences that are longer than the encoder reads
         """
-        about, length = self.about, tokens.size(1)
-        if length > about.max_positions:
+        if is_traced():
+            return self.dense(tokens, segments)
+        length = tokens.size(1)
+        if length > self.about.max_positions:
             raise UsageError(
-                f"a sequence of {length} tokens is longer than the {about.max_positions} that the model reads"
+                f"a sequence of {length} tokens is longer than the {self.about.max_positions} that the model reads"
             )
-        padding = tokens.eq(about.padding)
+        x, padding, protected = self._start(tokens, segments)
+        x = self.layers(x, padding if padding.any() else None, protected, reader=self.reader)
+        return self._leave(x if self.reader is None else x[0][:length])
+
+    def dense(self, tokens: Tensor, segments: Optional[Tensor] = None) -> Tensor:
+        """:meth:`forward` without anything that depends on what is decided, for a trace: every token is computed at every
+        depth, and decisions are masks.
+
+        Raises:
+            UsageError: see :meth:`check_dense`
+        """
+        self.check_dense()
+        x, padding, protected = self._start(tokens, segments)
+        return self._leave(run_dense(self.layers, StaticContext(x, padding, self.layers.kv), protected))
+
+    def check_dense(self):
+        """
+        Raises:
+            UsageError: for a policy whose decisions are not made token by token, by name
+        """
+        found = (self.layers.router, self.layers.halting, self.reader)
+        for policy in filter(None, found):
+            if policy.policy_name not in TRACEABLE:
+                raise UsageError(
+                    f"{policy.policy_name} compares tokens with each other or reads from a bank, which is not traced: of "
+                    f"policies {', '.join(TRACEABLE)} are, and any model without (counterpart)"
+                )
+
+    def _start(self, tokens, segments):
+        """States T x B x C before the first depth, the padding B x T, and what a router must not leave out, B x T."""
+        about, padding, protected = self.about, tokens.eq(self.about.padding), None
         x = self.embed_tokens(tokens)
         if self.embed_segments is not None:
             x = x + self.embed_segments(self._segments(tokens) if segments is None else segments)
@@ -173,12 +212,15 @@ class PlainEncoder(nn.Module):
         x = x if about.positions == "none" else x + self._positions(padding)
         x = x if self.layernorm_embedding is None else self.layernorm_embedding(x)
         x = (x if self.project_in_dim is None else self.project_in_dim(x)).transpose(0, 1)
-        protected = None
         if self.layers.router is not None and (about.protect_first or about.protect_separators):
             protected = tokens.eq(about.separator) if about.protect_separators else torch.zeros_like(padding)
-            protected[:, :1] |= about.protect_first
-        x = self.layers(x, padding if padding.any() else None, protected, reader=self.reader)
-        x = (x if self.reader is None else x[0][:length]).transpose(0, 1)
+            first = torch.arange(tokens.size(1), device=tokens.device) == 0
+            protected = protected | first if about.protect_first else protected
+        return x, padding, protected
+
+    def _leave(self, x):
+        """T x B x C -> B x T x C"""
+        x = x.transpose(0, 1)
         return x if self.layer_norm is None else self.layer_norm(x)
 
     def _segments(self, tokens):
@@ -192,11 +234,10 @@ class PlainEncoder(nn.Module):
         if self.about.positions == "from_zero":
             return self.embed_positions.weight[None, : padding.size(1)]
         first = self.about.padding
-        numbers = (~padding).long().cumsum(1) * ~padding + first
+        numbers = (~padding).long().cumsum(1) * (~padding).long() + first
         if self.about.positions == "learned":
             return self.embed_positions(numbers)
-        table = sinusoids(first + 1 + padding.size(1), self.embed_tokens.embedding_dim, first)
-        return table.to(self.embed_tokens.weight)[numbers]
+        return self.sinusoids[numbers]
 
 
 def sinusoids(count: int, dim: int, padding: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Folders of save_pretrained in plain torch: the same outputs, and the same tokens computed, without fairseq."""
 
+import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -12,9 +14,11 @@ from omegaconf import OmegaConf
 from test_plugin import BLOCK
 
 from fairseq_adaptive import hub
+from fairseq_adaptive.commands import export
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import save_checkpoint
 from fairseq_adaptive.interop.conversion import new_state
+from fairseq_adaptive.report.costs import without_policies
 
 pytest.importorskip("tokenizers")
 ROOT = Path(__file__).parents[2]
@@ -25,11 +29,10 @@ TEXTS = ["a good story", "the film never works , it was bad .", "", "a bad plot 
 CASES = {
     "transkimmer": "--arch transkimmer_bert_base --encoder-layers 3 --skim-bias 0",
     "roberta_shared": "--arch transkimmer_base --encoder-layers 4 --encoder-unique-layers 2 --depth-lora-rank 2 "
-    "--router mixture_of_depths --halting ut_act --protect-separators --encoder-normalize-before",
+    "--router mixture_of_depths --halting pondernet --exit-quantile 0.3 --activation-fn relu "
+    "--protect-separators --encoder-normalize-before",
     "dense": "--arch transkimmer_minilm_l6 --encoder-layers 2 --no-skimming --reader tape "
     '--reader-args {"tokens":4,"bank_size":20,"depth":1}',
-    "pondernet": "--arch transkimmer_bert_base --encoder-layers 3 --no-skimming --halting pondernet "
-    "--exit-quantile 0.3 --activation-fn relu --pooler-activation-fn relu",
     "albert_act": "--arch albert_act_tiny --encoder-layers 4 --encoder-input-dim 8",
     "albert_skim": "--arch albert_act_tiny --encoder-layers 4 --encoder-input-dim 8 --router skimming --halting-kv active",
 }
@@ -48,6 +51,7 @@ def made(tmp_path_factory):
     lines(folder / "input0" / "dict.txt", [f"{word} 1" for word in ["<mask>", *WORDS]])
     lines(folder / "label" / "dict.txt", ["positive 2", "negative 1"])
 
+    @functools.cache
     def made(flags):
         state = new_state([*TASK.split(), *SIZES.split(), *flags.split()], {})
         state["cfg"]["task"]["data"] = str(folder)
@@ -74,18 +78,15 @@ def test_plain_torch_says_the_same(flags, made, tmp_path):
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["needs_fairseq"] is None and str(tmp_path.parent) not in json.dumps(config)
     plain = hub.TranskimmerClassifier._plain(tmp_path / "saved", None, False, None, "cpu", False)
-    again = hub.from_pretrained(tmp_path / "saved", device="cpu")
     expected = classifier.predict(TEXTS, batch_size=3)
-    for other in (plain, again):
+    plain.save_pretrained(tmp_path / "twice")
+    assert (tmp_path / "twice" / "config.json").read_bytes() == (tmp_path / "saved" / "config.json").read_bytes()
+    for other in (plain, hub.from_pretrained(tmp_path / "twice", device="cpu")):
         for one, two in zip(expected, other.predict(TEXTS, batch_size=3)):
             assert one.tokens == two.tokens and one.updates == two.updates and one.skimmed == two.skimmed
             assert one.probabilities == pytest.approx(two.probabilities, abs=1e-6)
     assert torch.equal(plain.encode(TEXTS)["input_ids"], classifier.encode(TEXTS)["input_ids"])
     assert plain._repr_html_().count('title="') == classifier._repr_html_().count('title="') > 10
-    plain.save_pretrained(tmp_path / "twice")
-    assert (tmp_path / "twice" / "config.json").read_bytes() == (tmp_path / "saved" / "config.json").read_bytes()
-    back = hub.from_pretrained(tmp_path / "twice", device="cpu").predict(TEXTS)
-    assert [each.label for each in back] == [each.label for each in expected]
 
 
 def test_some_tokens_are_not_computed(made):
@@ -106,6 +107,7 @@ import sys; sys.path.insert(0, {str(ROOT)!r})
 {BLOCK}
 import json
 from fairseq_adaptive import hub
+from fairseq_adaptive.commands import export
 from fairseq_adaptive.errors import UsageError
 classifier = hub.from_pretrained({str(tmp_path / "saved")!r})
 print(json.dumps([each.probabilities for each in classifier.predict({TEXTS!r})]))
@@ -125,10 +127,10 @@ assert "fairseq" not in sys.modules and classifier.trace
     assert checkpoint.startswith("the checkpoint some.pt is read with fairseq, which is not installed here")
 
 
-def test_what_is_not_built_is_named(made, tmp_path):
+def test_what_is_not_built_is_named(made, tmp_path, monkeypatch):
     """By the folder, which fairseq still reads."""
     classifier = made(CASES["transkimmer"])
-    classifier.model.encoder.sentence_encoder.cfg.activation_fn = "mish"
+    monkeypatch.setattr(classifier.model.encoder.sentence_encoder.cfg, "activation_fn", "mish")
     classifier.save_pretrained(tmp_path / "saved")
     with pytest.raises(UsageError, match="needs fairseq: --activation-fn mish is not built in plain torch"):
         hub.TranskimmerClassifier._plain(tmp_path / "saved", None, False, None, "cpu", False)
@@ -151,3 +153,27 @@ def test_damaged_descriptions(made, tmp_path):
         path.write_text(json.dumps(config))
         with pytest.raises(UsageError, match=said):
             hub.TranskimmerClassifier._plain(tmp_path / "saved", None, False, None, "cpu", False)
+
+
+def test_onnx_from_the_command(made, tmp_path):
+    """The labels of a classifier that skims and halts, and those of its counterpart; what has no such form is refused."""
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    classifier = made(CASES["albert_skim"])
+    classifier.save_pretrained(tmp_path / "saved")
+    tokens = classifier.encode(TEXTS)["input_ids"]
+    for flags in ([], ["--counterpart"]):
+        path = str(tmp_path / f"model{len(flags)}.onnx")
+        export.main([str(tmp_path / "saved"), "--to", "onnx", "--output", path, *flags])
+        (scores,) = runtime.InferenceSession(path).run(None, {"tokens": tokens.numpy()})
+        with without_policies(classifier.model) if flags else contextlib.nullcontext():
+            expected = classifier.predict(TEXTS)
+        labels = [classifier.labels[number] for number in scores.argmax(-1)]
+        assert labels == [each.label for each in expected]
+        chances = torch.from_numpy(scores).softmax(-1)[:, classifier.labels.index("positive")].tolist()
+        assert chances == pytest.approx([each.probabilities["positive"] for each in expected], abs=1e-5)
+    routed = made(CASES["roberta_shared"])
+    with pytest.raises(UsageError, match="mixture_of_depths compares tokens"):
+        routed.export_onnx(tmp_path / "routed.onnx")
+    assert routed.exportable(counterpart=True)(tokens).shape == (4, 2)
+    assert not (tmp_path / "routed.onnx").exists()
