@@ -19,6 +19,7 @@ COMMANDS = {
     "perplexity": "perplexity of a language model per token, word and character",
     "report": "what checkpoints spend, where, and how good they are, side by side",
     "calibrate": "the earliest exit that loses little against full depth, with a guarantee",
+    "dial": "turn a trained model to a share of its dense counterpart's multiply-adds",
     "average": "average checkpoints into one",
     "export": "write a model as a plain fairseq Transformer or a CTranslate2 model",
     "convert": "read a published BERT, RoBERTa, ALBERT-ACT, Transkimmer or Transformer-XL",
