@@ -7,6 +7,8 @@ the input, output and signals of who starts it. Scripts find it by PATH, torchru
 import atexit
 import contextlib
 import hashlib
+import importlib
+import inspect
 import json
 import logging
 import os
@@ -25,17 +27,24 @@ _PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from cli.commands import serve
-path, module = serve()
+path, module, code = serve(sys.argv[1:])
 del sys.path[0], sys.modules["cli"], sys.modules["cli.commands"], serve
 import runpy
-if module:
+if code is not None:
+    sys.modules["__main__"] = type(sys)("__main__")
+    exec(compile(code, "<string>", "exec"), vars(sys.modules["__main__"]))
+elif module:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 else:
     runpy.run_path(path, run_name="__main__")
 """
+# what is there in a process of each kind before it becomes a command, and before it becomes a program (``python -c``):
+# a program finds fairseq and ours not yet imported, but the libraries that take longest; torch's optimizers import dynamo
+_LARGE = ("torch", "torch._dynamo", "sklearn.metrics", "sacrebleu")
+_IMPORTED = {"commands": (*_LARGE, "fairseq", "fairseq.trainer"), "programs": _LARGE}
 _AT_START = ("PYTHON", "TRITON", "LD_", "OMP_", "CUDA")  # variables that are read when a program starts or imports
 _COMMANDS = "adaptive eval-lm generate hydra-train interactive preprocess score train validate"
-NAMES = ("python", *(f"fairseq-{name}" for name in _COMMANDS.split()))
+NAMES = ("python", "torchrun", *(f"fairseq-{name}" for name in _COMMANDS.split()))
 _STREAMS = (("stdin", "r", "strict"), ("stdout", "w", "strict"), ("stderr", "w", "backslashreplace"))
 _folder = None  # of stubs and socket
 
@@ -50,16 +59,27 @@ def at_start(environment) -> Dict[str, str]:
     return {name: value for name, value in environment.items() if is_read_at_start(name)}
 
 
-def serve():
-    """Fork for each job that comes to the socket; return in the forked process: path and module of what it is to run."""
-    import fairseq  # noqa: F401
-    import fairseq.trainer  # noqa: F401
+def serve(imported):
+    """Fork for each job that comes to the socket; return in the forked process: path, module and code of what it is to run.
 
+    Args:
+        imported: names of modules
+    """
+    sys.pycache_prefix, sys.dont_write_bytecode = os.environ["TESTS_CACHE"], False  # compile what they import once
+    for name in imported:
+        importlib.import_module(name)
+    if "fairseq" in imported:  # what hydra else learns of its grammar, and inspect of all files, in every process anew
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        OverridesParser.create().parse_overrides(
+            ["a.b=1", "a='b c'", "a=[1,2.0]", "a=1e-05", "a=null", "a=True", "a=b/c"]
+        )
+        inspect.stack()
     logging.getLogger().handlers.clear()  # commands set up their log before they import fairseq, which writes to it
     logging.getLogger().setLevel(logging.WARNING)
     own, parent = at_start(os.environ), os.getppid()
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(os.environ["TESTS_FORK"])
+    listener.bind(os.environ["TESTS_SOCKET"])
     listener.listen(64)
     listener.settimeout(10)
     while os.getppid() == parent:
@@ -125,8 +145,9 @@ def _become(job, files):
     os.environ.clear()
     os.environ.update(job["env"])
     sys.argv = job["argv"]
-    sys.path[1] = job["cwd"] if "module" in job else os.path.dirname(job["argv"][0])  # where -c has the current folder
-    return job["argv"][0], job.get("module")
+    folder = "" if "code" in job else job["cwd"] if "module" in job else os.path.dirname(job["argv"][0])
+    sys.path[1] = folder  # behind the folder of the tests, which goes
+    return job["argv"][0], job.get("module"), job.get("code")
 
 
 def stubs(environment) -> Dict[str, str]:
@@ -144,17 +165,24 @@ def stubs(environment) -> Dict[str, str]:
             path.write_text(f"#!{sys.executable} -IS\n{Path(__file__).with_name('stub.py').read_text()}")
             path.chmod(0o755)
     number = hashlib.sha256(json.dumps(sorted(at_start(environment).items())).encode()).hexdigest()[:8]
-    address = str(Path(_folder.name, number))
-    variables = {"TESTS_FORK": address, "TESTS_PYTHON": sys.executable}
-    if not os.path.exists(address):
-        server = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM], env={**environment, **variables}, start_new_session=True
-        )
-        atexit.register(server.kill)
-        while not os.path.exists(address):
-            assert server.poll() is None, "the process that forks commands has ended"
-            time.sleep(0.05)
+    variables = {"TESTS_FORK": str(Path(_folder.name, number)), "TESTS_PYTHON": sys.executable}
+    for kind, imported in _IMPORTED.items():
+        _start(f"{variables['TESTS_FORK']}-{kind}", imported, {**environment, **variables})
     return {**variables, "PYTHON_EXEC": str(Path(_folder.name, "python"))}
+
+
+def _start(address, imported, environment):
+    """Start a process that forks, where there is none yet."""
+    if os.path.exists(address):
+        return
+    of_server = {"TESTS_SOCKET": address, "TESTS_CACHE": str(Path(_folder.name, "cache"))}
+    server = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, *imported], env={**environment, **of_server}, start_new_session=True
+    )
+    atexit.register(server.kill)
+    while not os.path.exists(address):
+        assert server.poll() is None, "the process that forks commands has ended"
+        time.sleep(0.05)
 
 
 def stub_folder() -> str:

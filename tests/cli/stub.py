@@ -13,18 +13,20 @@ import sys
 
 def main():
     folder, name = os.path.split(os.path.abspath(sys.argv[0]))
-    python, argv = os.environ["TESTS_PYTHON"], sys.argv[1:]
+    python, argv, kind = os.environ["TESTS_PYTHON"], sys.argv[1:], "commands"
     if name == "python":
         given, argv = argv, argv[1:] if argv[:1] == ["-u"] else argv
         program = {"argv": argv} if argv and os.path.isfile(argv[0]) else None
         if argv[:1] == ["-m"] and len(argv) > 1:
             program = {"argv": argv[1:], "module": argv[1]}
+        if argv[:1] == ["-c"] and len(argv) > 1:
+            program, kind = {"argv": ["-c", *argv[2:]], "code": argv[1]}, "programs"
     else:
         path = os.path.join(os.path.dirname(python), name)
         given, program = [path, *argv], {"argv": [path, *argv]}
     with socket.socket(socket.AF_UNIX) as server:
         try:
-            server.connect(os.environ["TESTS_FORK"])
+            server.connect(f"{os.environ['TESTS_FORK']}-{kind}")
         except OSError:
             program = None
         if program is None:
