@@ -12,7 +12,7 @@ if [ $# -ne 0 ]; then
   exit 2
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-extras=test,docs,translation,export,hf,plots,images,explore,tensorboard
+extras=test,docs,translation,export,onnx,hf,plots,images,explore,tensorboard
 stamp=.venv/installed
 
 # the checksum also covers this folder: a virtual environment that was moved is broken

@@ -23,7 +23,7 @@ from fairseq_adaptive.report import flags
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(ROOT.glob("scripts/*.py"))
-WITHOUT_SCRIPT = ("explore", "flags", "info", "plot_search", "plot_skim", "plot_tradeoff", "report")
+WITHOUT_SCRIPT = ("dial", "explore", "flags", "info", "plot_search", "plot_skim", "plot_tradeoff", "report")
 ENTRIES = {f"{each[0]} {each[1]}": each for each in flags.known()}
 
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1] / "fairseq_adaptive"
 LEVELS = (
     "commands",
     "explore",
-    "hub classifier",
+    "hub",
     "report",
     "interop",
     "models criterions tasks optim",
@@ -22,7 +22,7 @@ LEVELS = (
     "printable",
 )
 LEVEL = {room: number for number, line in enumerate(LEVELS) for room in line.split()}
-NEIGHBOURS = {("criterions", "models"), ("hub", "classifier")}
+NEIGHBOURS = {("criterions", "models")}
 
 
 def imports_of(path):

@@ -20,6 +20,7 @@ COMMANDS = {
     "explore": "a page to type texts on, and to see what a model makes of them and spends",
     "report": "what checkpoints spend, where, and how good they are, side by side",
     "calibrate": "the earliest exit that loses little against full depth, with a guarantee",
+    "dial": "turn a trained model to a share of its dense counterpart's multiply-adds",
     "average": "average checkpoints into one",
     "export": "write a model as a plain fairseq Transformer or a CTranslate2 model",
     "convert": "read a published BERT, RoBERTa, ALBERT-ACT, Transkimmer or Transformer-XL",

@@ -27,8 +27,8 @@ def main(argv=None, prog=None):
 
     import torch
 
+    from fairseq_adaptive.hub import TranskimmerReader
     from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
-    from fairseq_adaptive.reader import TranskimmerReader
 
     # isort: split
     from fairseq import utils

@@ -16,10 +16,10 @@ from fairseq_adaptive.ranges import BATCH, Parser
 
 def load(args):
     """The model, its dictionary and the tokenizer."""
+    from fairseq_adaptive.data.albert_tokenizer import AlbertTokenizer
     from fairseq_adaptive.data.subwords import SubwordNMT, Tokenized
     from fairseq_adaptive.hub import AlbertActModel
     from fairseq_adaptive.interop import albert_act
-    from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
     from fairseq_adaptive.interop.checkpoint import load_model
 
     if os.path.isfile(args.model):
