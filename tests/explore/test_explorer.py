@@ -1,10 +1,12 @@
 """What the page shows: equal to what the model and the compute report say, and all as it was afterwards."""
 
 import math
+import re
 
 import pytest
 import torch
 
+from fairseq_adaptive import commands
 from fairseq_adaptive.data.subwords import Tokenized
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.explore.dials import Turned, dials_of
@@ -151,3 +153,15 @@ def test_refusals(explorer, place):
         Explorer(place / "pondernet.pt")
     with pytest.raises(UsageError, match="are not for classifiers: use --tokenizer"):
         Explorer(place / "transkimmer.pt", tokenizer=Tokenized())
+
+
+def test_what_is_skimmed_by_a_command(place, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "texts").write_text(f"{TEXT} good\nw05 bad\n")
+    words = ["plot", "skim", str(place / "transkimmer.pt"), "--tokenizer", str(place / "tok"), "--input"]
+    commands.main([*words, str(tmp_path / "texts"), "--output", str(tmp_path / "a.png")])
+    out = capsys.readouterr().out
+    assert "| tokens computed by layer | tokens | 1 | 2 |\n" in out and re.search(r"\n\| all \| 11 \|", out)
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    with pytest.raises(UsageError, match="exists and is left as it is"):
+        commands.main([*words, str(tmp_path / "texts"), "--output", str(tmp_path / "a.png")])
