@@ -196,7 +196,9 @@ class AdaptiveComputeLoss(FairseqCriterion):
         if self.compute is not None:
             named = [TARGETS[name].flag for name in TARGETS if getattr(self.cfg, f"target_{name}") is not None]
             if named or given:
-                raise UsageError(f"--compute takes the place of {', '.join(named) or '--target-args'}: leave one of them out")
+                raise UsageError(
+                    f"--compute takes the place of {', '.join(named) or '--target-args'}: leave one of them out"
+                )
             return {name: {"value": self.compute} for name in COMPUTE}
         for name in TARGETS:
             value, more = getattr(self.cfg, f"target_{name}"), given.pop(name, {})
@@ -276,7 +278,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
         if not found and self.needs:
             raise UsageError(f"--criterion {self.needs} or train with --criterion {self.task_name}")
         if self.compute is not None and found:
-            self._check_compute(found)
+            self.follow_compute(found)
         for kind, controller in self.controllers.items():
             steered, target = [each for each in found if each.policy.kind == kind], controller.target
             if controller.value is None:
@@ -290,8 +292,12 @@ class AdaptiveComputeLoss(FairseqCriterion):
                 raise UsageError(f"{target.flag} {controller.value} is impossible: the model has {most} {target.unit}")
         return found
 
-    def _check_compute(self, found: List[Decision]):
-        """One kind of policies follows ``--compute``: routers where any can, else halting rules, else a search."""
+    def follow_compute(self, found: List[Decision]):
+        """Let one kind of policies follow ``--compute``: routers where any can, else halting rules, else a search.
+
+        Raises:
+            UsageError: where there is none
+        """
         steered = [each.policy for each in found if each.policy.kind in self.controllers]
         if not steered:
             raise UsageError(
