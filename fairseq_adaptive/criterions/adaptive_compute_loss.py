@@ -278,7 +278,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
         if not found and self.needs:
             raise UsageError(f"--criterion {self.needs} or train with --criterion {self.task_name}")
         if self.compute is not None and found:
-            self._check_compute(found)
+            self.follow_compute(found)
         for kind, controller in self.controllers.items():
             steered, target = [each for each in found if each.policy.kind == kind], controller.target
             if controller.value is None:
@@ -292,8 +292,12 @@ class AdaptiveComputeLoss(FairseqCriterion):
                 raise UsageError(f"{target.flag} {controller.value} is impossible: the model has {most} {target.unit}")
         return found
 
-    def _check_compute(self, found: List[Decision]):
-        """One kind of policies follows ``--compute``: routers where any can, else halting rules, else a search."""
+    def follow_compute(self, found: List[Decision]):
+        """Let one kind of policies follow ``--compute``: routers where any can, else halting rules, else a search.
+
+        Raises:
+            UsageError: where there is none
+        """
         steered = [each.policy for each in found if each.policy.kind in self.controllers]
         if not steered:
             raise UsageError(
