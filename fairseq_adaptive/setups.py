@@ -55,6 +55,8 @@ def _criterions(criterion) -> List:
 
 def _check_targets(found: List[Decision], criterion):
     for each in _criterions(criterion):
+        if getattr(each, "follow_compute", None) is not None and each.compute is not None:
+            each.follow_compute(found)
         for kind, controller in getattr(each, "controllers", {}).items():
             steered = [decision.policy for decision in found if decision.policy.kind == kind]
             if controller.value is not None and steered and all(policy.unsteered for policy in steered):

@@ -21,6 +21,11 @@ FIRST = (
 )
 # what does not need fairseq; the other modules are parts of its layers
 PLAIN = (
+    "data.words",
+    "hub",
+    "hub.classifier",
+    "hub.encoder",
+    "hub.loading",
     "ops",
     "errors",
     "modules",
@@ -28,9 +33,12 @@ PLAIN = (
         f"modules.{name}"
         for name in (
             "layers.admin",
+            "layers.attends",
             "layers.known",
+            "layers.plain_layer",
             "layers.prepacked_linear",
             "layers.zero_gradients",
+            "plain_encoder",
             "policies",
             "shared_encoder",
             "stack",

@@ -9,19 +9,20 @@ ROOT = Path(__file__).resolve().parents[1] / "fairseq_adaptive"
 # each room may import those in lines below its own, and NEIGHBOURS
 LEVELS = (
     "commands",
-    "hub classifier",
+    "explore",
+    "hub",
     "report",
     "interop",
     "models criterions tasks optim",
     "decoding data",
     "modules",
     "ops",
-    "ranges files",
+    "ranges files progress",
     "errors",
     "printable",
 )
 LEVEL = {room: number for number, line in enumerate(LEVELS) for room in line.split()}
-NEIGHBOURS = {("criterions", "models"), ("hub", "classifier")}
+NEIGHBOURS = {("criterions", "models")}
 
 
 def imports_of(path):

@@ -6,6 +6,9 @@ import pytest
 import torch
 from families import build_trainer, write_data
 
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
+
 LANGUAGE_MODELS = ("shared_transformer_lm", "par_transformer_xl", "par_supernet")
 VIEWS = {f"aten::{name}" for name in "view slice select permute transpose reshape as_strided expand unsqueeze".split()}
 VIEWS |= {f"aten::{name}" for name in "squeeze t diagonal narrow flatten unflatten chunk split detach view_as".split()}
@@ -56,3 +59,28 @@ def test_onnx_computes_the_same(model):
     session = runtime.InferenceSession(file.getvalue())
     (found,) = session.run(None, {session.get_inputs()[0].name: tokens.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ("halting_transformer_xl",), indirect=True)
+def test_what_would_be_wrong_is_refused(model):
+    """Decisions and memories of the example would be those of all that the graph ever gets."""
+    tokens = torch.arange(4, 16).view(2, 6)
+    traces = (
+        lambda: torch.jit.trace(model, tokens, check_trace=False),
+        lambda: torch.onnx.export(model, (tokens,), io.BytesIO(), dynamo=False),
+        lambda: torch.export.export(model, (tokens,), strict=False),
+    )
+    for trace in traces:
+        with torch.no_grad(), pytest.raises(UsageError, match="export the dense form"):
+            trace()
+
+    class Remembers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model.model
+
+        def forward(self, tokens):
+            return self.model(tokens, memory=SegmentMemory())[0]
+
+    with torch.no_grad(), pytest.raises(UsageError, match="keep the memory of this segment"):
+        torch.jit.trace(Remembers(), tokens, check_trace=False)

@@ -36,6 +36,7 @@ def assert_threads_equal_one(call, inputs, same, times=30):
             wrong += not same(call(inputs[number]), expected[number])
         return wrong
 
+    call(inputs[0])  # a model of the hub keeps the trace of its last call in each thread: let that be the same one
     before = kept()
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(8))) == [0] * 8

@@ -9,11 +9,11 @@ from fairseq.data import Dictionary
 from texts import read_texts
 
 from fairseq_adaptive.command import run
+from fairseq_adaptive.data.albert_tokenizer import AlbertTokenizer
 from fairseq_adaptive.data.squad import cut, load_tokenizer
 from fairseq_adaptive.data.text_pairs import check_vocabulary, shorten
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import whole_file
-from fairseq_adaptive.interop.albert_tokenizer import AlbertTokenizer
 from fairseq_adaptive.ranges import POSITIONS, Parser
 
 

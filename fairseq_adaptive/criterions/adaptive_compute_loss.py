@@ -12,7 +12,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
 from torch import Tensor
 
-from fairseq_adaptive.criterions.controller import TARGETS, Controller, warmed_up
+from fairseq_adaptive.criterions.controller import COMPUTE, TARGETS, Controller, warmed_up
 from fairseq_adaptive.criterions.decisions import Decision, decisions
 from fairseq_adaptive.criterions.distillation import Teacher
 from fairseq_adaptive.criterions.expected_output import ExpectedOutput, check_expected
@@ -22,7 +22,7 @@ from fairseq_adaptive.criterions.task_criterion import DistillationConfig, build
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.modules.watched import Watched
-from fairseq_adaptive.ranges import NUMBER, PRICE, RATE, UPDATES, check_ranges, ranged
+from fairseq_adaptive.ranges import NUMBER, POSITIVE_SHARE, PRICE, RATE, UPDATES, check_ranges, ranged
 
 
 @dataclass
@@ -48,6 +48,12 @@ class AdaptiveComputeLossConfig(DistillationConfig):
     target_compute: Optional[float] = ranged(
         None, TARGETS["compute"].within, "expected compute of a supernet to steer to, as a share of a Transformer-XL's"
     )
+    compute: Optional[float] = ranged(
+        None,
+        POSITIVE_SHARE,
+        "share of the multiply-adds of the dense model's layers to steer to, by whatever policies the model has; "
+        "fairseq-adaptive dial sets it exactly afterwards",
+    )
     target_args: str = field(
         default="{}",
         metadata={
@@ -65,6 +71,10 @@ def _objects(flag: str, text: str) -> Dict:
         return found
     except (ValueError, AssertionError) as error:
         raise UsageError(f'{flag} {text!r} is no JSON object: write {{"name": value}}') from error
+
+
+def _order(policy) -> int:
+    return ("router", "halting", "search").index(policy.kind)
 
 
 def _check_numbers(numbers: Dict, name: str, within) -> None:
@@ -116,11 +126,12 @@ class AdaptiveComputeLoss(FairseqCriterion):
             )
         self.controllers = {}
         for name, settings in self.steering().items():
-            if TARGETS[name].kind in self.kinds:
-                self.controllers[TARGETS[name].kind] = Controller(task, TARGETS[name], **settings)
-            elif settings["value"] is not None:
+            target = self.target(name)
+            if target.kind in self.kinds:
+                self.controllers[target.kind] = Controller(task, target, **settings)
+            elif settings["value"] is not None and self.compute is None:
                 raise UsageError(
-                    f"{TARGETS[name].flag} steers what --task-criterion {self.task_name} prices: give it "
+                    f"{target.flag} steers what --task-criterion {self.task_name} prices: give it "
                     "in --task-criterion-args, or take another criterion"
                 )
         self._check_metric()
@@ -141,15 +152,26 @@ class AdaptiveComputeLoss(FairseqCriterion):
 
     def _follow(self):
         """fairseq gives what all workers have evaluated to the class alone: let it know whose targets those are."""
-        names = {target.kind: name for name, target in TARGETS.items()}
         type(self).targets = self.valued()
-        type(self).followed = {names[kind]: each for kind, each in self.controllers.items()}
+        type(self).followed = {self._name_of(each): each for each in self.controllers.values()}
         return self
+
+    @property
+    def compute(self) -> Optional[float]:
+        """``--compute``; None: it is not given, or the criterion has no such flag."""
+        return getattr(self.cfg, "compute", None)
+
+    def target(self, name: str):
+        """The target of a name."""
+        return COMPUTE[name] if self.compute is not None and name in COMPUTE else TARGETS[name]
+
+    def _name_of(self, controller: Controller) -> str:
+        every = COMPUTE if self.compute is not None else TARGETS
+        return next(name for name, target in every.items() if target is controller.target)
 
     def valued(self) -> Dict[str, float]:
         """The targets that are given, here or to the task's criterion, names and values."""
-        names = {target.kind: name for name, target in TARGETS.items()}
-        own = {names[kind]: each.value for kind, each in self.controllers.items() if each.value is not None}
+        own = {self._name_of(each): each.value for each in self.controllers.values() if each.value is not None}
         theirs = self.task_criterion.valued() if hasattr(self.task_criterion, "valued") else {}
         return {**theirs, **own}
 
@@ -171,6 +193,13 @@ class AdaptiveComputeLoss(FairseqCriterion):
     def steering(self) -> Dict[str, Dict]:
         """Of each of the :data:`TARGETS` that has a controller what the controller takes."""
         given, settings = _objects("--target-args", self.cfg.target_args), {}
+        if self.compute is not None:
+            named = [TARGETS[name].flag for name in TARGETS if getattr(self.cfg, f"target_{name}") is not None]
+            if named or given:
+                raise UsageError(
+                    f"--compute takes the place of {', '.join(named) or '--target-args'}: leave one of them out"
+                )
+            return {name: {"value": self.compute} for name in COMPUTE}
         for name in TARGETS:
             value, more = getattr(self.cfg, f"target_{name}"), given.pop(name, {})
             if more and value is None:
@@ -219,7 +248,8 @@ class AdaptiveComputeLoss(FairseqCriterion):
 
     def _check_weighed(self, model):
         if self.controllers["halting"].value is not None:
-            raise UsageError("--target-depth steers ACT's time penalty; with PonderNet, set --prior-rate to 1 over it")
+            flag = self.controllers["halting"].target.flag
+            raise UsageError(f"{flag} steers ACT's time penalty; with PonderNet, set --prior-rate to 1 over it")
         if self._teacher is not None:
             raise UsageError(
                 "--distill-from learns one output, and PonderNet trains those of all depths: use --halting act"
@@ -247,9 +277,13 @@ class AdaptiveComputeLoss(FairseqCriterion):
                 raise UsageError(f"--prices names {name!r}, which decides nothing here: use {', '.join(sorted(names))}")
         if not found and self.needs:
             raise UsageError(f"--criterion {self.needs} or train with --criterion {self.task_name}")
+        if self.compute is not None and found:
+            self.follow_compute(found)
         for kind, controller in self.controllers.items():
             steered, target = [each for each in found if each.policy.kind == kind], controller.target
             if controller.value is None:
+                continue
+            if not steered and self.compute is not None:
                 continue
             if not steered:
                 raise UsageError(f"{target.flag} steers the {kind} of a model, which this one has not: leave it out")
@@ -257,6 +291,23 @@ class AdaptiveComputeLoss(FairseqCriterion):
             if target.unit and controller.value > most:
                 raise UsageError(f"{target.flag} {controller.value} is impossible: the model has {most} {target.unit}")
         return found
+
+    def follow_compute(self, found: List[Decision]):
+        """Let one kind of policies follow ``--compute``: routers where any can, else halting rules, else a search.
+
+        Raises:
+            UsageError: where there is none
+        """
+        steered = [each.policy for each in found if each.policy.kind in self.controllers]
+        if not steered:
+            raise UsageError(
+                f"--compute {self.compute:g} needs a policy that leaves tokens out: add --router skimming or --halting act; a "
+                "tape adds to the dense model"
+            )
+        follows = next((each.kind for each in sorted(steered, key=_order) if not each.unsteered), steered[0].kind)
+        for kind, controller in self.controllers.items():
+            if kind != follows:
+                controller.value, controller.steers = None, False
 
     def forward(self, model, sample, reduce=True):
         """Return loss (a sum, to be divided by the sample size), sample size and logging output."""
@@ -292,9 +343,10 @@ class AdaptiveComputeLoss(FairseqCriterion):
     def _report_targets(self, log: Dict, found: List[Decision]):
         for name in self.valued():
             log[f"{self.mark}target_evaluated"] = float(not self.training)
-            mine = [each for each in found if each.policy.kind == TARGETS[name].kind]
+            target = self.target(name)
+            mine = [each for each in found if each.policy.kind == target.kind]
             if mine:
-                spent, total = (sum(each) for each in zip(*map(TARGETS[name].spent, mine)))
+                spent, total = (sum(each) for each in zip(*map(target.spent, mine)))
                 log[f"{self.mark}target_{name}_spent"], log[f"{self.mark}target_{name}_of"] = spent.detach(), total
 
     def price(self, found: List[Decision], update: int) -> Tuple[List[Tuple], Tensor]:

@@ -49,6 +49,15 @@ class Target(NamedTuple):
     scale: float
     advice: str
 
+    @property
+    def flops(self) -> bool:
+        """Whether multiply-adds of layers are steered."""
+        return self.spent is _macs
+
+
+def _macs(decision):
+    return decision.macs
+
 
 TARGETS = {
     "depth": Target(
@@ -69,7 +78,7 @@ TARGETS = {
         "router",
         "skimming",
         ("spent", "dense"),
-        lambda each: each.macs,
+        _macs,
         lambda each: 1.0,
         POSITIVE_SHARE,
         None,
@@ -103,6 +112,19 @@ TARGETS = {
         1.0,
         "a higher learning rate of the architecture (--architecture-lr)",
     ),
+}
+# what --compute steers: the multiply-adds of the layers, whatever decides
+COMPUTE = {
+    "flops": TARGETS["flops"]._replace(flag="--compute", state="compute_router"),
+    "share": TARGETS["flops"]._replace(
+        flag="--compute",
+        kind="halting",
+        state="compute_halting",
+        scale=TARGETS["depth"].scale,
+        relative=True,
+        advice=TARGETS["depth"].advice,
+    ),
+    "compute": TARGETS["compute"]._replace(flag="--compute", state="compute_search"),
 }
 
 

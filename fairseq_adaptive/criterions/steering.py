@@ -57,7 +57,7 @@ class Steering:
     def count(self, found: List[Decision], update: int) -> None:
         """Count what a batch has spent."""
         for controller, mine, most in self._steered(found):
-            if controller.target.kind == "router" and any(each.macs is None for each in mine):
+            if controller.target.flops and any(each.macs is None for each in mine):
                 raise UsageError(f"{controller.target.flag} needs layers that say by macs(work) what they cost")
             spent = [sum(each) for each in zip(*map(controller.target.spent, mine))]
             ratio = controller.count(*spent, self._way(controller.band(update, most), mine, *spent))

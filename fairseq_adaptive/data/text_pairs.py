@@ -2,8 +2,6 @@
 
 from typing import List, Sequence
 
-from fairseq.data import Dictionary
-
 from fairseq_adaptive.errors import UsageError
 
 
@@ -35,7 +33,7 @@ def join(texts: Sequence[Sequence], end, init=None, separator=None) -> list:
     return joined
 
 
-def check_vocabulary(tokenizer, dictionary: Dictionary, where) -> None:
+def check_vocabulary(tokenizer, dictionary, where) -> None:
     """
     Raises:
         UsageError: when most of the tokenizer's pieces are not in the dictionary, which is then that of another model

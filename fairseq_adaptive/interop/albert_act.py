@@ -15,9 +15,9 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from fairseq_adaptive.data.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_folder
-from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_model, model_options, save_tensors
 from fairseq_adaptive.interop.conversion import (
     Weights,
@@ -231,11 +231,7 @@ def convert_back(args) -> None:
     tokenizer = AlbertTokenizer(args.spm) if args.spm else None
     if tokenizer is not None:
         dictionary_of(tokenizer, config)
-    back = torch.tensor(row_order(config)).argsort()
-    tensors = {}
-    for ours, theirs in NAMES.items():
-        tensor = weights[ours][back] if ours in BY_WORD else weights[ours].clone()
-        tensors[(theirs if theirs.startswith(("predictions", "sop_")) else PREFIX + theirs)] = tensor
+    tensors = published_weights(weights, config)
     tensors["predictions.decoder.weight"] = tensors[PREFIX + NAMES[BY_WORD[0]]]
     tensors["predictions.decoder.bias"] = tensors["predictions.bias"]
     with whole_folder(output) as made:
@@ -245,6 +241,41 @@ def convert_back(args) -> None:
         if tokenizer is not None:
             tokenizer.save(made)
         require_outputs(_outputs_back(made, state))
+
+
+def published_weights(weights: Dict[str, Tensor], config: Dict[str, Any]) -> Dict[str, Tensor]:
+    """The weights of ``albert_act`` under the published names, without copies of tied ones: :func:`convert_weights`
+    backwards."""
+    back, tensors = torch.tensor(row_order(config)).argsort(), {}
+    for ours, theirs in NAMES.items():
+        tensor = weights[ours].cpu()
+        name = theirs if theirs.startswith(("predictions", "sop_")) else PREFIX + theirs
+        tensors[name] = tensor[back] if ours in BY_WORD else tensor.clone()
+    return tensors
+
+
+def write_published(folder, config: Dict[str, Any], weights: Dict[str, Tensor], tokenizer=None) -> None:
+    """Write a new folder in the published layout with ``model.safetensors``.
+
+    Args:
+        folder: must not exist
+        config: ``config.json``
+        weights: of ``albert_act``
+        tokenizer: whose files are written, too
+
+    Raises:
+        UsageError: when it exists or cannot be written
+    """
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise UsageError("to write model.safetensors, install safetensors: pip install safetensors") from error
+    with whole_folder(folder) as made:
+        with open(os.path.join(made, "config.json"), "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=2)
+        save_file(published_weights(weights, config), os.path.join(made, "model.safetensors"), {"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save(made)
 
 
 def _outputs_back(folder, state):

@@ -96,7 +96,7 @@ class AlbertActEncoder(FairseqEncoder):
         self.project_in_dim = nn.Linear(width, args.encoder_embed_dim)
         layer = EncoderLayer(TransformerConfig.from_namespace(args))
         layer.self_attn_layer_norm.eps = layer.final_layer_norm.eps = LAYER_NORM_EPS
-        policies = Policies(args, "encoder")
+        self.policies = policies = Policies(args, "encoder")
         check_used(args, policies)
         schedule = (0,) * args.encoder_layers
         place = Place(

@@ -167,6 +167,16 @@ class Policies:
                 )
         return policy
 
+    def description(self) -> Dict[str, Optional[Dict]]:
+        """Of each kind its policy's ``name``, ``options``, ``kv`` and ``quantile``, or None: what plain torch makes it of."""
+        found = {}
+        for kind in KINDS:
+            name, quantile = getattr(self, kind), self._quantile if kind == "halting" else None
+            about = {"name": name, "options": self._options.get(kind, {}), "kv": self._kv.get(kind)}
+            about["quantile"] = None if quantile is None else float(quantile)
+            found[kind] = None if name == "none" else about
+        return found
+
     def stack_arguments(self, place: Place) -> Dict:
         """Return what a :class:`~fairseq_adaptive.modules.LayerStack` takes of them."""
         return {

@@ -11,6 +11,7 @@ from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.modules.layers.dropout import quicken_dropout
 from fairseq_adaptive.modules.policies import Place
 from fairseq_adaptive.modules.stack.schedule import check_kinds, layer_schedule
+from fairseq_adaptive.modules.tracing import is_traced
 from fairseq_adaptive.modules.transformer_xl.blocks import AttentionBlock, FeedForwardBlock
 from fairseq_adaptive.modules.transformer_xl.depth_memory import DepthMemory
 from fairseq_adaptive.modules.transformer_xl.layout import BLOCK_KINDS
@@ -184,6 +185,11 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         Returns:
             logits ``[B, T, V]``, or features ``[B, T, C]`` where there is an adaptive softmax; and a dict of extras
         """
+        if memory is not None and is_traced():
+            raise UsageError(
+                "a traced graph would keep the memory of this segment for all that follow: export without memory, and read "
+                "each text by itself"
+            )
         states = self.open_memory(memory, incremental_state)
         if incremental_state is not None:
             seen = incremental_state.setdefault("segmented_decoder", {"states": states, "seen": 0})

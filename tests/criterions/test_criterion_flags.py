@@ -42,6 +42,7 @@ SETTINGS = {
 }
 VALUES = {
     "classification_head_name": "other",
+    "compute": 0.4,
     "compute_measure": "time",
     "compute_weight": 2.0,
     "distill_from": "teacher.pt",

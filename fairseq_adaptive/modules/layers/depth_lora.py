@@ -76,8 +76,7 @@ class _ByDepth:
 
     depths: Tuple[int, ...]
 
-    @property
-    def place(self) -> int:
+    def place(self) -> int:  # no property: torch.jit.trace asks every one, of all layers
         """Which of the depths runs."""
         depth = _DEPTH.get()
         if depth not in self.depths:
@@ -115,7 +114,7 @@ class DepthLinear(_ByDepth, nn.Linear):
             linear._add("depth_bias", linear.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        place = self.place
+        place = self.place()
         if made_of_constants() is not None and not torch.is_grad_enabled():
             parts = [each for each in self._parameters.values() if each is not None]
             return laid_out((self, place), parts, (), lambda: self._prepacked(place))(x)
@@ -141,7 +140,7 @@ class DepthNorm(_ByDepth, nn.LayerNorm):
         norm._add("depth_bias", *norm.bias.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        place = self.place
+        place = self.place()
         weight, bias = self.weight + self.depth_weight[place], self.bias + self.depth_bias[place]
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 

@@ -7,6 +7,7 @@ from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 from fairseq_adaptive.modules.policies.base import Verdict, check_threshold, upcast, where_token
 from fairseq_adaptive.modules.policies.quantile import Distributed
 from fairseq_adaptive.modules.policies.registry import register_policy
+from fairseq_adaptive.modules.tracing import is_traced
 from fairseq_adaptive.ops.halting_update import halting_update, naive
 
 
@@ -41,7 +42,7 @@ class ACT(Distributed):
         return {"halting": zeros, "remainders": zeros}
 
     def step(self, before, after, carry, running, last):
-        if is_plain(self.unit, LINEARS):
+        if is_plain(self.unit, LINEARS) and not is_traced():
             weight, bias = self.unit.weight.squeeze(0), self.unit.bias
             update = halting_update(before, after, weight, bias, running=running, threshold=self.halts_at, **carry)
         else:

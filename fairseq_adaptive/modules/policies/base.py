@@ -107,6 +107,23 @@ class Policy:
         """How many multiply-accumulates deciding took."""
         return 0.0
 
+    def turn(self, position: float) -> Dict[str, object]:
+        """Compute more or less after a training.
+
+        Args:
+            position: from the least that the policy can compute, 0, to the most, 1
+
+        Returns:
+            the flags that say so, by their names without a side, for what is no weight
+
+        Raises:
+            UsageError: where nothing can be turned after a training, with what to do instead
+        """
+        raise UsageError(
+            f"{self.policy_name} has no threshold to turn after a training"
+            + (f", {self.unsteered}" if self.unsteered else ": train it for what it is to compute")
+        )
+
 
 class Choice(NamedTuple):
     """What a router says before a depth.

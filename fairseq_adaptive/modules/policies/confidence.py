@@ -46,6 +46,11 @@ class ConfidenceExit(Halting):
             stops = torch.zeros_like(stops)
         return Verdict(where_token(running, after, before), carry, running & ~stops, confidence)
 
+    def turn(self, position):
+        """Set the threshold; most confidences are close to 1, and so are most positions."""
+        self.threshold = max(1e-6, 1 - (1 - position) ** 4)
+        return {"halting_threshold": self.threshold}
+
     def macs(self, counts):
         """Those of the word scores."""
         return counts.asked * counts.dim * self._words

@@ -4,6 +4,8 @@ from typing import Optional
 
 from fairseq_adaptive.modules.policies.base import LearnedHalting, check_threshold
 
+LEAST = 1e-6  # a quantile is above 0
+
 
 class Distributed(LearnedHalting):
     """A learned rule with a distribution over depths: one trained model serves every quantile of it.
@@ -25,6 +27,12 @@ class Distributed(LearnedHalting):
 
     def exit_at(self, quantile):
         self.quantile = check_threshold(quantile, "an exit quantile")
+
+    def turn(self, position):
+        """Exit at a quantile; of rules that do not halt in training it is another name of their threshold."""
+        quantile = min(1.0, max(LEAST, position))
+        self.exit_at(quantile)
+        return {"exit_quantile": quantile, **({} if self.halts_in_training else {"halting_threshold": None})}
 
     def decided(self, trace):
         """As :meth:`Policy.decided`; of a training step by the probabilities that it found, at the quantile."""

@@ -69,6 +69,12 @@ class Skimming(Router, nn.ModuleList):
         shift = torch.zeros((), device=self[0][1].weight.device) if self.shift is None else self.shift
         self.shift = (shift + by).clamp(-FARTHEST, FARTHEST)
 
+    def turn(self, position):
+        """Set the threshold, which is saved with the weights."""
+        by = FARTHEST * (2 * position - 1)
+        self.shift = torch.full((), by, device=self[0][1].weight.device)
+        return {}
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if f"{prefix}shift" not in state_dict:
             self.shift = None

@@ -65,7 +65,8 @@ def attend_padded(
     queries, *pair = project(x, attention.q_proj, attention.k_proj, attention.v_proj)
     pair = pair if keys is None else keys(*pair)
     q, k, v = (heads(each.transpose(0, 1), attention) for each in (queries, *pair))
-    own = torch.eye(x.size(0), dtype=torch.bool, device=x.device)
+    place = torch.arange(x.size(0), device=x.device)
+    own = place == place[:, None]
     allowed = torch.ones_like(own).tril() if causal else torch.ones_like(own)
     seen = visible.t()[:, None, None] if visible is not None else torch.ones_like(own[:1])
     dropout = attention.dropout_module.p if attention.training else 0.0

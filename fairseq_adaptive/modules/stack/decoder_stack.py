@@ -10,6 +10,7 @@ from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext, StepContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
 from fairseq_adaptive.modules.stack.stack import LayerStack
+from fairseq_adaptive.modules.tracing import refuse_tracing
 
 
 class DecoderStack(LayerStack):
@@ -39,6 +40,8 @@ class DecoderStack(LayerStack):
         Returns:
             T x B x C, and attention weights, H x B x T x S, or None
         """
+        if self.adaptive:
+            refuse_tracing()
         where = {
             "encoder_out": encoder_out,
             "encoder_padding_mask": encoder_padding_mask,

@@ -117,7 +117,7 @@ def run_dense(
         for wanted in (states, taken):
             if wanted is not None:
                 wanted.append(end.finish(x))
-        if rule is not None and depth + 1 >= least and not end.reads_after(depth) and not running.any():
+        if rule is not None and least <= depth + 1 < depths and not end.reads_after(depth) and not running.any():
             kept = kept if router is None or router.monotone else torch.ones_like(kept)  # who has halted is not asked
             for rest in range(depth + 1, depths):
                 end.skip(stack, rest, x, _shown(stack, kept, done, x))

@@ -19,6 +19,7 @@ from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedC
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
 from fairseq_adaptive.modules.stack.sequence import append, part
 from fairseq_adaptive.modules.stack.trace import Trace, recorder
+from fairseq_adaptive.modules.tracing import refuse_tracing
 
 
 class LayerStack(nn.Module):
@@ -323,6 +324,8 @@ class LayerStack(nn.Module):
         packed=None,
     ):
         """:meth:`forward`, in the contexts that ``dense`` and ``packed`` make."""
+        if self.adaptive or reader is not None:
+            refuse_tracing()
         reading = read = None
         if reader is not None:
             reading = Reading(reader, bank, bank_padding_mask)

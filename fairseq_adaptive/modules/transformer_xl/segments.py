@@ -21,6 +21,7 @@ from fairseq_adaptive.modules.stack.context import ALL, Context
 from fairseq_adaptive.modules.stack.packed_context import PackedContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
 from fairseq_adaptive.modules.stack.stack import LayerStack
+from fairseq_adaptive.modules.tracing import refuse_tracing
 from fairseq_adaptive.modules.transformer_xl.cache import KeyValueCache
 from fairseq_adaptive.modules.transformer_xl.depth_memory import DepthMemory
 from fairseq_adaptive.modules.transformer_xl.positions import ProjectedPositions, RelativePositions
@@ -229,6 +230,7 @@ class SegmentStack(LayerStack):
     def _segment(self, x, tokens, memory):
         if not self.adaptive:
             return run_dense(self, SegmentContext(x, tokens, memory))
+        refuse_tracing()
         single = x.size(1) == 1 and self.router is None and self.kv == "recompute" and not self.hides
         if single and self.recorder is None and self.packed is not False and self._packed_now():
             return run_single(self, x, tokens, memory)

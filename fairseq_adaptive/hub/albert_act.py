@@ -1,4 +1,4 @@
-"""Published models in plain Python, without fairseq's tasks::
+"""Published ALBERT-ACT in plain Python::
 
 from fairseq_adaptive.hub import AlbertActModel
 from fairseq_adaptive.report.depth_map import depth_tables, to_html, to_text
@@ -9,9 +9,6 @@ output.updates  # B x T
 sentences = model.depths(open("text.txt"))
 print(to_text(sentences[0], colour=True))
 page, tables = to_html(sentences, "Depth"), depth_tables(sentences)
-
-and what is trained here: :class:`~fairseq_adaptive.classifier.TranskimmerClassifier` says labels, of a model with a tape
-its length, too, and :class:`~fairseq_adaptive.reader.TranskimmerReader` answers questions.
 """
 
 import os
@@ -19,19 +16,18 @@ from argparse import Namespace
 from typing import Dict, Iterable, List, NamedTuple, Optional
 
 import torch
-from fairseq.data import data_utils
 from torch import Tensor, nn
 
 import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
-from fairseq_adaptive.classifier import TranskimmerClassifier  # noqa: F401
+from fairseq_adaptive.data.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.hub.loading import local_folder
+from fairseq_adaptive.hub.pretrained import Pretrained, padded
 from fairseq_adaptive.interop import albert_act
-from fairseq_adaptive.interop.albert_tokenizer import FILE, AlbertTokenizer
 from fairseq_adaptive.interop.conversion import read_folder
 from fairseq_adaptive.models.albert_act import AlbertActModel as _FairseqModel
-from fairseq_adaptive.modules import Trace, recording
+from fairseq_adaptive.modules import Trace
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
-from fairseq_adaptive.reader import TranskimmerReader  # noqa: F401
 from fairseq_adaptive.report.depth_map import Sentence, read_depths
 
 
@@ -48,7 +44,7 @@ class AlbertActOutput(NamedTuple):
     trace: Trace
 
 
-class AlbertActModel(nn.Module):
+class AlbertActModel(nn.Module, Pretrained):
     """ALBERT-ACT (Simoulin and Crabbe, 2021); ids are those of the published tokenizer.
 
     In evaluation without gradients halted tokens are left out of the computation.
@@ -79,7 +75,7 @@ class AlbertActModel(nn.Module):
             UsageError: when it is neither, does not hold an ALBERT-ACT, or the tokenizer is not that of the model;
                 where int8 cannot run
         """
-        folder = _folder(folder_or_hub_name)
+        folder = local_folder(folder_or_hub_name)
         config, tensors = read_folder(folder)
         args = Namespace(**albert_act.read_config(config))
         if os.path.isfile(os.path.join(folder, FILE)):
@@ -110,14 +106,12 @@ class AlbertActModel(nn.Module):
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         cls, sep, pad = (self.config.get(name, albert_act.SPECIAL[name]) for name in names)
         encode, device = self.needs_tokenizer().encode, self._fairseq_ids.device
-        rows = [torch.tensor([cls, *encode(text), sep], device=device) for text in texts]
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        ids = data_utils.collate_tokens(rows, pad)
-        mask = torch.arange(ids.size(1), device=device) < lengths.unsqueeze(1)
+        given = padded([[cls, *encode(text), sep] for text in texts], pad, device)
         most = self.config["max_position_embeddings"]
-        if ids.size(1) > most:
-            raise UsageError(f"a text has {ids.size(1)} tokens, but the model reads {most} at most: divide it")
-        return {"input_ids": ids, "attention_mask": mask.long()}
+        length = given["input_ids"].size(1)
+        if length > most:
+            raise UsageError(f"a text has {length} tokens, but the model reads {most} at most: divide it")
+        return given
 
     @constant_weights()
     def depths(self, texts: Iterable[str], batch_size: int = 16) -> List[Sentence]:
@@ -129,7 +123,19 @@ class AlbertActModel(nn.Module):
             UsageError: when the model came without a tokenizer
         """
         pieces = [self.needs_tokenizer().tokenize(text) for text in texts]
-        return list(read_depths(self.model, self.model.encoder.dictionary, pieces, batch_size))
+        with self._watched():
+            found = list(read_depths(self.model, self.model.encoder.dictionary, pieces, batch_size))
+        self._show(found)
+        return found
+
+    def save_pretrained(self, folder) -> None:
+        """Write a new folder in the published layout: ``config.json``, ``model.safetensors`` and, where the model has a
+        tokenizer, its files.
+
+        Raises:
+            UsageError: where ``folder`` exists or cannot be written
+        """
+        albert_act.write_published(folder, self.config, self.model.state_dict(), self.tokenizer)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Optional[Tensor] = None, token_type_ids: Optional[Tensor] = None
@@ -152,26 +158,9 @@ class AlbertActModel(nn.Module):
             if given is not None and given.shape != input_ids.shape:
                 raise UsageError(f"{name} is {tuple(given.shape)}, but input_ids are {tuple(input_ids.shape)}")
         padding = torch.zeros_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask == 0
-        with recording(self.model) as traces:
+        with self._watched() as traces:
             states, extra = self.model(
                 self._fairseq_ids[input_ids], features_only=True, segments=token_type_ids, padding_mask=padding
             )
         (trace,) = traces["encoder.layers"]
         return AlbertActOutput(states, extra["pooled"], trace.updates, trace.remainders, trace)
-
-
-def _folder(name) -> str:
-    if os.path.isdir(name):
-        return os.fspath(name)
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise UsageError(
-            f"there is no folder {name}; to load it from the Hugging Face hub by this name: pip install "
-            "'fairseq_adaptive[hf]'"
-        ) from None
-    try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.bin", "*.safetensors", "*.model"])
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{name} is no folder, and does not come from the Hugging Face hub: {reason}") from error
