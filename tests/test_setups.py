@@ -256,6 +256,11 @@ NO_EFFECT = (
     ("shared_transformer", {"char_inputs": True}, {}),
     ("shared_transformer", {"alignment_layer": 0}, {"no_cross_attention": True}),
     ("shared_transformer", {"alignment_heads": 1}, {"no_cross_attention": True}),
+    *(
+        (family, {name: value}, {})
+        for family in (*_FAIRSEQS, "par_transformer_xl")
+        for name, value in (("layerdrop_by_depth", "exponential"), ("layerdrop_warmup_updates", 10))
+    ),
     ("adatape_parity", {"tape_query": "first"}, {}),
     ("adatape", {"tape_cost": "max"}, {"tape_threshold": 3.0}),
     ("adatape", {"layer_sharing": "sequence"}, {"encoder_unique_layers": 1}),

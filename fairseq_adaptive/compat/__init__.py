@@ -56,6 +56,7 @@ PATCHES = (
     checkpoints.resume_task_state,
     precision.mix_precision,
     generation.let_models_search,
+    generation.take_drafting_flags,
     labels.check_labels,
     evaluation.hold_weights,
     omissions.refuse_omissions,

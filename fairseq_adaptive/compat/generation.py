@@ -1,5 +1,12 @@
 """Patches of fairseq's generation."""
 
+import functools
+
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.ranges import LAYERS, Range, ranged
+
+DRAFT = 4
+
 
 def let_models_search():
     """A model can name the generator that searches with it.
@@ -15,6 +22,55 @@ def let_models_search():
         if seq_gen_cls is None and not getattr(args, "print_alignment", False):
             wanted = {getattr(model, "generator_class", None) for model in models}
             seq_gen_cls = wanted.pop() if len(wanted) == 1 else None
+        if getattr(args, "self_speculative", None) is not None:
+            seq_gen_cls = _drafting(seq_gen_cls, args)
         return stock(self, models, args, seq_gen_cls, *rest, **kwargs)
 
     FairseqTask.build_generator = build_generator
+
+
+def _drafting(kind, args):
+    """The generator of a task that drafts.
+
+    Raises:
+        UsageError: where the one that it has cannot
+    """
+    from fairseq_adaptive.decoding.beam_generator import BeamGenerator
+    from fairseq_adaptive.decoding.speculative_generator import SpeculativeGenerator
+
+    if kind is not BeamGenerator:
+        raise UsageError(
+            "--self-speculative is for models of shared_transformer and shared_transformer_lm, without --print-alignment and "
+            "--replace-unk: leave it out"
+        )
+    draft = getattr(args, "draft", None)
+    return functools.partial(SpeculativeGenerator, exit_depth=args.self_speculative, draft=draft or DRAFT)
+
+
+def take_drafting_flags():
+    """``--self-speculative`` and ``--draft`` of every command that generates.
+
+    fairseq has flags of models, tasks and criterions for others to add to, and none of generation: what is not in its
+    GenerationConfig does not reach the task.
+    """
+    from dataclasses import dataclass
+    from typing import Optional
+
+    from fairseq import options
+    from fairseq.dataclass import configs, initialize
+
+    @dataclass
+    class DraftingGenerationConfig(configs.GenerationConfig):
+        self_speculative: Optional[int] = ranged(
+            None,
+            LAYERS,
+            "draft words with the first E depths of the decoder, and verify them with all in one call: the same text, in "
+            "less time where the depths agree. For --beam 1, greedy or --sampling",
+        )
+        draft: int = ranged(DRAFT, Range(int, 1, 64), "how many words --self-speculative drafts at most at a time")
+
+    field = configs.FairseqConfig.__dataclass_fields__["generation"]
+    field.type = field.default = DraftingGenerationConfig
+    configs.FairseqConfig.__annotations__["generation"] = DraftingGenerationConfig
+    configs.GenerationConfig = options.GenerationConfig = DraftingGenerationConfig
+    initialize.hydra_init()

@@ -160,7 +160,11 @@ class BeamGenerator(SequenceGenerator):
             found = self._loop(steps, source, max_len, bos)
         finally:
             steps.close()
-        device = source.device.type
+        return self._with_attention(found, net_input, bos)
+
+    def _with_attention(self, found, net_input, bos):
+        """Hypotheses of each sentence, whose attention is computed when it is asked for."""
+        device = net_input["src_tokens"].device.type
         modes = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
         def attention(sentence, words):

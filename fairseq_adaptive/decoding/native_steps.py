@@ -19,6 +19,7 @@ from fairseq_adaptive.ops.decoder_step import OP, Asked
 from fairseq_adaptive.ops.registry import VARIABLE, requested
 
 _POSITIONS = 64  # looked up at a time
+_GENERATORS = "BeamGenerator", "SpeculativeGenerator"
 
 
 def refuse(why: str):
@@ -31,12 +32,13 @@ def refuse(why: str):
         raise UsageError(f"{VARIABLE}=native, but {OP.name} cannot use it in this search: {why}")
 
 
-def native_steps(generator, net_input) -> Optional["NativeSteps"]:
+def native_steps(generator, net_input, make=None):
     """Return the steps of a search, or None where the operation does not fit or cannot run.
 
     Args:
         generator: a :class:`~fairseq_adaptive.decoding.beam_generator.BeamGenerator`
         net_input: has ``src_tokens``, B x S
+        make: what is returned, from generator, implementation and input (default: :class:`NativeSteps`)
 
     Raises:
         UsageError: where it is asked for by name and cannot be had
@@ -51,7 +53,7 @@ def native_steps(generator, net_input) -> Optional["NativeSteps"]:
         if not known:
             raise Unfit(f"the embedding is {type(model.decoder.embed_tokens).__name__}")
         _check(generator, len(net_input["src_tokens"]) * generator.beam_size)
-        return NativeSteps(generator, OP.implementation(weight, weight.dtype), net_input)
+        return (make or NativeSteps)(generator, OP.implementation(weight, weight.dtype), net_input)
     except Unfit as error:
         refuse(str(error))
         say_once("native steps of beam search", str(error))
@@ -64,7 +66,7 @@ def _check(generator, rows):
         raise Unfit("several models decode together")
     if generator.repeat_ngram_blocker is not None:
         raise Unfit("n-grams are blocked")
-    if type(generator).__qualname__ != "BeamGenerator" or change(generator.model, (EnsembleModel,)) is not None:
+    if type(generator).__qualname__ not in _GENERATORS or change(generator.model, (EnsembleModel,)) is not None:
         raise Unfit("the generator is changed")
     why = change(models[0], ignored=("train",))  # fairseq forbids to train a model that is made ready for a search
     if why is not None:
@@ -101,7 +103,10 @@ class NativeSteps:
         packed = laid_out(self._decoder, parts, rest, lambda: native.Packed(weights()))
         self._words = self._decoder.output_projection.weight.size(0)
         self._positions, self._lowest = None, {}
-        self._search = kind(packed, lengths, states, threads)
+        self._search = self._open(kind, packed, lengths, states, threads)
+
+    def _open(self, kind, packed, lengths, states, threads):
+        return kind(packed, lengths, states, threads)
 
     def _source(self, model, net_input, native, threads) -> Tuple[List[int], Optional[Tensor]]:
         """Lengths of the sources, and their states, P x C', without padding."""
@@ -152,10 +157,12 @@ class NativeSteps:
             return None
         if self._positions is None or step >= len(self._positions):
             count = min(max(_POSITIONS, 2 * step), max_len + 1, embed.max_positions)
-            word = self._decoder.padding_idx + 1  # any but padding, which has no position
-            tokens = torch.full((1, max(count, step + 1)), word)
-            self._positions = embed(tokens)[0].contiguous()
+            self._positions = self._embed_positions(max(count, step + 1))
         return self._positions[step]
+
+    def _embed_positions(self, count):
+        word = self._decoder.padding_idx + 1  # any but padding, which has no position
+        return self._decoder.embed_positions(torch.full((1, count), word))[0].contiguous()
 
     def _changes(self, too_short):
         """What is added to the log-probabilities of some words: as ``BeamGenerator._restrict`` does it."""

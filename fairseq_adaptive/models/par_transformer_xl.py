@@ -13,6 +13,7 @@ from fairseq.models import FairseqLanguageModel, register_model, register_model_
 
 from fairseq_adaptive.models.defaults import fill_defaults, with_defaults
 from fairseq_adaptive.models.fitting import ExplainsLoading
+from fairseq_adaptive.models.layerdrop_flags import LayerDropConfig
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
 from fairseq_adaptive.modules.stack.schedule import STRATEGIES
@@ -63,7 +64,7 @@ class TransformerXLConfig(PolicyConfig):
 
 
 @dataclass
-class PARTransformerXLConfig(TransformerXLConfig):
+class PARTransformerXLConfig(LayerDropConfig, TransformerXLConfig):
     layout: str = field(
         default="afff*6,f*8",
         metadata={"help": "kind of every block: groups of a (attention) and f (feed-forward), *N repeats a group"},

@@ -6,6 +6,7 @@ from fairseq.modules import FairseqDropout, LayerNorm
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.layerdrop_flags import layerdrop_arguments
 from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.modules.layers.dropout import quicken_dropout
 from fairseq_adaptive.modules.policies import Place
@@ -117,6 +118,7 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
             schedule,
             layerdrop=layerdrop,
             halting_depths=None if after == "any" else [depth for depth, kind in enumerate(kinds) if kind == after],
+            **layerdrop_arguments(cfg),
             **policies.stack_arguments(place),
         )
 
@@ -196,10 +198,12 @@ class SegmentedDecoder(FairseqIncrementalDecoder):
         x, remembered, extra = self.run_blocks(x, states, prev_output_tokens.ne(self.padding_idx))
         if memory is not None and incremental_state is None:
             memory.states = remembered
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        x = self.dropout_module(x)
+        x = self.features_of(x)
         return (x if features_only else self.output_layer(x)), {"attn": [None], **extra}
+
+    def features_of(self, states):
+        """``[B, T, C]``, what words are scored by, should the states after some block be those after the last."""
+        return self.dropout_module(states if self.layer_norm is None else self.layer_norm(states))
 
     def extract_features(
         self, prev_output_tokens, encoder_out=None, incremental_state=None, *rest, memory=None, **unused

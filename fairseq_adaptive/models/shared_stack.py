@@ -36,6 +36,7 @@ def _build_stack(cfg, side, layers, sublayers, scores=None):
         residual=AdminResidual(half.layers, sublayers, half.embed_dim) if cfg.init == "admin" else None,
         pass_depth=True,
         lora_rank=cfg.depth_lora_rank,
+        **cfg.layerdrop_changes,
         **half.policies.stack_arguments(Place(half.embed_dim, half.layers, scores, half.attention_heads, schedule)),
     )
 
@@ -175,6 +176,10 @@ class SharedTransformerDecoder(TransformerDecoderBase):
     def word_scores(self, states):
         """Logits ... x V of the words, should the states ... x C be those after the last layer."""
         return self.output_layer(self._leave(states))
+
+    def features_of(self, states):
+        """B x T x C, what words are scored by, should the states T x B x C after some depth be those after the last."""
+        return self._leave(states.transpose(0, 1))
 
     def begin_search(self, beam: int) -> Optional[Dict]:
         """Return the incremental state of a fast beam search, or None where these layers are not made for one.

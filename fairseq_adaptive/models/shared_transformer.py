@@ -12,6 +12,7 @@ from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.fitting import ExplainsLoading
+from fairseq_adaptive.models.layerdrop_flags import LayerDropConfig
 from fairseq_adaptive.models.policy_flags import add_policy_args
 from fairseq_adaptive.models.shared_stack import SharedTransformerDecoder, SharedTransformerEncoder
 from fairseq_adaptive.models.sharing_flags import (
@@ -40,6 +41,7 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
     def add_args(cls, parser):
         gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
         add_sharing_args(parser, SIDES)
+        gen_parser_from_dataclass(parser, LayerDropConfig(), delete_default=True)
         add_policy_args(parser, SIDES)
         parser.add_argument(
             "--alignment-layer",
@@ -130,6 +132,29 @@ def shared_transformer_tiny(args):
     """Width 128, 3 unique layers at 6 depths: for Multi30k and for tests."""
     fill_defaults(args, **_both(embed_dim=128, ffn_embed_dim=256, attention_heads=4, layers=6, unique_layers=3))
     shared_transformer(args)
+
+
+@register_model_architecture("shared_transformer", "layerskip_iwslt_de_en")
+def layerskip_iwslt_de_en(args):
+    """The width of ``transformer_iwslt_de_en``, 12 decoder layers to exit from and 6 encoder layers; the rates of
+    LayerSkip's layer dropout (Elhoushi et al., 2024), in the decoder. Train with ``--criterion early_exit_loss``."""
+    fill_defaults(
+        args,
+        encoder_layers=6,
+        encoder_unique_layers=6,
+        decoder_unique_layers=12,
+        decoder_layerdrop=0.2,
+        layerdrop_by_depth="exponential",
+        **_both(normalize_before=True, embed_dim=512, ffn_embed_dim=1024, attention_heads=4),
+    )
+    shared_transformer(args)
+
+
+@register_model_architecture("shared_transformer", "layerskip_tiny")
+def layerskip_tiny(args):
+    """As ``layerskip_iwslt_de_en``, of width 128: for Multi30k and for tests."""
+    fill_defaults(args, **_both(embed_dim=128, ffn_embed_dim=256))
+    layerskip_iwslt_de_en(args)
 
 
 @register_model_architecture("shared_transformer", "mixture_of_recursions_iwslt_de_en")

@@ -12,6 +12,7 @@ from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.models.cutoffs import check_cutoffs, check_ties
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.fitting import ExplainsLoading
+from fairseq_adaptive.models.layerdrop_flags import LayerDropConfig
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.shared_stack import SharedTransformerDecoder
 from fairseq_adaptive.models.sharing_flags import (
@@ -27,7 +28,7 @@ from fairseq_adaptive.ranges import LAYERS, OPTIONAL_WIDTH, check_ranges, ranged
 
 
 @dataclass
-class SharedTransformerLanguageModelConfig(PolicyConfig, TransformerLanguageModelConfig):
+class SharedTransformerLanguageModelConfig(LayerDropConfig, PolicyConfig, TransformerLanguageModelConfig):
     layer_sharing: ChoiceEnum(STRATEGIES) = field(
         default="cycle_rev", metadata={"help": "which unique layer serves which depth (Takase and Kiyono, 2021)"}
     )
@@ -87,6 +88,31 @@ def shared_transformer_lm_base(args):
 def _presets(args, **values):
     fill_defaults(args, **values)
     shared_transformer_lm_base(args)
+
+
+@register_model_architecture("shared_transformer_lm", "layerskip_lm_base")
+def layerskip_lm_base(args):
+    """12 layers of 768 to exit from, with the rates of LayerSkip's layer dropout (Elhoushi et al., 2024). Train with
+    ``--criterion early_exit_loss``."""
+    _presets(
+        args,
+        decoder_layers=12,
+        decoder_unique_layers=12,
+        decoder_embed_dim=768,
+        decoder_ffn_embed_dim=3072,
+        decoder_attention_heads=12,
+        activation_fn="gelu",
+        share_decoder_input_output_embed=True,
+        decoder_layerdrop=0.2,
+        layerdrop_by_depth="exponential",
+    )
+
+
+@register_model_architecture("shared_transformer_lm", "layerskip_lm_tiny")
+def layerskip_lm_tiny(args):
+    """As ``layerskip_lm_base``, of width 128: for tests and first trials."""
+    fill_defaults(args, decoder_embed_dim=128, decoder_ffn_embed_dim=256, decoder_attention_heads=4)
+    layerskip_lm_base(args)
 
 
 @register_model_architecture("shared_transformer_lm", "mixture_of_depths_lm_base")

@@ -4,6 +4,7 @@ from fairseq.models.transformer import TransformerConfig
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_defaults
+from fairseq_adaptive.models.layerdrop_flags import layerdrop_arguments
 from fairseq_adaptive.models.policy_flags import Policies, check_used
 from fairseq_adaptive.models.widths import check_widths
 from fairseq_adaptive.modules import STRATEGIES, layer_schedule
@@ -74,6 +75,7 @@ def sharing_config(args, sides, **policies: Policies) -> TransformerConfig:
     cfg.layer_sharing = str(args.layer_sharing)
     cfg.init = str(args.init)
     cfg.depth_lora_rank = check_depth_lora(args)
+    cfg.layerdrop_changes = layerdrop_arguments(args)
     if cfg.init not in INITIALISATIONS:
         raise UsageError(f"unknown --init {cfg.init!r}: choose one of {', '.join(INITIALISATIONS)}")
     for side in sides:

@@ -107,6 +107,11 @@ MODEL = (
     Need(("tie_adaptive_proj",), "--tie-adaptive-weights", lambda flags: flags.get("tie_adaptive_weights", True)),
     Need(("skim_bias", "skim_noise"), "skimming", _skims),
     Need(("protect_separators",), "a router", lambda flags: _has(flags, "router", "encoder")),
+    Need(
+        ("layerdrop_by_depth", "layerdrop_warmup_updates"),
+        "--encoder-layerdrop or --decoder-layerdrop",
+        lambda flags: any(flags.get(f"{side}_layerdrop") for side in SIDES),
+    ),
     Need(("no_decoder_final_norm",), "--decoder-normalize-before", lambda flags: flags.get("decoder_normalize_before")),
     Need(
         ("encoder_learned_pos", "decoder_learned_pos"),
@@ -192,6 +197,12 @@ CRITERION = (
         ("kl_weight", "prior_rate"),
         "--halting pondernet",
         lambda flags: any(each.weighs_depths for each in _halting_of(flags)),
+    ),
+    Need(("exit_every",), "--exit-curriculum rotational", lambda flags: str(flags["exit_curriculum"]) == "rotational"),
+    Need(
+        ("exit_curriculum_updates",),
+        "--exit-curriculum gradual",
+        lambda flags: str(flags["exit_curriculum"]) == "gradual",
     ),
     Need(("ponder_penalty",), "a tape", lambda flags: any(each.kind == "reader" for each in flags[_POLICIES])),
     Need(

@@ -34,6 +34,7 @@ SETTINGS = {
     ),
     "adaptive_cross_entropy": ("par_transformer_xl", {"adaptive_softmax_cutoff": "10,20"}, {}),
     "architecture_entropy_loss": ("par_supernet", {}, {}),
+    "early_exit_loss": ("shared_transformer", {}, {}),
     "fused_label_smoothed_cross_entropy": ("shared_transformer", {}, {}),
     "ponder_loss": ("shared_transformer", {"halting": "act"}, {}),
     "skim_loss": ("shared_transformer", {"router": "skimming"}, {"task_criterion": "cross_entropy"}),
@@ -49,6 +50,11 @@ VALUES = {
     "distill_weight": 2.0,
     "entropy_warmup_updates": 8,
     "entropy_weight": 0.5,
+    "exit_curriculum": "rotational",
+    "exit_curriculum_updates": 8,
+    "exit_every": 1,
+    "exit_scale": 0.5,
+    "exit_weights": "uniform",
     "ignore_prefix_size": 1,
     "kl_weight": 0.5,
     "label_smoothing": 0.1,
@@ -81,7 +87,7 @@ _DEPTH, _FLOPS, _TEACHER = {"target_depth": 1.2}, {"target_flops": 0.4}, {"disti
 CONTEXTS = {
     **{
         (loss, name): (_SMOOTHED, {})
-        for loss in _WRAPPERS
+        for loss in (*_WRAPPERS, "early_exit_loss")
         for name in ("label_smoothing", "report_accuracy", "task_criterion_args")
     },
     **{
@@ -100,6 +106,8 @@ CONTEXTS = {
         ("tape_ponder_loss", name): ({}, {"family": "adatape"})
         for name in ("classification_head_name", "regression_target")
     },
+    "exit_every": ({"exit_curriculum": "rotational"}, {}),
+    "exit_curriculum_updates": ({"exit_curriculum": "gradual"}, {}),
     "target_depth_rate": (_DEPTH, {}),
     "target_depth_weight": (_DEPTH, {}),
     "kl_weight": ({}, {"family": "shared_transformer", "halting": "pondernet"}),

@@ -78,6 +78,8 @@ VALUES = {
     "init_std": 0.3,
     "layer_norm_eps": 1e-2,
     "layer_sharing": "sequence",
+    "layerdrop_by_depth": "exponential",
+    "layerdrop_warmup_updates": 10,
     "layout": "aff",
     "max_positions": 15,
     "max_source_positions": 15,
@@ -165,6 +167,7 @@ CONTEXTS = {
     ("par_transformer_xl", "halting_after"): {"halting": "act"},
     ("transkimmer", "encoder_layerdrop"): {"no_skimming": True},
     **{(family, "skim_bias"): {"skimming": True} for family in TAPES},
+    **dict.fromkeys(("layerdrop_by_depth", "layerdrop_warmup_updates"), {"decoder_layerdrop": 0.8}),
     "tape_allow_exhausted": {"tape_tokens": 20},  # refused without it
     "tape_bank_size": {"tape_bank": "learned"},
     ("adatape", "tape_bank_size"): {},

@@ -235,5 +235,6 @@ def test_structures_have_the_sizes_of_the_c_file():
         "Layer": structures.Layer,
         "Decoder": structures.Decoder,
         "Step": structures.Step,
+        "Round": structures.Round,
     }.items():
         assert steps.library()[f"size_of_{name}"]() == ctypes.sizeof(structure), name

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairseq_adaptive.modules.policies.base import Choice, where_token
 from fairseq_adaptive.modules.stack.context import ALL, Context, Shown, every_state
+from fairseq_adaptive.modules.stack.every_state import taker
 from fairseq_adaptive.modules.stack.packed_context import PackedContext
 from fairseq_adaptive.modules.stack.trace import Step, Trace
 
@@ -54,7 +55,7 @@ def run_dense(
     # a layer that some worker leaves out of a training step would have no gradient there; a router has one each depth
     least = max(map(stack.schedule.index, stack.schedule)) + 1 if stack.training else 1
     least = depths if stack.profiling or context.runs_all or (router is not None and stack.training) else least
-    going = stack.depths()
+    going, taken = stack.depths(), taker(stack)
     for depth in range(depths):
         if end.reads_at(depth):
             at_once = began is x
@@ -77,6 +78,8 @@ def run_dense(
                 trace.extend(end.read)
         if depth not in going:
             end.skip(stack, depth, x)
+            if taken is not None:
+                taken.append(end.finish(x))
             continue
         before, alive, was_done, asked, choice, halting = x, running, done, running, None, None
         if router is not None:
@@ -111,8 +114,9 @@ def run_dense(
             trace.steps.append(_dense_step(stack, end, depth, alive, asked, kept, was_done, done, choice, halting))
         if every is not None and halting is not None:
             every.append(x)
-        if states is not None:
-            states.append(end.finish(x))
+        for wanted in (states, taken):
+            if wanted is not None:
+                wanted.append(end.finish(x))
         if rule is not None and least <= depth + 1 < depths and not end.reads_after(depth) and not running.any():
             kept = kept if router is None or router.monotone else torch.ones_like(kept)  # who has halted is not asked
             for rest in range(depth + 1, depths):
@@ -138,7 +142,7 @@ def run_dense(
 
 def _run_plain(stack, context, states):
     """All tokens at all depths, and nobody asks: at one token at a time the Python around a layer is felt."""
-    x, weights, going = context.start, None, stack.depths()
+    x, weights, going, taken = context.start, None, stack.depths(), taker(stack)
     for depth in range(len(stack)):
         if depth in going:
             x, new = context.call(stack, depth, x)
@@ -147,6 +151,8 @@ def _run_plain(stack, context, states):
                 states.append(context.finish(x))
         else:
             context.skip(stack, depth, x)
+        if taken is not None:
+            taken.append(context.finish(x))
     stack.finish_profiling()
     context.weights = weights
     return context.finish(x)

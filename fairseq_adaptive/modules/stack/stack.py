@@ -14,6 +14,7 @@ from fairseq_adaptive.modules.policies.pairing import check_pairing
 from fairseq_adaptive.modules.stack.context import Reading, encoder_context
 from fairseq_adaptive.modules.stack.contract import check_layer
 from fairseq_adaptive.modules.stack.folding import fold
+from fairseq_adaptive.modules.stack.layer_dropout import dropout_rates
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
 from fairseq_adaptive.modules.stack.sequence import append, part
@@ -61,6 +62,8 @@ class LayerStack(nn.Module):
         lora_rank: r of what the maps of a layer differ by from depth to depth, 0: they are the same, see
             :func:`~fairseq_adaptive.modules.layers.depth_lora.add_depth_lora`; layers are then those of
             :mod:`~fairseq_adaptive.modules.layers.transformer_layer`
+        layerdrop_by_depth, layerdrop_warmup_updates: how ``layerdrop`` changes with depth and time, see
+            :func:`~fairseq_adaptive.modules.stack.layer_dropout.dropout_rates`
 
     Attributes:
         packed: whether tokens that are not computed are left out of the computation, rather than masked; None: in
@@ -91,6 +94,8 @@ class LayerStack(nn.Module):
         halting_kv: Optional[str] = None,
         halting_depths: Optional[Iterable[int]] = None,
         lora_rank: int = 0,
+        layerdrop_by_depth: str = "uniform",
+        layerdrop_warmup_updates: int = 0,
     ):
         super().__init__()
         self.unique_layers = 0
@@ -111,6 +116,8 @@ class LayerStack(nn.Module):
                 raise UsageError(f"{flag} decides how many layers run: leave out layerdrop")
         self.router_kv, self.halting_kv = check_pairing(router, halting, router_kv, halting_kv, self.schedule)
         self.layerdrop = layerdrop
+        self.layerdrop_by_depth, self.layerdrop_warmup_updates = layerdrop_by_depth, layerdrop_warmup_updates
+        dropout_rates(layerdrop, len(self.schedule), layerdrop_by_depth)
         self.residual = residual
         self.pass_depth = pass_depth
         self.halting = halting
@@ -238,7 +245,8 @@ class LayerStack(nn.Module):
     def depths(self):
         """The depths of a run, without those that LayerDrop leaves out; drawn anew with each call."""
         if self.training and self.layerdrop > 0 and not self.profiling:
-            kept = (torch.rand(len(self)) > self.layerdrop).tolist()
+            changes = self.layerdrop_by_depth, self.layerdrop_warmup_updates, self.num_updates
+            kept = (torch.rand(len(self)) > dropout_rates(self.layerdrop, len(self), *changes)).tolist()
             return [depth for depth, keep in enumerate(kept) if keep]
         return range(len(self))
 

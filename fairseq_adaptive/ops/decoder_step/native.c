@@ -27,6 +27,7 @@ typedef struct {
   int64_t *kv_rows;  /* of a step */
   int64_t *past;     /* rows x steps: the row of each step from which a row descends */
   int64_t *sentence; /* of a row */
+  int64_t *at;       /* of a row, its position; NULL in beam search, where all rows are at the newest step */
   float *out, *maxima, *total; /* of the newest step: rows x C, rows x groups, rows: log of the sum of all words */
 } Search;
 
@@ -50,7 +51,7 @@ void search_close(Search *s) {
   if (s->source)
     for (int l = 0; l < s->decoder->layers; l++) free(s->source[l]);
   for (int64_t t = 0; t < s->steps; t++) free(s->kv[t]);
-  free(s->starts), free(s->source), free(s->kv), free(s->kv_rows), free(s->past), free(s->sentence);
+  free(s->starts), free(s->source), free(s->kv), free(s->kv_rows), free(s->past), free(s->sentence), free(s->at);
   free(s->out), free(s->maxima), free(s->total), free(s);
 }
 
@@ -109,23 +110,29 @@ int32_t search_turn(Search *s, const int64_t *order, int64_t rows) {
   return 0;
 }
 
-static float *own_kv(const Search *s, int depth, int64_t row) {
+static int64_t keys_of(const Search *s, int64_t row) { return s->at ? s->at[row] + 1 : s->steps; }
+
+/* what a row reads at a depth of the token at step t */
+static float *kv_at(const Search *s, int depth, int64_t row, int64_t t) {
   const Stack *k = &s->decoder->stack;
-  return s->kv[s->steps - 1] + ((int64_t)depth * s->rows + row) * 2 * k->heads * k->head;
+  const int64_t from = s->at ? s->sentence[row] : s->past[row * s->steps + t];
+  return s->kv[t] + (depth * s->kv_rows[t] + from) * 2 * k->heads * k->head;
 }
+
+static float *own_kv(const Search *s, int depth, int64_t row) { return kv_at(s, depth, row, keys_of(s, row) - 1); }
 
 /* a depth for n rows of states, x, whose numbers are `row` */
 static void decode_layer(const Search *s, int depth, const int64_t *row, int64_t n, float *x, Room *m) {
   const Stack *k = &s->decoder->stack;
   const int number = k->schedule[depth];
   const Layer *l = k->layers + number;
-  const int64_t inner = (int64_t)k->heads * k->head, steps = s->steps;
+  const int64_t inner = (int64_t)k->heads * k->head;
   product(&l->qkv, before(k, &l->norms[0], x, n, m->y), n, m->z, 3 * inner, STORE, NULL);
   for (int64_t i = 0; i < n; i++) {
     memcpy(own_kv(s, depth, row[i]), m->z + i * 3 * inner + inner, sizeof(float) * 2 * inner);
-    for (int64_t t = 0; t < steps; t++)
-      m->kv[t] = s->kv[t] + (depth * s->kv_rows[t] + s->past[row[i] * steps + t]) * 2 * inner;
-    attend(k, m->z + i * 3 * inner, m->kv, steps, m->weights, m->y + i * inner);
+    const int64_t keys = keys_of(s, row[i]);
+    for (int64_t t = 0; t < keys; t++) m->kv[t] = kv_at(s, depth, row[i], t);
+    attend(k, m->z + i * 3 * inner, m->kv, keys, m->weights, m->y + i * inner);
   }
   product(&l->merge, m->y, n, x, k->width, ADD, omega(k, depth, 0));
   behind(k, &l->norms[0], x, n);
@@ -329,22 +336,24 @@ static void group(const Search *s, const Step *q, int64_t row, int64_t g, float 
     if (q->changed[i] / GROUP == g) logits[q->changed[i] % GROUP] += q->change[i];
 }
 
-/* the logits of a step's rows, but for what is kept of them; words that are changed are looked at again */
-static int score(const Search *s, const Step *q, int64_t first, int64_t last) {
+/* the logits of some rows, but for what is kept of them */
+static int score(const Search *s, float heat, int64_t first, int64_t last) {
   const Decoder *d = s->decoder;
-  const int64_t groups = d->words.out / GROUP;
-  float *maxima = s->maxima + first * groups;
-  if (scan(d, s->out + first * d->words.in, last - first, q->heat, s->total + first, maxima, NULL)) return 1;
-  for (int64_t r = first; r < last; r++)
-    for (int64_t i = 0; i < q->changes; i++) {
-      const int64_t g = q->changed[i] / GROUP;
-      if (i && q->changed[i - 1] / GROUP == g) continue;
-      float logits[GROUP], top = -INFINITY;
-      group(s, q, r, g, logits);
-      for (int c = 0; c < GROUP; c++) top = logits[c] > top ? logits[c] : top;
-      s->maxima[r * groups + g] = top;
-    }
-  return 0;
+  float *maxima = s->maxima + first * (d->words.out / GROUP);
+  return scan(d, s->out + first * d->words.in, last - first, heat, s->total + first, maxima, NULL);
+}
+
+/* words of a row that are changed are looked at again */
+static void revise(const Search *s, const Step *q, int64_t row) {
+  const int64_t groups = s->decoder->words.out / GROUP;
+  for (int64_t i = 0; i < q->changes; i++) {
+    const int64_t g = q->changed[i] / GROUP;
+    if (i && q->changed[i - 1] / GROUP == g) continue;
+    float logits[GROUP], top = -INFINITY;
+    group(s, q, row, g, logits);
+    for (int c = 0; c < GROUP; c++) top = logits[c] > top ? logits[c] : top;
+    s->maxima[row * groups + g] = top;
+  }
 }
 
 typedef struct {
@@ -418,7 +427,8 @@ static void choose(const Search *s, const Step *q, int64_t b, Candidate *heap, C
 /* a step for sentences first..last of those that run. 0: done */
 int32_t search_step(Search *s, const Step *q, int64_t first, int64_t last) {
   if (decode(s, q, first * q->rows, last * q->rows)) return 1;
-  if (score(s, q, first * q->rows, last * q->rows)) return 1;
+  if (score(s, q->heat, first * q->rows, last * q->rows)) return 1;
+  for (int64_t r = first * q->rows; r < last * q->rows; r++) revise(s, q, r);
   Candidate *heaps = malloc(sizeof(Candidate) * q->count * 2);
   if (!heaps) return 1;
   for (int64_t b = first; b < last; b++) choose(s, q, b, heaps, heaps + q->count);
@@ -426,8 +436,11 @@ int32_t search_step(Search *s, const Step *q, int64_t first, int64_t last) {
   return 0;
 }
 
-/* what native.py says again */
+#include "speculative.h"
+
+/* what native.py and speculative.py say again */
 int32_t size_of_Map(void) { return sizeof(Map); }
 int32_t size_of_Layer(void) { return sizeof(Layer); }
 int32_t size_of_Decoder(void) { return sizeof(Decoder); }
 int32_t size_of_Step(void) { return sizeof(Step); }
+int32_t size_of_Round(void) { return sizeof(Round); }

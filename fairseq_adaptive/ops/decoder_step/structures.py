@@ -52,6 +52,13 @@ Step = _structure(
     words=c_void_p,
     origin=c_void_p,
 )
+Round = _structure(
+    "Round",
+    **dict.fromkeys("exit width limit room least most end drafted changes short_changes".split(), c_int64),
+    **dict.fromkeys("changed short_changed change short_change positions".split(), c_void_p),
+    heat=c_float,
+    **dict.fromkeys("sentence place newest score rows got rounds tried given words scores".split(), c_void_p),
+)
 SIGNATURES = {
     "lanes": (c_int32,),
     "panel_width": (c_int32,),
@@ -65,4 +72,6 @@ SIGNATURES = {
     "search_source": (None, c_void_p, c_void_p, c_int64, c_int64),
     "search_turn": (c_int32, c_void_p, c_void_p, c_int64),
     "search_step": (c_int32, c_void_p, POINTER(Step), c_int64, c_int64),
+    "search_room": (c_int32, c_void_p, c_int64, c_int64),
+    "search_rounds": (c_int32, c_void_p, POINTER(Round), c_int64, c_int64),
 }
