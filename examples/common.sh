@@ -2,8 +2,12 @@
 # Sourced before anything else; it ends the script itself for --help.
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck disable=SC2034  # of the script
+# of a clone the plug-in beside these scripts; a copy of them (fairseq-adaptive recipe) has the installed one
 user_dir=$root/fairseq_adaptive
+if [ ! -e "$user_dir/plugin.py" ]; then
+  user_dir=$(python3 -c 'import os, importlib.util
+print(os.path.dirname(importlib.util.find_spec("fairseq_adaptive").origin))' 2> /dev/null) || user_dir=fairseq_adaptive
+fi
 
 header() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
 usage() { header >&2; exit 2; }

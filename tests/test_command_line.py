@@ -85,11 +85,12 @@ assert main.__code__.co_filename.startswith({str(ROOT)!r})
     assert done.stdout.count("usage: ") == len(NAMES)
 
 
-def test_help_takes_less_than_a_second():
+@pytest.mark.parametrize("name", NAMES)
+def test_help_takes_less_than_a_second(name):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = program("average", "--help")
+    done = program(*name.split(), "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.stdout.startswith("usage: python -m fairseq_adaptive average ")
+    assert done.stdout.startswith(f"usage: python -m fairseq_adaptive {name} ")
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
@@ -140,7 +141,7 @@ def test_a_script_is_its_command(script, capsys, monkeypatch):
 
 def test_every_script_calls_another_command():
     called = [runpy.run_path(str(script))["main"].__module__.rpartition(".")[2] for script in SCRIPTS]
-    assert sorted([*called, "flags", "info", "report"]) == sorted(COMMANDS)
+    assert sorted([*called, "demo", "flags", "info", "recipe", "report"]) == sorted(COMMANDS)
 
 
 def test_formats_are_those_of_the_conversion():
@@ -232,6 +233,8 @@ def test_the_wheel_has_the_commands(tmp_path):
     shutil.copytree(
         ROOT / "fairseq_adaptive", source / "fairseq_adaptive", ignore=shutil.ignore_patterns("__pycache__")
     )
+    for name in ("examples", "scripts"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -244,6 +247,9 @@ def test_the_wheel_has_the_commands(tmp_path):
     held = zipfile.ZipFile(wheel).namelist()
     assert {f"fairseq_adaptive/commands/{name}.py" for name in ("__init__", *COMMANDS)} <= set(held)
     assert {"fairseq_adaptive/__main__.py", "fairseq_adaptive/py.typed"} <= set(held)
+    examples = [str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*/*.sh")]
+    examples += [str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*/config/*.yaml")]
+    assert len(examples) > 25 and {f"fairseq_adaptive/recipes/{each}" for each in examples} <= set(held)
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=300)
     environment = {**os.environ, "PYTHONPATH": str(site)}
@@ -254,6 +260,14 @@ def test_the_wheel_has_the_commands(tmp_path):
 
     done = installed("plot", "depth", "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: fairseq-adaptive plot depth "), done.stderr
+    done = installed("recipe", "translation", "--output", "mine")
+    assert done.returncode == 0 and "run from there" in done.stdout, done.stderr
+    script = "set -euo pipefail; set --; . mine/examples/common.sh; echo $user_dir"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env={**environment, "PATH": path}, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == f"{site / 'fairseq_adaptive'}\n", done.stderr  # a copy has the installed plug-in
     done = installed("flags", "nothing")
     assert done.returncode == 1 and not done.stdout and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: nothing is no architecture")

@@ -8,6 +8,7 @@
 #   ARCH     transkimmer_base, transkimmer_large, transkimmer_bert_base or transkimmer_minilm_l6
 #   TASK     CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI, 20news, yelp or imdb: its labels, metric and recipe,
 #            with a learning rate that falls to 0. Or a number of labels: GLUE's recipe with a constant learning rate
+#   SAVE_DIR folder for the checkpoints; an interrupted training goes on from there
 #   flags    override the recipe; with another --max-epoch set --total-num-update, too
 set -euo pipefail
 
@@ -51,9 +52,12 @@ if [[ $task != [1-9] && $task != [1-9][0-9] && $task != [1-9][0-9][0-9] ]]; then
   flags+=(--lr-scheduler polynomial_decay --total-num-update "$updates" --warmup-updates $((updates * warmup / 100)))
 fi
 
+echo "to do: $kind, ${updates:+$updates updates, }$classes labels, batches of $batch, $epochs epochs unless flags say otherwise, into $save_dir" >&2
+start=(--restore-file "$model" --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler)
+[ ! -e "$save_dir/checkpoint_last.pt" ] || start=() # an interrupted training goes on from there
+
 fairseq-train "$data/bin" --user-dir "$user_dir" --task sentence_prediction --num-classes "$classes" --init-token 0 \
-  --arch "$arch" --pooler-dropout 0.1 --restore-file "$model" \
-  --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler \
+  --arch "$arch" --pooler-dropout 0.1 ${start[@]+"${start[@]}"} \
   "${loss[@]}" --batch-size "$batch" --required-batch-size-multiple 1 --max-epoch "$epochs" \
   --optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0 --lr "$lr" \
   ${flags[@]+"${flags[@]}"} \

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sentencepiece as spm
 
-FILES = [f"{split}.{lang}" for split in ("train", "valid", "test") for lang in ("en", "de")]
+SPLITS = ("train", "valid", "test")
 
 
 def read_lines(path: Path):
@@ -31,15 +31,16 @@ def read_lines(path: Path):
     return lines
 
 
-def read_corpus(folder: Path):
-    """Return ``{file name: lines}`` of {train,valid,test}.{en,de}.
+def read_corpus(folder: Path, source="en", target="de"):
+    """Return ``{file name: lines}`` of {train,valid,test}.{source,target}.
 
     Raises:
         ValueError: when a file is not readable as text, or the two languages differ in their number of lines
         OSError: when a file is missing
     """
-    corpus = {name: read_lines(folder / name) for name in FILES}
-    for source, target in zip(FILES[::2], FILES[1::2]):
+    files = [f"{split}.{lang}" for split in SPLITS for lang in (source, target)]
+    corpus = {name: read_lines(folder / name) for name in files}
+    for source, target in zip(files[::2], files[1::2]):
         if len(corpus[source]) != len(corpus[target]):
             raise ValueError(
                 f"{folder / source} has {len(corpus[source])} lines, {target} has {len(corpus[target])}: "
@@ -50,8 +51,12 @@ def read_corpus(folder: Path):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", type=Path, help="a folder with {train,valid,test}.{en,de}, one sentence a line")
+    parser.add_argument(
+        "corpus", type=Path, help="a folder with {train,valid,test}.{SOURCE,TARGET}, one sentence a line"
+    )
     parser.add_argument("out", type=Path, help="a new folder; gets these files in pieces, and sentencepiece.model")
+    parser.add_argument("--source", default="en", help="one language (default: %(default)s)")
+    parser.add_argument("--target", default="de", help="the other (default: %(default)s)")
     parser.add_argument("--vocab-size", type=int, default=4000, help="how many pieces at most (default: %(default)s)")
     args = parser.parse_args()
     if not 8 <= args.vocab_size <= 1 << 24:
@@ -59,7 +64,7 @@ def main() -> None:
     if args.out.exists():
         parser.error(f"{args.out} exists already; remove it or name another folder")
     try:
-        corpus = read_corpus(args.corpus)
+        corpus = read_corpus(args.corpus, args.source, args.target)
     except (OSError, ValueError) as error:
         sys.exit(f"apply_sentencepiece: {error}")
 
@@ -67,7 +72,7 @@ def main() -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus["train.en"] + corpus["train.de"]),
+        sentence_iterator=iter(corpus[f"train.{args.source}"] + corpus[f"train.{args.target}"]),
         model_prefix=str(partial / "sentencepiece"),
         vocab_size=args.vocab_size,
         # a small corpus may have fewer pieces than were asked for
@@ -80,10 +85,10 @@ def main() -> None:
         pieces = "".join(f"{' '.join(line)}\n" for line in processor.encode(lines, out_type=str))
         (partial / name).write_text(pieces, encoding="utf-8", newline="\n")
     partial.rename(args.out)
-    words = sum(len(line.split()) for line in corpus["train.de"])
-    pieces = sum(map(len, processor.encode(corpus["train.de"])))
-    pairs = len(corpus["train.en"])
-    print(f"{processor.get_piece_size()} pieces, {pieces / words:.2f} a German word, {pairs} training pairs")
+    words = sum(len(line.split()) for line in corpus[f"train.{args.target}"])
+    pieces = sum(map(len, processor.encode(corpus[f"train.{args.target}"])))
+    pairs = len(corpus[f"train.{args.source}"])
+    print(f"{processor.get_piece_size()} pieces, {pieces / words:.2f} a word of {args.target}, {pairs} training pairs")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ train "$layout" found --max-update 800 --validate-interval-updates 400
 
 step "6/6 perplexity of the test text"
 for name in transformer-xl found; do
-  logged "$out/eval.log" fairseq-eval-lm "$out/data/bin" --user-dir "$root/fairseq_adaptive" \
+  logged "$out/eval.log" fairseq-eval-lm "$out/data/bin" --user-dir "$user_dir" \
     --task segmented_language_modeling --path "$out/$name/checkpoint_last.pt" --gen-subset test \
     --tokens-per-sample 64 --batch-size 4
   echo "$name, fairseq-eval-lm: $(grep -o 'Loss (base 2).*' "$out/eval.log" | tail -n 1)"

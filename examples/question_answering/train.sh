@@ -7,6 +7,7 @@
 #   DATA   the OUT folder of prepare.sh
 #   MODEL  checkpoint to start from: a converted one, or the dense one of this script for skim
 #   ARCH   transkimmer_base, transkimmer_large, transkimmer_bert_base or transkimmer_minilm_l6
+#   SAVE_DIR  folder for the checkpoints; an interrupted training goes on from there
 #   flags  override the recipe; with another --max-epoch, --batch-size or --max-positions set --total-num-update, too
 set -euo pipefail
 
@@ -26,9 +27,11 @@ metric=f1
 [ -s "$data/windows" ] || { echo "error: $data/windows is missing: run prepare.sh" >&2; exit 1; }
 updates=$((($(< "$data/windows") + 63) / 64 * 5))
 
+start=(--restore-file "$model" --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler)
+[ ! -e "$save_dir/checkpoint_last.pt" ] || start=() # an interrupted training goes on from there
+
 fairseq-train "$data" --user-dir "$user_dir" --task question_answering --max-positions 384 --doc-stride 128 \
-  --arch "$arch" --restore-file "$model" \
-  --reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler \
+  --arch "$arch" ${start[@]+"${start[@]}"} \
   "${loss[@]}" --batch-size 64 --required-batch-size-multiple 1 --max-epoch 5 \
   --optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0 --lr 3e-5 \
   --lr-scheduler polynomial_decay --total-num-update "$updates" \

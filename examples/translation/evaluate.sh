@@ -3,7 +3,7 @@
 # detokenised text, with its signature, and tokenised BLEU with compounds split at hyphens.
 #
 # usage: bash evaluate.sh DATA CHECKPOINTS OUT [options] [fairseq-generate flags]
-#   DATA             the OUT folder of prepare-wmt14en2de.sh, or any folder with binarised data in DATA/bin
+#   DATA             the OUT folder of prepare-wmt14en2de.sh or prepare.sh, or any folder with binarised data in DATA/bin
 #   CHECKPOINTS      a --save-dir, whose last epoch checkpoints are averaged, or one checkpoint file
 #   OUT              folder for the averaged checkpoint, the translations and the logs of fairseq-generate
 #   --last N         number of epoch checkpoints to average (default 10)
@@ -63,6 +63,8 @@ while read -r _ _ _ reference; do
   [ -s "$reference" ] || die "the reference $reference is missing or empty; name it with --reference"
 done <<< "$sets"
 
+echo "to do: $source-$target, $(wc -l < <(while read -r _ _ _ file; do cat "$file"; done <<< "$sets")) sentences of" \
+  "$(cut -d ' ' -f 2 <<< "$sets" | xargs) with beam 4, into $out" >&2
 mkdir -p "$out"
 model=$checkpoints
 if [ -d "$checkpoints" ]; then
@@ -79,7 +81,7 @@ while read -r subset name standard reference; do
   hypothesis=$out/$name.$lang
   lenpen=1.0
   [ "$name" != newstest2014 ] || lenpen=0.6
-  fairseq-generate "$data/bin" --user-dir "$root/fairseq_adaptive" --path "$model" --gen-subset "$subset" --beam 4 \
+  fairseq-generate "$data/bin" --user-dir "$user_dir" --path "$model" --gen-subset "$subset" --beam 4 \
     --lenpen "$lenpen" --max-tokens 4096 --post-process "$post_process" ${flags[@]+"${flags[@]}"} \
     > "$out/$name.log" 2> "$out/$name.err" < /dev/null ||
     die "fairseq-generate failed on $name ($out/$name.err): $(tail -n 1 "$out/$name.err")"

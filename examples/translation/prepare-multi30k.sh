@@ -38,6 +38,7 @@ options="pair=$source-$target text=$(cat "$raw"/{train,valid,test}.{"$source","$
 if [ -e "$out/options" ] && [ "$(< "$out/options")" != "$options" ]; then
   die "$out was begun with $(< "$out/options"); remove it or name another folder"
 fi
+echo "to do: $source-$target, $(wc -l < "$raw/train.$source") pairs, lower case, a joint BPE of $merges, into $out" >&2
 mkdir -p "$out"
 echo "$options" > "$out/options"
 for split in train valid test; do

@@ -53,9 +53,10 @@ test5 newstest2016 test/newstest2016-ende-src.en.sgm test/newstest2016-ende-ref.
 . "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
 die() { echo "prepare-wmt14en2de: $*" >&2; exit 1; }
 . "$(dirname "${BASH_SOURCE[0]}")/../download.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/../subwords.sh"
 
 [ $# -ge 2 ] || usage
-raw=$1 out=$2 bpe=subword-nmt merges=32000 max_length=250 max_ratio=1.5 workers=$(nproc) mirror='' checksums=''
+raw=$1 out=$2 source=en target=de bpe=subword-nmt merges=32000 max_length=250 max_ratio=1.5 workers=$(nproc) mirror='' checksums=''
 paths raw out
 shift 2
 while [ $# -gt 0 ]; do
@@ -86,19 +87,6 @@ for tool in curl sacremoses subword-nmt fairseq-preprocess; do
   command -v "$tool" > /dev/null || die "the command $tool is missing; install it first"
 done
 
-spread() { # FILE COMMAND...: COMMAND on the lines of FILE, $workers parts at once, output in order
-  local parts
-  parts=$(mktemp -d "$out/parts.XXXXXX")
-  split --number "l/$workers" --suffix-length 4 "$1" "$parts/"
-  find "$parts" -type f -print0 | xargs -0 -P "$workers" -I PART \
-    bash -c 'part=$1; shift; "$@" < "$part" > "$part.done"' - PART "${@:2}"
-  cat "$parts"/*.done
-  rm -r "$parts"
-}
-
-# Python's readers end a line at a carriage return (Common Crawl has some), which would shift one language.
-without_control_characters() { LC_ALL=C tr '\000-\010\013-\037\177' ' '; }
-
 training_text() { # LANG
   local archive prefix
   while read -r archive prefix; do
@@ -113,44 +101,6 @@ test_text() { # ARCHIVE MEMBER
 
 all_tests() { # LANG: in one file, for one start of each tool
   while read -r subset name english german standard; do cat "$out/$name.$1"; done <<< "$testsets"
-}
-
-same_length() { # PREFIX
-  [ "$(wc -l < "$1.en")" -eq "$(wc -l < "$1.de")" ] || die "$1.en and $1.de differ in their number of lines"
-  [ -s "$1.en" ] || die "$1.en is empty"
-}
-
-tokenize() { spread "$out/$2.$1" sacremoses -q -l "$1" tokenize; } # LANG NAME
-
-learn_bpe() {
-  if [ "$bpe" = subword-nmt ]; then
-    cat "$out"/train.tok.{en,de} | subword-nmt learn-bpe -s "$merges"
-  else
-    python3 -c 'import sys, sentencepiece
-sentencepiece.SentencePieceTrainer.train(
-    input=sys.argv[2:], vocab_size=int(sys.argv[1]), model_type="bpe", character_coverage=0.9999,
-    input_sentence_size=5_000_000, shuffle_input_sentence=True, minloglevel=2, model_writer=sys.stdout.buffer)' \
-      "$merges" "$out"/train.{en,de}
-  fi
-}
-
-apply_bpe() { # LANG NAME
-  if [ "$bpe" = subword-nmt ]; then
-    spread "$out/$2.tok.$1" subword-nmt apply-bpe -c "$out/codes"
-  else
-    spread "$out/$2.$1" python3 -c 'import sys, sentencepiece
-model = sentencepiece.SentencePieceProcessor(model_file=sys.argv[1])
-for line in sys.stdin:
-    print(*model.encode(line.strip(), out_type=str))' "$out/codes"
-  fi
-}
-
-clean() { # LANG
-  paste -d '\t' "$out"/train.bpe.{en,de} | awk -F '\t' -v max="$max_length" -v ratio="$max_ratio" \
-    -v keep="$([ "$1" = en ] && echo 1 || echo 2)" '{
-      en = split($1, words, " "); de = split($2, words, " ")
-      if (en && de && en <= max && de <= max && en <= ratio * de && de <= ratio * en) print $keep
-    }'
 }
 
 mkdir -p "$raw" "$out"

@@ -35,6 +35,7 @@ if [ -n "${strategy:-}" ]; then
 fi
 
 language_pair "$data/bin" train
+echo "to do: $source-$target, $row, 2000 updates of up to 2048 tokens unless --max-update says otherwise, into $save_dir" >&2
 fairseq-train "$data/bin" --task translation --source-lang "$source" --target-lang "$target" \
   "${model[@]}" --encoder-layers "$layers" --decoder-layers "$layers" \
   --encoder-embed-dim "$width" --encoder-ffn-embed-dim "$((2 * width))" --encoder-attention-heads 4 \

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Trains stock fairseq's Transformer base on WMT English-German with the recipe of Takase & Kiyono (2021): batches of
-# 3,584 tokens x 128 whatever the number of GPUs, 50,000 updates. The counterpart of train-wmt14.sh without the plug-in.
+# Trains stock fairseq's Transformer base with the recipe that Takase & Kiyono (2021) have for WMT English-German, on any
+# pair of languages: batches of 3,584 tokens x 128 whatever the number of GPUs, 50,000 updates. The counterpart of
+# train-wmt14.sh without the plug-in.
 #
 # usage: bash train-wmt14-native.sh DATA SAVE_DIR [fairseq-train flags]
-#   DATA      the OUT folder of prepare-wmt14en2de.sh
+#   DATA      the OUT folder of prepare-wmt14en2de.sh or prepare.sh
 #   SAVE_DIR  folder for the checkpoints; an interrupted training goes on from there
 #   flags     override the recipe: --clip-norm 1.0 if training diverges (a post-LN Transformer without Admin
 #             initialisation may, at this learning rate); --user-dir fairseq_adaptive to resume with torch 2.6 or newer
@@ -14,16 +15,17 @@ set -euo pipefail
 data=$1 save_dir=$2
 paths data save_dir
 shift 2
-[ -e "$data/bin/dict.en.txt" ] || { echo "train-wmt14: $data/bin is no binarised data; prepare it first" >&2; exit 1; }
+die() { echo "train-wmt14: $*" >&2; exit 1; }
+language_pair "$data/bin" train
 
 gpus=$(python3 -c 'import torch; print(torch.cuda.device_count())')
 workers=$((gpus > 0 ? gpus : 1))
 update_freq=$(((128 + workers / 2) / workers))
 precision=()
 [ "$gpus" -eq 0 ] || precision=(--fp16)
-echo "train-wmt14: $gpus GPUs, batches of 3584 tokens x $workers x $update_freq an update" >&2
+echo "train-wmt14: $source-$target on $gpus GPUs, batches of 3584 tokens x $workers x $update_freq an update" >&2
 
-fairseq-train "$data/bin" --task translation --source-lang en --target-lang de \
+fairseq-train "$data/bin" --task translation --source-lang "$source" --target-lang "$target" \
   --arch transformer_wmt_en_de --share-all-embeddings --dropout 0.3 --weight-decay 0.0 \
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
   --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 \

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Trains a Transformer with parameters shared across layers on WMT English-German, with the recipe of Takase & Kiyono
-# (2021): that of train-wmt14-native.sh, with Admin initialisation.
+# Trains a Transformer with parameters shared across layers, with the recipe that Takase & Kiyono (2021) have for WMT
+# English-German: that of train-wmt14-native.sh, with Admin initialisation. Any pair of languages.
 #
 # usage: bash train-wmt14.sh DATA SAVE_DIR ARCH [fairseq-train flags]
-#   DATA      the OUT folder of prepare-wmt14en2de.sh
+#   DATA      the OUT folder of prepare-wmt14en2de.sh or prepare.sh
 #   SAVE_DIR  folder for the checkpoints; an interrupted training goes on from there
 #   ARCH      shared_transformer_wmt_en_de     6 unique layers at 12 depths
 #             shared_transformer_wmt_en_de_18  6 unique layers at 18 depths
@@ -20,5 +20,5 @@ data=$1 save_dir=$2 arch=$3
 paths data save_dir
 shift 3
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-exec bash "$here/train-wmt14-native.sh" "$data" "$save_dir" --user-dir "$here/../../fairseq_adaptive" \
+exec bash "$here/train-wmt14-native.sh" "$data" "$save_dir" --user-dir "$user_dir" \
   --arch "$arch" --init admin "$@"

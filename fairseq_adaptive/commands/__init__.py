@@ -28,6 +28,8 @@ COMMANDS = {
     "plot_depth": "how deep a model goes at every token of a text",
     "plot_tape": "which patches of images an adatape_vit reads",
     "flags": "the flags of an architecture, criterion, task or optimizer",
+    "recipe": "print or copy the scripts, pages and configurations of an example",
+    "demo": "train on real English-German text, translate, and score: 11 minutes",
     "info": "what is installed, what runs where, and why",
 }
 NAMES = [name.replace("_", " ") for name in COMMANDS]

@@ -209,7 +209,7 @@ def test_pieces_decode_to_the_text(user_data, tmp_path):
     done = run(sys.executable, DEMO / "apply_sentencepiece.py", user_data, tmp_path / "pieces", "--vocab-size", 60)
     assert done.returncode == 0, done.stderr
     model = pieces.spm.SentencePieceProcessor(model_file=str(tmp_path / "pieces/sentencepiece.model"))
-    for name in pieces.FILES:
+    for name in (f"{split}.{lang}" for split in pieces.SPLITS for lang in ("en", "de")):
         lines = (tmp_path / "pieces" / name).read_text().splitlines()
         assert [model.decode(line.split()) for line in lines] == (user_data / name).read_text().splitlines()
 

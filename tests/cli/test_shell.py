@@ -157,7 +157,13 @@ def _code(path):
     return [line for line in path.read_text().split("\n") if not line.lstrip().startswith("#")]
 
 
-ALL = [*SCRIPTS, COMMON, ROOT / "examples" / "download.sh", ROOT / "scripts" / "test.sh"]
+ALL = [
+    *SCRIPTS,
+    COMMON,
+    ROOT / "examples" / "download.sh",
+    ROOT / "examples" / "subwords.sh",
+    ROOT / "scripts" / "test.sh",
+]
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)

@@ -39,7 +39,7 @@ def data(archives, tmp_path_factory):
     copy = folder / "translation" / "prepare.sh"
     copy.parent.mkdir()
     copy.write_text(script)
-    for name in ("common.sh", "download.sh"):
+    for name in ("common.sh", "download.sh", "subwords.sh"):
         shutil.copy(EXAMPLE.parent / name, folder)
     bash(copy, archives, "out", "--merges", "100", "--workers", "2", cwd=folder)
     return folder / "out"
@@ -225,7 +225,7 @@ def test_batch_is_that_of_the_paper_and_counterparts_differ_in_the_model_only(tm
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "dict.en.txt").touch()
+    (tmp_path / "bin" / "train.en-de.en.bin").touch()
     native = bash(EXAMPLE / "train-wmt14-native.sh", tmp_path, "ck", path=[tmp_path]).stdout.split("\n")
     shared = bash(
         EXAMPLE / "train-wmt14.sh",

@@ -135,3 +135,24 @@ def test_figures_are_those_of_the_definition():
     assert found["best_exact"] == pytest.approx(max(each["exact"] for each in tried.values()))
     assert found["best_f1"] == pytest.approx(max(each["f1"] for each in tried.values()))
     assert tried[found["best_f1_thresh"]]["f1"] == pytest.approx(found["best_f1"])
+
+
+def test_figures_are_those_of_torchmetrics():
+    pytest.importorskip("torchmetrics", reason="torchmetrics, which knows the figures of version 1.1, is not installed")
+    from torchmetrics.functional.text import squad
+
+    words = ["The old mill", "an old mill.", "mill", "river Wye", "the river, Wye!", "1784", "in 1784", "", "a"]
+    questions, predictions = [], {}
+    for number, right in enumerate(words[:7]):
+        for other, said in enumerate(words):
+            name = f"{number}-{other}"
+            questions.append(Question(name, "?", CONTEXT, ((right, 0), (words[(number + 3) % 7], 0)), False))
+            predictions[name] = said
+    given = [{"id": name, "prediction_text": said} for name, said in predictions.items()]
+    right = [
+        {"id": each.id, "answers": {"text": [text for text, _ in each.answers], "answer_start": [0, 0]}}
+        for each in questions
+    ]
+    found, wanted = evaluate(questions, predictions, False), squad(given, right)
+    assert found["exact"] == pytest.approx(float(wanted["exact_match"]), abs=1e-4)
+    assert found["f1"] == pytest.approx(float(wanted["f1"]), abs=1e-4) and 20 < found["f1"] < 90

@@ -1,0 +1,235 @@
+"""The commands of the pages, taken from the pages: what bash makes of every block, and stand-ins for what it calls.
+
+A page is one bash script, which runs in a folder of its own as a user's commands run from the root of the repository: loops,
+arrays, pipes and variables are bash's, and the scripts of the examples are run by it. The programs that they call are
+stand-ins, which write down how they were called and leave the files behind that the next command asks for.
+"""
+
+import re
+import shutil
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Tuple
+
+ROOT = Path(__file__).resolve().parents[1]
+MADE = ("docs/flags.md", "docs/composition.md")  # by commands, from what there is
+PAGES = [
+    path
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted(ROOT.glob("docs/**/*.md")),
+        *sorted(ROOT.glob("examples/**/README.md")),
+    )
+    if str(path.relative_to(ROOT)) not in MADE
+]
+PROGRAMS = (
+    "bash curl fairseq-adaptive fairseq-eval-lm fairseq-generate fairseq-hydra-train fairseq-interactive fairseq-preprocess "
+    "fairseq-score fairseq-train fairseq-validate pip pre-commit python python3 sacrebleu sacremoses subword-nmt "
+    "tensorboard"
+).split()
+_CALL = rf"(?:{'|'.join(PROGRAMS)})(?: |$)"
+_IS_SHELL = re.compile(rf"^\s*(?:(?:[A-Z_]+=\S+|for .*; do|do|then) +)*{_CALL}", re.MULTILINE)
+_INLINE = re.compile(rf"`({_CALL}[^`]*)`")
+# names that stand for others in every page; a page may have values of its own
+VALUES = {"ARCH": "transkimmer_base", "LAYOUT": "afff*3,f*4", "CLONE": "."}
+
+
+class Call(NamedTuple):
+    """One call of a program.
+
+    Args:
+        page: its name
+        line: of the page, where its block begins
+        within: "" for a command of a block, "sentence" for one in a sentence, "script" for one that a script made
+        words: the program and its arguments
+    """
+
+    page: str
+    line: int
+    within: str
+    words: Tuple[str, ...]
+
+    def __str__(self):
+        return f"{self.page}:{self.line}: {' '.join(self.words)}"
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def code_blocks(page: Path) -> List[Tuple[int, str]]:
+    """The first line and the text of every block of code, fenced or indented; an indented one ends at an empty line."""
+    found, block, fence = [], [], None
+    lines = [*page.read_text(encoding="utf-8").split("\n"), ""]
+    for number, line in enumerate(lines, 1):
+        if line.lstrip().startswith("```"):
+            fence = None if fence is not None else line.strip()[3:]
+            inside = False
+        else:
+            inside = fence in ("", "bash", "sh", "console") or (
+                fence is None and line.startswith("    ") and (block or not lines[number - 2].strip())
+            )
+        if inside:
+            block.append(line)
+        elif block:
+            found.append((number - len(block), textwrap.dedent("\n".join(block))))
+            block = []
+    return found
+
+
+def shell_blocks(page: Path) -> List[Tuple[int, str, str]]:
+    """Line, kind (see :class:`Call`) and text of those blocks that are commands, and of the commands within sentences."""
+    text = page.read_text(encoding="utf-8")
+    inline = ((text.count("\n", 0, each.start()) + 1, " ".join(each[1].split())) for each in _INLINE.finditer(text))
+    return [
+        *((line, "", block) for line, block in code_blocks(page) if _IS_SHELL.search(block)),
+        *((line, "sentence", words) for line, words in inline if " " in words),
+    ]
+
+
+def plain(block: str, values: Dict[str, str]) -> str:
+    """A block without what is said to readers: "..." for what a command before has, or what ``values`` have for it, brackets
+    around what may be left out, and names that stand for others."""
+    values = {**VALUES, **values}
+    block = re.sub(r"\[[A-Z]+ \.\.\.\]", "", block)
+    block = re.sub(r"(?<=\s)\.\.\.(?=\s|$)", lambda _: values.get("...", ""), block)
+    block = re.sub(r"\[(-[^]]*)\]", r"\1", block)
+    for name, value in values.items():
+        block = re.sub(rf"\b{name}\b", value, block) if name.isalpha() else block
+    return block
+
+
+# what a program leaves behind, so that the next command finds it
+_STAND_IN = r"""#!/bin/bash
+set -u
+name=${0##*/} separator=$'\x1f'
+IFS=$separator
+printf '%s\x1e' "$PAGE_LINE$IFS$PAGE_WITHIN$IFS$name$IFS$*" >> "$PAGE_RECORD"
+IFS=$' \t\n'
+of() { # FLAG WORD...: the value of a flag
+  local flag=$1
+  shift
+  while [ $# -gt 1 ]; do
+    [ "$1" != "$flag" ] || { echo "$2"; return; }
+    shift
+  done
+}
+leave() { local file; for file in "$@"; do mkdir -p "$(dirname -- "$file")"; [ -e "$file" ] || echo 1 > "$file"; done; }
+into() { # FLAG WORD...: leave the file of a flag
+  local file
+  file=$(of "$@")
+  [ -z "$file" ] || leave "$file"
+}
+case $name in
+  bash)
+    case ${1-} in
+      scripts/*.sh | */scripts/*.sh) [ -f "$1" ] ;;
+      *)
+        PAGE_WITHIN=script /bin/bash "$@" && exit
+        status=$?
+        [ -e "$PAGE_RECORD.download" ] || exit "$status"
+        rm "$PAGE_RECORD.download" # all that it did before is right
+        leave $PAGE_DOWNLOADED ;;
+    esac ;;
+  python | python3)
+    case ${1-} in
+      -c)
+        case $2 in *device_count*) echo 0 ;; *) [ -t 0 ] || cat > /dev/null; echo 1 ;; esac ;;
+      -m) ;;
+      *)
+        [ -f "$1" ] || { echo "there is no $1" >&2; exit 1; }
+        [ ! -p /dev/stdin ] || cat > /dev/null # else what writes to it may be told that nobody reads
+        case ${1##*/} in
+          encode.py)
+            for file in "${@:2}"; do
+              [[ $file == *.txt ]] || continue
+              leave "${file%.txt}".{label,input0}
+              [[ " $* " != *" --pairs "* ]] || leave "${file%.txt}.input1"
+            done ;;
+          convert_checkpoint.py) out=$(of --output "$@"); leave "$out/checkpoint.pt" "$out/dict.txt" ;;
+          texts.py) leave "$4"/{train,dev,test}.txt ;;
+          prepare_corpus.py) leave "$2"/{train,valid,test}.{en,de} ;;
+          prepare_digits.py) leave "$2/train.npz" ;;
+          split.py) leave "$3" "$4" ;;
+          count_windows.py) echo 1 ;;
+          describe.py) echo 'to do: 1' >&2; echo '2 bert transkimmer_bert_base 8' ;;
+          optimal_cutoffs.py) echo '--adaptive-softmax-cutoff 2,4' ;;
+          derive_architecture.py) echo '--layout af' ;;
+          *) into --output "$@" ;;
+        esac ;;
+    esac ;;
+  fairseq-preprocess)
+    out=$(of --destdir "$@") source=$(of --source-lang "$@") target=$(of --target-lang "$@")
+    leave "$out/dict.${source:+$source.}txt" "$out/train.bin"
+    [ -z "$source" ] || leave "$out"/{train,valid,test}."$source-$target".{"$source","$target"}.bin ;;
+  fairseq-train)
+    out=$(of --save-dir "$@")
+    leave "${out:-checkpoints}"/checkpoint_{best,last}.pt
+    echo "epoch 1 | valid on 'valid' subset | accuracy 1"
+    echo 'done training' ;;
+  fairseq-generate) printf 'T-0\t1\nH-0\t-1\t1\n' ;;
+  fairseq-score) echo 'BLEU4 = 1' ;;
+  fairseq-eval-lm) echo 'Loss (base 2): 1' ;;
+  fairseq-adaptive) into --output "$@" ;;
+  curl) touch "$PAGE_RECORD.download"; exit 77 ;;
+  sacremoses | subword-nmt) cat > /dev/null; echo 1 ;;
+  sacrebleu) echo 'BLEU = 1' ;;
+esac
+exit 0
+"""
+
+
+def stand_ins(folder: Path):
+    """Write them to a folder for PATH."""
+    folder.mkdir()
+    for name in PROGRAMS:
+        folder.joinpath(name).write_text(_STAND_IN)
+        folder.joinpath(name).chmod(0o755)
+
+
+def calls(page: Path, folder: Path, there=(), values=(), without=(), downloaded=()) -> List[Call]:
+    """Run a page with stand-ins, and return all calls of programs, those within scripts, too.
+
+    Args:
+        page: it
+        folder: new, where it runs
+        there: files that the page takes for given
+        values: what words stand for, by word
+        without: beginnings of commands that are left out
+        downloaded: files that are there once a script could not download
+
+    Raises:
+        AssertionError: when a command of the page fails
+    """
+    folder.mkdir(parents=True)
+    for name in ("examples", "scripts", "fairseq_adaptive", "tests", "constraints.txt", "pyproject.toml"):
+        folder.joinpath(name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "docs", folder / "docs")  # to which a command writes
+    for name in there:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1 a\n" if path.name.startswith("test.") else "1 a\n" * 40 + "\n")
+    stand_ins(folder / ".bin")
+    script = ["set -euo pipefail"]
+    for line, within, block in shell_blocks(page):
+        block = plain(block, dict(values))
+        script += [] if block.startswith(tuple(without)) else [f"export PAGE_LINE={line} PAGE_WITHIN={within}", block]
+    record = folder / ".record"
+    record.touch()
+    environment = {"PATH": f"{folder / '.bin'}:/usr/bin:/bin", "PAGE_RECORD": str(record), "HOME": str(folder)}
+    environment["PAGE_DOWNLOADED"] = " ".join(downloaded)
+    done = subprocess.run(
+        ["/bin/bash", "-c", "\n".join(script)],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    made = [each.split("\x1f") for each in record.read_text(encoding="utf-8").split("\x1e")[:-1]]
+    where = made[-1] if made else "its first command"
+    assert done.returncode == 0, f"{name_of(page)} ends at {where}: {done.stderr[-2000:]}"
+    return [Call(name_of(page), int(line), within, tuple(words)) for line, within, *words in made]
