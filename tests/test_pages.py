@@ -77,12 +77,14 @@ ONLY_READ = {
     "test_adatape.py and test_translation_example.py",
     r"python scripts/": "tests/test_command_line.py and the tests of each command",
     r"python (-m pytest|tests/)": "tests of the tests, or fairseq's own",
-    r"fairseq-adaptive (predict|answer|calibrate|convert|report)": "tests of each command",
+    r"fairseq-adaptive (predict|answer|calibrate|convert|dial|report)": "tests of each command",
     r"sacrebleu|fairseq-preprocess|fairseq-hydra-train": "tests/cli/test_{eval_bleu,alignment,hydra}.py",
 }
 
 # pages whose trainings are only read
 ONLY_READ_PAGES = {
+    "docs/dial.md": "tests/report/test_dial.py",
+    "docs/hub.md": "tests/hub/test_plain.py",
     "docs/report.md": "tests/report/test_compute_report.py",
     "examples/adatape/README.md": "tests/cli/test_adatape.py",
     "examples/classification/README.md": "tests/cli/test_classification_example.py",
