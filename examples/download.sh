@@ -27,7 +27,8 @@ matches() { # FILE CHECKSUM
 }
 
 fetch() { # NAME URL: an archive has its own name only once it is whole
-  local file=$raw/$1 url=$2 sum
+  local file=$raw/$1 url=$2 sum shown=(--silent --show-error)
+  [ ! -t 2 ] || shown=(--progress-bar)
   [ -z "$mirror" ] || url=$mirror/$1
   sum=$(awk -v name="$1" '$2 == name || $2 == "*" name { print $1; exit }' <<< "$sums")
   [ -n "$sum" ] || die "$checksums has no checksum for $1"
@@ -37,7 +38,7 @@ fetch() { # NAME URL: an archive has its own name only once it is whole
   fi
   if [ ! -e "$file.part" ] || ! matches "$file.part" "$sum"; then
     echo "downloading $url" >&2
-    curl --fail --location --silent --show-error --connect-timeout 30 --retry 5 --continue-at - \
+    curl --fail --location "${shown[@]}" --connect-timeout 30 --retry 5 --continue-at - \
       --output "$file.part" "$url" ||
       die "cannot download $url; run this again to go on (or, if it cannot be resumed, remove $file.part first)"
     matches "$file.part" "$sum" || {

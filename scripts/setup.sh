@@ -22,7 +22,7 @@ case ${1-} in
 esac
 [ $# -le 1 ] || { usage >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-extras=test,docs,translation,export,onnx,hf,plots,images
+extras=test,docs,translation,export,onnx,hf,plots,images,explore,tensorboard
 stamp=.venv/installed
 
 # the checksum also covers this folder: a virtual environment that was moved is broken

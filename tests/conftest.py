@@ -1,5 +1,6 @@
 import argparse
 import dataclasses
+import logging
 import os
 import sys
 
@@ -34,6 +35,14 @@ HOOK = sys.excepthook
 def own_hook(monkeypatch):
     """torch.distributed puts a hook of its own, for good, before the one that explains errors."""
     monkeypatch.setattr(sys, "excepthook", HOOK)
+
+
+@pytest.fixture(autouse=True)
+def log_stays():
+    """Commands, which end with their process, turn messages off for good."""
+    before = logging.root.manager.disable
+    yield
+    logging.disable(before)
 
 
 class Task:

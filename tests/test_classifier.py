@@ -16,7 +16,7 @@ from fairseq_adaptive.hub import TranskimmerClassifier
 from fairseq_adaptive.interop.checkpoint import load_model, save_checkpoint
 from fairseq_adaptive.interop.conversion import new_state
 from fairseq_adaptive.modules import recording
-from fairseq_adaptive.report.depth_map import legend, to_html, to_text
+from fairseq_adaptive.report.shading import legend, to_html, to_text
 from threads import assert_threads_equal_one
 
 pytest.importorskip("tokenizers")
@@ -110,7 +110,8 @@ def test_the_text_as_written(classifier):
     names = ["kept" if layer is None else str(layer) for layer in found.skimmed]
     assert [each.rpartition("/")[2] for each in line] == names
     page = to_html([found.sentence], "Skimmed")
-    assert "<p>skimmed before layer: " in page and 'title="kept"> kept </span>' in page and "Film" in page
+    assert ">skimmed before layer: <i class=d1>" in page and "> kept </i>" in page and "Film" in page
+    assert f"<b>{found.label}</b><small>{found.probabilities[found.label]:.3f}</small>" in page
     scale = legend(found.sentence.limit, found.sentence.measure, found.sentence.last)
     assert scale.startswith("skimmed before layer: ") and scale.count("\033[0m") == 4 and " kept " in scale
 
@@ -180,7 +181,7 @@ def test_command_says_a_line_for_each_line(checkpoint, tmp_path, monkeypatch, ca
     assert len(lines) == 4 and all(line.split("\t")[0] in ("positive", "negative") for line in lines)
     assert "good/" in lines[0] and "good/" not in lines[1] and "plot/" in lines[2] and "good" in lines[3]
     assert "\x1b" not in said and "\u202e" not in said
-    assert (tmp_path / "page.html").read_text().count("<p>") == 5  # and the scale
+    assert (tmp_path / "page.html").read_text().count("<p class=") == 5  # and the scale
 
 
 @pytest.mark.parametrize("size", (0, -1))

@@ -84,7 +84,9 @@ ONLY_READ = {
 # pages whose trainings are only read
 ONLY_READ_PAGES = {
     "docs/dial.md": "tests/report/test_dial.py",
-    "docs/hub.md": "tests/hub/test_plain.py",
+    "docs/explore.md": "tests/explore/test_pages.py",
+    "docs/hub.md": "tests/hub/test_hub.py",
+    "docs/pictures.md": "tests/report/test_search_map.py, tests/report/test_tradeoff.py and tests/explore/test_explorer.py",
     "docs/report.md": "tests/report/test_compute_report.py",
     "examples/adatape/README.md": "tests/cli/test_adatape.py",
     "examples/classification/README.md": "tests/cli/test_classification_example.py",

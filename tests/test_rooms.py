@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1] / "fairseq_adaptive"
 # each room may import those in lines below its own, and NEIGHBOURS
 LEVELS = (
     "commands",
+    "explore",
     "hub",
     "report",
     "interop",
@@ -16,7 +17,7 @@ LEVELS = (
     "decoding data",
     "modules",
     "ops",
-    "ranges files",
+    "ranges files progress",
     "errors",
     "printable",
 )

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Draws the accuracy of train-parity.sh over epochs and over lengths, from its logs, and prints the table."""
 
+import itertools
 import logging
 import re
 from collections import defaultdict
@@ -10,6 +11,7 @@ from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
+from fairseq_adaptive.report.shading import ramp, shares
 
 VALID = re.compile(r"epoch (\d+) \| valid on 'valid' subset .*?\| accuracy ([\d.]+)(?:.*?\| tape_len ([\d.]+))?")
 NAME = re.compile(r".+-\d{1,9}-\d{1,9}")
@@ -49,31 +51,38 @@ def _key(log):
 
 
 def _plot(runs, path):
+    save_figure(figure_of(runs), path, dpi=120)
+
+
+def figure_of(runs):
+    """Accuracies of ``(model, length) -> seed -> accuracies``: the length is the colour, the model the line."""
     plt = pyplot()
-    figure, (over_epochs, over_lengths) = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
-    last = defaultdict(lambda: defaultdict(list))
-    for place, ((model, length), seeds) in enumerate(sorted(runs.items())):
-        for number, accuracies in enumerate(seeds.values()):
+    from matplotlib.lines import Line2D
+
+    figure, (over_epochs, over_lengths) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
+    lengths, models = (sorted({each[place] for each in runs}) for place in (1, 0))
+    colours = {length: ramp(0.15 + 0.85 * share) for length, share in zip(lengths, shares(len(lengths)))}
+    strokes = dict(zip(models, itertools.cycle(("-", "--", ":", "-."))))
+    last = defaultdict(dict)
+    for (model, length), seeds in sorted(runs.items()):
+        for accuracies in seeds.values():
             over_epochs.plot(
-                range(1, len(accuracies) + 1),
-                accuracies,
-                marker=".",
-                color=f"C{place % 10}",
-                label=None if number else f"{model}, {length}",
+                range(1, len(accuracies) + 1), accuracies, strokes[model], color=colours[length], marker="."
             )
-            last[model][length].append(accuracies[-1])
-    for model, lengths in last.items():
-        means = [sum(values) / len(values) for values in lengths.values()]
-        (line,) = over_lengths.plot(list(lengths), means, label=model)
-        for length, values in lengths.items():
-            over_lengths.plot([length] * len(values), values, ".", color=line.get_color())
-    over_epochs.set(xlabel="epoch (64,000 sequences)", ylabel="accuracy", title="parity: every run")
-    ticks = sorted({length for _, length in runs})
-    over_lengths.set(xlabel="length", title="parity: last epoch, mean over seeds", xticks=ticks)
+        last[model][length] = [accuracies[-1] for accuracies in seeds.values()]
+    for model, found in last.items():
+        means = [sum(values) / len(values) for values in found.values()]
+        over_lengths.plot(list(found), means, strokes[model], color="0.5", zorder=1)
+        for length, values in found.items():
+            over_lengths.scatter([length] * len(values), values, color=colours[length], zorder=2)
+    over_epochs.set(xlabel="epoch (64,000 sequences)", ylabel="accuracy, %", title="every run")
+    over_lengths.set(xlabel="length", title="last epoch: seeds, and their mean", xticks=lengths)
     for axis in (over_epochs, over_lengths):
-        axis.axhline(50, color="grey", linewidth=0.5)
-        axis.legend(fontsize=7)
-    save_figure(figure, path, dpi=120, bbox_inches="tight")
+        axis.axhline(50, color="0.8", linewidth=0.8, zorder=0)
+    keys = [Line2D([], [], color=colours[length], linewidth=4, label=f"length {length}") for length in lengths]
+    keys += [Line2D([], [], color="0.5", linestyle=strokes[model], label=model) for model in models]
+    figure.legend(handles=keys, loc="outside right center", frameon=False)
+    return figure
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import logging
 import os
 
 from fairseq_adaptive.files import require_new, whole_folder
+from fairseq_adaptive.progress import progress
 from fairseq_adaptive.ranges import BATCH, NUMBER, Parser
 
 
@@ -25,12 +26,14 @@ def main(argv=None, prog=None):
     args = parser.parse_args(argv)
 
     import torch
-    from fairseq import utils
 
     from fairseq_adaptive.hub import TranskimmerReader
     from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 
-    logging.getLogger().setLevel(logging.WARNING)
+    # isort: split
+    from fairseq import utils
+
+    logging.disable(logging.INFO)
     require_new(args.output)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu and not args.int8 else "cpu")
     reader = TranskimmerReader.from_pretrained(
@@ -40,7 +43,7 @@ def main(argv=None, prog=None):
     data = task.load_file("test", args.questions)
     order = data.ordered_indices().tolist()
     with torch.no_grad(), constant_weights():
-        for first in range(0, len(order), args.batch_size):
+        for first in progress(range(0, len(order), args.batch_size), "questions"):
             sample = data.collater(order[first : first + args.batch_size])
             sample = utils.move_to_cuda(sample) if device.type == "cuda" else sample
             task.collect(sample, model(**sample["net_input"], spans=True)[0])

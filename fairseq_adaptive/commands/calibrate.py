@@ -10,10 +10,10 @@ import ast
 import json
 import logging
 import os
-import warnings
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_file
+from fairseq_adaptive.progress import say
 from fairseq_adaptive.ranges import BATCH, POSITIVE_SHARE, RATE, Parser, Range
 
 KNOBS = ("halting-threshold", "exit-quantile")
@@ -85,7 +85,6 @@ def main(argv=None, prog=None):
     from fairseq_adaptive.report.risk import examples_needed, fixed_sequence
 
     logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore", message="'pin_memory' argument is set")
     if args.output:
         require_new(args.output)
     exits = EarlyExits(
@@ -129,7 +128,7 @@ def main(argv=None, prog=None):
         share = early.macs / full.macs if early.macs and full.macs else None
         spent = "" if share is None else f"{share:.1%}"
         kept = "kept" if each.kept else "not kept"
-        print(f"{each.value:>17g} {early.depth:>8.3f} {spent:>14} {each.loss:>9.5f} {each.p:>9.2e} {kept}")
+        say(f"{each.value:>17g} {early.depth:>8.3f} {spent:>14} {each.loss:>9.5f} {each.p:>9.2e} {kept}")
         rows.append({**each._asdict(), "depth": early.depth, "share": share})
     # all that are kept are within the tolerance at once; of equal costs the most careful
     chosen = min((each for each in rows if each["kept"]), key=lambda each: each["depth"], default={}).get("value")

@@ -1,7 +1,5 @@
 """Prints the layout that a search has found, as a flag for training, and what it costs beside a Transformer-XL."""
 
-from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.files import require_new
 from fairseq_adaptive.ranges import BATCH, POSITIONS, Parser
 
 
@@ -26,24 +24,14 @@ def main(argv=None, prog=None):
     import torch
 
     import fairseq_adaptive.plugin  # noqa: F401  safe loading
-    from fairseq_adaptive.report.architecture import (
-        animate_course,
-        compare_compute,
-        found_blocks,
-        found_layout,
-        load_search,
-        plot_course,
-        read_probabilities,
-        read_scalars,
-    )
-    from fairseq_adaptive.report.pictures import require_picture
+    from fairseq_adaptive.report.architecture import compare_compute, found_blocks, found_layout, load_search
+    from fairseq_adaptive.report.pictures import require_animation, require_picture
+    from fairseq_adaptive.report.search_map import animate_course, plot_course, read_probabilities, read_scalars
 
     if args.plot:
         require_picture(args.plot)
     if args.animation:
-        require_new(args.animation)
-        if not args.animation.lower().endswith(".gif"):
-            raise UsageError(f"{args.animation} is no name of an animation: end it in .gif")
+        require_animation(args.animation)
     probabilities, options = load_search(args.checkpoint)
     course = read_scalars(args.tensorboard) if args.tensorboard else read_probabilities(args.log) if args.log else None
     blocks = found_blocks(probabilities)
@@ -63,7 +51,7 @@ def main(argv=None, prog=None):
         found, full = (value / scale for value in compute[name])
         print(f"  {found:.2f} {unit}, {found / full:.2f} of the Transformer-XL's {full:.2f}")
     if args.plot:
-        plot_course(*course, args.plot)
+        plot_course(course, args.plot)
     if args.animation:
-        animate_course(*course, args.animation)
+        animate_course(course, args.animation)
     print(f"--layout {layout}")

@@ -8,7 +8,6 @@ without unknown words do not compare.
 import argparse
 import json
 import logging
-import warnings
 
 from fairseq_adaptive.ranges import BATCH, DISTANCE, POSITIONS, Parser
 
@@ -56,7 +55,6 @@ def main(argv=None, prog=None):
     from fairseq_adaptive.report.perplexity import count_bytes, count_text, perplexities, score_text
 
     logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore", message="'pin_memory' argument is set")
     names = ("memory_length", "clamp_length", "same_length")
     overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     counts = (count_bytes if args.bytes else count_text)(args.raw) if args.raw else None

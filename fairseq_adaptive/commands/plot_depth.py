@@ -10,6 +10,7 @@ import os
 from fairseq_adaptive.command import wants_colour
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_lines, require_new, whole_file
+from fairseq_adaptive.progress import progress, say
 from fairseq_adaptive.ranges import BATCH, Parser
 
 
@@ -91,16 +92,9 @@ def main(argv=None, prog=None):
 
     import fairseq_adaptive.plugin  # noqa: F401  registers tasks and models
     from fairseq_adaptive.data.subwords import Tokenized
-    from fairseq_adaptive.report.depth_map import (
-        depth_tables,
-        format_tables,
-        legend,
-        plot_tables,
-        read_depths,
-        to_html,
-        to_text,
-    )
+    from fairseq_adaptive.report.depth_map import depth_tables, format_tables, plot_tables, read_depths
     from fairseq_adaptive.report.pictures import require_picture
+    from fairseq_adaptive.report.shading import legend, to_html, to_text
 
     logging.disable(logging.INFO)
     if args.html:
@@ -120,10 +114,15 @@ def main(argv=None, prog=None):
             f"{getattr(tokenizer, 'advice', 'is not the SentencePiece model with which its training text was split')}"
         )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    sentences = list(read_depths(model, dictionary, texts, args.batch_size))
-    if isinstance(tokenizer, Tokenized):
-        sentences = [as_written(sentence) for sentence in sentences]
-    limit = sentences[0].limit
+    prints = not (args.html or args.table or args.plot)
+    sentences, colour = [], wants_colour(args.color)
+    for sentence in progress(read_depths(model, dictionary, texts, args.batch_size), "texts", len(texts)):
+        sentence = as_written(sentence) if isinstance(tokenizer, Tokenized) else sentence
+        if prints and colour and not sentences:
+            say(legend(sentence.limit))
+        sentences.append(sentence)
+        if prints:
+            say(to_text(sentence, colour))
     if args.html:
         with whole_file(args.html) as part, open(part, "w", encoding="utf-8") as file:
             file.write(to_html(sentences, f"Depth of {os.path.basename(os.path.normpath(args.model))}"))
@@ -132,11 +131,5 @@ def main(argv=None, prog=None):
         tables = depth_tables(sentences)
         print(format_tables(tables), end="")
         if args.plot:
-            plot_tables(tables, limit, args.plot)
+            plot_tables(tables, sentences[0].limit, args.plot)
             print("wrote", args.plot)
-    if not (args.html or args.table or args.plot):
-        colour = wants_colour(args.color)
-        if colour:
-            print(legend(limit))
-        for sentence in sentences:
-            print(to_text(sentence, colour))

@@ -12,7 +12,10 @@ from fairseq_adaptive.command import wants_colour
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_lines, require_new, whole_file
 from fairseq_adaptive.printable import printable
+from fairseq_adaptive.progress import progress, say
 from fairseq_adaptive.ranges import BATCH, Parser
+
+WINDOW = 8  # batches that are sorted by length together; then their results are printed
 
 
 def read_texts(path, pairs):
@@ -28,9 +31,9 @@ def read_texts(path, pairs):
     return split
 
 
-def main(argv=None, prog=None):
-    parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("checkpoint")
+def add_text_flags(parser):
+    """What every command that reads texts for a classifier asks."""
+    parser.add_argument("checkpoint", help="of --task sentence_prediction")
     parser.add_argument("--data", metavar="FOLDER", help="the binarised training data (default: as in training)")
     parser.add_argument(
         "--tokenizer",
@@ -42,6 +45,11 @@ def main(argv=None, prog=None):
     parser.add_argument("--input", default="-", metavar="FILE", help="a text a line (default: standard input)")
     parser.add_argument("--pairs", action="store_true", help="a line has two texts with a tab between them")
     parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="lines at a time (default: 32)")
+
+
+def main(argv=None, prog=None):
+    parser = Parser(prog=prog, description=__doc__)
+    add_text_flags(parser)
     parser.add_argument(
         "--color",
         choices=("auto", "always", "never"),
@@ -53,7 +61,8 @@ def main(argv=None, prog=None):
     args = parser.parse_args(argv)
 
     from fairseq_adaptive.hub import TranskimmerClassifier
-    from fairseq_adaptive.report.depth_map import legend, to_html, to_text
+    from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
+    from fairseq_adaptive.report.shading import legend, to_html, to_text
 
     logging.disable(logging.INFO)
     if args.html:
@@ -62,18 +71,21 @@ def main(argv=None, prog=None):
     classifier = TranskimmerClassifier.from_pretrained(
         args.checkpoint, args.data, args.tokenizer, cased=args.cased, int8=args.int8
     )
-    predictions = classifier.predict(texts, args.batch_size)
-    sentences = [prediction.sentence for prediction in predictions]
-    colour = wants_colour(args.color)
-    if colour:
-        print(legend(sentences[0].limit, sentences[0].measure, sentences[0].last))
-    for prediction, sentence in zip(predictions, sentences):
-        head = (
-            f"{prediction.label:.3f}"
-            if not prediction.probabilities
-            else (f"{printable(prediction.label)}\t{prediction.probabilities[prediction.label]:.3f}")
-        )
-        print(f"{head}\t{to_text(sentence, colour)}")
+    sentences, colour = [], wants_colour(args.color)
+    window = WINDOW * args.batch_size  # batches are of one length, as far as there are some at hand
+    with constant_weights():
+        for start in progress(range(0, len(texts), window), "lines"):
+            for prediction in classifier.predict(texts[start : start + window], args.batch_size):
+                sentence = prediction.sentence
+                if colour and not sentences:
+                    say(legend(sentence.limit, sentence.measure, sentence.last))
+                sentences.append(sentence)
+                head = (
+                    f"{prediction.label:.3f}"
+                    if not prediction.probabilities
+                    else f"{printable(prediction.label)}\t{prediction.probabilities[prediction.label]:.3f}"
+                )
+                say(f"{head}\t{to_text(sentence, colour)}")
     if args.html:
         with whole_file(args.html) as part, open(part, "w", encoding="utf-8") as file:
             file.write(to_html(sentences, f"Skimmed by {os.path.basename(args.checkpoint)}"))

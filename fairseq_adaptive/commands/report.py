@@ -7,7 +7,6 @@ off.
 
 import json
 import logging
-import warnings
 
 from fairseq_adaptive.command import device
 from fairseq_adaptive.errors import UsageError
@@ -51,7 +50,6 @@ def main(argv=None, prog=None):
     from fairseq_adaptive.report.compute_table import to_text
 
     logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore", message="'pin_memory' argument is set")
     for path in filter(None, (args.json, args.html)):
         require_new(path)
     if args.json and args.json == args.html:

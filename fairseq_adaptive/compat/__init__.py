@@ -20,6 +20,7 @@ from fairseq_adaptive.compat import (
     literals,
     locks,
     meters,
+    noise,
     numbers,
     omissions,
     paths,
@@ -30,12 +31,14 @@ from fairseq_adaptive.compat import (
     saving,
     setups,
     targets,
+    tensorboard,
     untrusted_flags,
     waits,
     workers,
 )
 
 PATCHES = (
+    noise.silence_warnings,
     batches.restore_np_compat,
     checkpoints.load_safely,
     literals.read_literals,
@@ -82,6 +85,7 @@ PATCHES = (
     presets.keep_presets,
     setups.check_setups,
     targets.steer_to_the_end,
+    tensorboard.write_histograms,
     numbers.check_stock_numbers,  # last: what is asked first
 )
 applied = []  # names of the patches that are in force, in order
@@ -98,7 +102,8 @@ def apply() -> bool:
     if applied:
         return True
     try:
-        import fairseq  # noqa: F401
+        with noise.as_it_was():
+            import fairseq  # noqa: F401
     except Exception as error:  # PyPI's fairseq 0.12.2 fails with ValueError on Python 3.11
         fairseq_error = error
         return False

@@ -23,7 +23,7 @@ from fairseq_adaptive.hub.plain import load_plain, plain_task
 from fairseq_adaptive.hub.pretrained import Pretrained, padded, stacks_of
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH
-from fairseq_adaptive.report.depth_map import WORD_START, Sentence
+from fairseq_adaptive.report.shading import WORD_START, Sentence
 
 
 class Prediction(NamedTuple):
@@ -34,8 +34,8 @@ class Prediction(NamedTuple):
         probabilities: of all labels, the greatest first; of a regression empty
         tokens: what the model read, special tokens among them
         skimmed: for each token the layer before which it was skimmed, counted from 1; None if no layer left it out
-        sentence: the text as :mod:`~fairseq_adaptive.report.depth_map` shades it: where tokens halt by the number of
-            updates, else by the layer that skimmed them
+        sentence: the text as :mod:`~fairseq_adaptive.report.shading` shows it, with its label: where tokens halt by
+            the number of updates, else by the layer that skimmed them
         updates: of each token, how many layers computed it
         tape: how many tape tokens the model read, of ``--arch adatape``; None: it has no tape
     """
@@ -240,9 +240,11 @@ class TranskimmerClassifier(Pretrained):
         else:
             skimmed, sentence = [None] * len(updates), Sentence(row.shown, updates, layers)
         if not self.labels:
-            return Prediction(float(logits[0]), {}, row.pieces, skimmed, sentence, updates)
+            number = float(logits[0])
+            return Prediction(number, {}, row.pieces, skimmed, sentence._replace(label=f"{number:.3f}"), updates)
         scores = logits.softmax(-1).tolist()
         ranked = sorted(zip(self.labels, scores), key=lambda each: -each[1])
+        sentence = sentence._replace(label=ranked[0][0], probability=ranked[0][1])
         return Prediction(ranked[0][0], dict(ranked), row.pieces, skimmed, sentence, updates)
 
 

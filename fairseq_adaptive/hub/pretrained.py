@@ -13,7 +13,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub.folder import Origin, write_folder
 from fairseq_adaptive.modules import LayerStack, Trace, recording
 from fairseq_adaptive.printable import printable
-from fairseq_adaptive.report.depth_map import Sentence, to_fragment
+from fairseq_adaptive.report.shading import Sentence, to_fragment
 
 SHOWN = 50  # texts in a notebook
 

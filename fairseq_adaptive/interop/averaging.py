@@ -9,6 +9,7 @@ import torch
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options
+from fairseq_adaptive.progress import progress
 
 _NAMES = {"epoch": re.compile(r"checkpoint(\d+)\.pt"), "update": re.compile(r"checkpoint_\d+_(\d+)\.pt")}
 
@@ -65,7 +66,7 @@ def average_checkpoints(paths: Sequence) -> Dict[str, Any]:
     if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise UsageError("a checkpoint is named twice: it would count twice in the mean")
     first, sums, places = None, {}, defaultdict(tuple)
-    for path in paths:
+    for path in progress(paths, "checkpoints"):
         state = load_checkpoint(path)
         if first is None:
             first = state

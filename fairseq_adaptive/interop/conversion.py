@@ -16,6 +16,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, whole_folder
 from fairseq_adaptive.interop.checkpoint import require_finite, save_checkpoint
 from fairseq_adaptive.interop.verifying import DEFINED, require_readable, require_same
+from fairseq_adaptive.progress import progress
 from fairseq_adaptive.ranges import Range
 
 # each module has add_args(parser) for the flags of its own, convert(args) -> (state of a checkpoint, Dictionary), and
@@ -223,6 +224,6 @@ def require_outputs(outputs: Iterable[Tuple[str, Tensor, Tensor]]) -> None:
     Raises:
         UsageError: when one is not finite, or they differ by more than rounding
     """
-    for what, found, expected in outputs:
+    for what, found, expected in progress(outputs, "comparisons with the original"):
         require_finite({"the output": found}, what)
         require_same(found, expected, what, DEFINED)

@@ -10,6 +10,7 @@ import torch
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveSoftmax
+from fairseq_adaptive.progress import progress
 from fairseq_adaptive.report.cutoffs import Costs, Shape
 
 TRIES = 3  # of a calibration, on a machine that does other things, too
@@ -70,7 +71,7 @@ def measure_cutoffs(
     generator, odds = torch.Generator().manual_seed(1), torch.as_tensor(np.asarray(counts, dtype=np.float64))
     target = torch.searchsorted(odds.cumsum(0) / odds.sum(), torch.rand(shape.tokens, generator=generator).double())
     target, times = target.clamp_max(len(counts) - 1).to(device), [[] for _ in found]
-    for turn in range(rounds + 1):  # the first warms up
+    for turn in progress(range(rounds + 1), "rounds of timing"):  # the first warms up
         for cutoffs, taken in zip(found, times):
             factor = shape.factor if cutoffs else 1.0
             softmax = AdaptiveSoftmax(len(counts), tuple(cutoffs), shape.hidden_dim, factor).to(device)
@@ -88,7 +89,7 @@ def _times(shape, device, seconds):
     grid = sorted(itertools.product(widths, batches, (8, 256, 1024, 4096, 16384, 65536)), key=np.prod)
     deadline = time.perf_counter() + seconds
     rows, times = [], []
-    for width, batch, size in grid:
+    for width, batch, size in progress(grid, "softmaxes"):
         if time.perf_counter() > deadline:
             break
         if batch * size > 2**25:

@@ -1,34 +1,17 @@
 """How deep a model goes at every token of raw text, and what that depends on."""
 
-import html
 import math
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import torch
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
-from fairseq_adaptive.printable import printable
 from fairseq_adaptive.ranges import BATCH
 from fairseq_adaptive.report.pictures import pyplot, save_figure
+from fairseq_adaptive.report.shading import WORD_START, Sentence, legend, ramp, to_fragment, to_html, to_text  # noqa: F401  some were here once
 
-WORD_START = "▁"  # of SentencePiece
-COLOURS = (159, 153, 147, 183, 219, 218, 217, 216, 209, 203)  # of a terminal, from shallow to deep
 TENTHS = 10
-
-
-class Sentence(NamedTuple):
-    """Tokens of a text, [CLS] and [SEP] among them, with the number of updates of each; ``limit`` is the most.
-
-    ``measure`` and ``last`` name other numbers and the greatest of them where it is no number; ``first`` is the name of 1.
-    """
-
-    tokens: List[str]
-    depths: List[int]
-    limit: int
-    measure: str = "updates"
-    last: Optional[str] = None
-    first: int = 1
 
 
 def halting_stack(model) -> str:
@@ -68,11 +51,11 @@ def read_depths(
         longest = encoder.max_positions()
     room = longest - len(cls) - 1
     device = next(model.parameters()).device
-    parts = [text[start : start + room] for text in texts for start in range(0, len(text), room)]
+    parts = [(text[start : start + room], start > 0) for text in texts for start in range(0, len(text), room)]
     for first in range(0, len(parts), batch_size):
         rows = [
             torch.tensor([*cls, *(dictionary.index(token) for token in part), dictionary.eos()])
-            for part in parts[first : first + batch_size]
+            for part, _ in parts[first : first + batch_size]
         ]
         tokens = data_utils.collate_tokens(rows, dictionary.pad()).to(device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -82,75 +65,9 @@ def read_depths(
             else:
                 encoder(tokens, src_lengths=lengths)
         (trace,) = traces[name]
-        for part, updates in zip(parts[first : first + batch_size], trace.updates.tolist()):
+        for (part, continued), updates in zip(parts[first : first + batch_size], trace.updates.tolist()):
             shown = [*(["[CLS]"] if cls else []), *part, "[SEP]" if cls else "</s>"]
-            yield Sentence(shown, updates[: len(shown)], trace.most)
-
-
-def to_text(sentence: Sentence, colour: bool) -> str:
-    """One line for a terminal: the text coloured by depth, or each token with its depth behind a slash."""
-    if not colour:
-        names = _names(sentence.limit, sentence.last, sentence.first)
-        pairs = zip(map(printable, sentence.tokens), sentence.depths)
-        return " ".join(f"{token}/{names[depth - 1]}" for token, depth in pairs)
-    return "".join(
-        _coloured(_spaced(token), depth, sentence.limit) for token, depth in zip(sentence.tokens, sentence.depths)
-    ).strip()
-
-
-def legend(limit: int, measure: str = "updates", last: Optional[str] = None) -> str:
-    """The colours of all depths in one line for a terminal."""
-    return f"{measure}: " + "".join(
-        _coloured(f" {name} ", depth, limit) for depth, name in enumerate(_names(limit, last), 1)
-    )
-
-
-def _names(limit, last, first=1):
-    return [*map(str, range(first, first + limit - 1)), last or str(first + limit - 1)]
-
-
-def _coloured(text, depth, limit):
-    return f"\033[30;48;5;{COLOURS[round((len(COLOURS) - 1) * _share(depth, limit))]}m{text}\033[0m"
-
-
-def _share(depth, limit):
-    return (depth - 1) / max(1, limit - 1)
-
-
-def _spaced(token):
-    token = printable(token)
-    return f" {token} " if token.startswith(("[", "<")) else token.replace(WORD_START, " ")
-
-
-def to_html(sentences: Iterable[Sentence], title: str) -> str:
-    """A page of its own: every text coloured by depth, which also shows when the pointer is on a token."""
-    title = html.escape(printable(title))
-    style = "body{font:16px/2 sans-serif;max-width:60em;margin:2em auto}span{padding:3px 0;white-space:pre-wrap}"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{style}</style>\n<h1>{title}</h1>\n{_coloured_texts(sentences)}</html>\n"
-    )
-
-
-def to_fragment(sentences: Iterable[Sentence]) -> str:
-    """What :func:`to_html` has of the texts, as a part of a page, such as a notebook."""
-    return f'<div style="line-height:2;white-space:pre-wrap">{_coloured_texts(sentences)}</div>'
-
-
-def _coloured_texts(sentences):
-    lines, limit, measure, names = [], 1, "updates", ["1"]
-    for sentence in sentences:
-        limit, measure = sentence.limit, sentence.measure
-        names = _names(limit, sentence.last, sentence.first)
-        spans = (_span(_spaced(token), depth, limit, names) for token, depth in zip(sentence.tokens, sentence.depths))
-        lines.append(f"<p><bdi>{''.join(spans)}</bdi></p>\n")  # whose direction is that of its first letter
-    scale = "".join(_span(f" {name} ", depth, limit, names) for depth, name in enumerate(names, 1))
-    return f"<p>{measure}: {scale}</p>\n{''.join(lines)}"
-
-
-def _span(text, depth, limit, names):
-    hue = 200 * (1 - _share(depth, limit))  # blue to red
-    return f'<span style="background:hsl({hue:.0f},80%,80%)" title="{names[depth - 1]}">{html.escape(text)}</span>'
+            yield Sentence(shown, updates[: len(shown)], trace.most, continued=continued)
 
 
 def token_type(token: str, following: Optional[str]) -> str:
@@ -237,11 +154,18 @@ def plot_tables(tables: Table, limit: int, path: str):
     Raises:
         UsageError: when matplotlib is not installed
     """
+    save_figure(tables_figure(tables, limit), path, dpi=120)
+
+
+def tables_figure(tables: Table, limit: int):
+    """What :func:`plot_tables` draws: a panel for each table, a bar for each of its rows, in the colour of its depth."""
     plt = pyplot()
     figure, panels = plt.subplots(1, len(tables), figsize=(5 * len(tables), 4), sharey=True, layout="constrained")
     for panel, (table, rows) in zip(panels, tables.items()):
-        panel.bar(list(rows), [mean for _, mean in rows.values()])
-        panel.set(title=table, ylim=(0, limit))
+        means = [mean for _, mean in rows.values()]
+        colours = [ramp((mean - 1) / max(1, limit - 1)) for mean in means]
+        panel.bar(list(rows), means, color=colours, edgecolor="0.4", linewidth=0.5)
+        panel.set(xlabel=table, ylim=(0, limit))
         panel.tick_params(axis="x", rotation=90)
     panels[0].set_ylabel("mean updates")
-    save_figure(figure, path, dpi=120)
+    return figure

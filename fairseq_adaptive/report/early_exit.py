@@ -16,6 +16,7 @@ from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_model, mod
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.modules.policies import Distributed
+from fairseq_adaptive.progress import progress
 from fairseq_adaptive.tasks.segmented_language_modeling import takes_memory
 
 KNOBS = ("halting-threshold", "exit-quantile")
@@ -183,7 +184,7 @@ class EarlyExits:
         """
         device = next(self.model.parameters()).device
         scores, updates, tokens, macs = [], 0.0, 0.0, 0.0
-        for sample in self._batches:
+        for sample in progress(self._batches, "examples"):
             sample = utils.move_to_cuda(sample) if device.type == "cuda" else sample
             with recording(self.model) as traces:
                 found = self._score(sample)

@@ -12,6 +12,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_trained
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
+from fairseq_adaptive.progress import progress
 from fairseq_adaptive.report.costs import Costs, has_policies, stacks_of, without_policies
 from fairseq_adaptive.report.shares import Shares
 
@@ -125,7 +126,7 @@ class Evaluated:
     def shares(self) -> Dict[str, Dict[str, Any]]:
         """What the policies of each stack decide: names, and what :class:`Shares` says."""
         found = {name: Shares(stack) for name, stack in stacks_of(self.model).items()}
-        for batch in self.batches:
+        for batch in progress(self.batches, "shares"):
             with recording(self.model) as traces:
                 self.run([batch])
             for name, runs in traces.items():
@@ -140,7 +141,7 @@ class Evaluated:
         """What a validation of the whole subset logs, by the criterion of the checkpoint: names and values."""
         device, logs = next(self.model.parameters()).device, []
         with constant_weights():
-            for batch in self._all():
+            for batch in progress(self._all(), "quality"):
                 logs.append(self.task.valid_step(_moved(batch, device), self.model, self.criterion)[2])
         with metrics.aggregate(new_root=True) as values:
             self.task.reduce_metrics(logs, self.criterion)

@@ -13,6 +13,7 @@ from fairseq.sequence_scorer import SequenceScorer
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
+from fairseq_adaptive.progress import progress
 from fairseq_adaptive.tasks.segmented_language_modeling import takes_memory
 
 
@@ -99,7 +100,7 @@ def score_text(
     scorer, dictionary = SequenceScorer(task.target_dictionary), task.target_dictionary
     model = model.to(device).eval()
     scored, start = Scored(0.0, 0, 0, 0, 0.0), time.perf_counter()
-    for sample in batches:
+    for sample in progress(batches, "segments"):
         for (hypothesis,) in scorer.generate([model], utils.move_to_cuda(sample, device)):
             scored.nll -= hypothesis["positional_scores"].sum(dtype=torch.float64).item()
             scored.tokens += hypothesis["tokens"].numel()

@@ -5,6 +5,7 @@ import os
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_file
+from fairseq_adaptive.report.shading import ramp
 
 
 def pyplot():
@@ -25,6 +26,13 @@ def pyplot():
     return plt
 
 
+def colormap():
+    """The ramp of :mod:`~fairseq_adaptive.report.shading` for maps of matplotlib; what is masked is white."""
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap([ramp(step / 255) for step in range(256)], "depth").with_extremes(bad="white")
+
+
 def require_picture(path) -> str:
     """Return ``path``; to be asked before the work whose picture it is to be.
 
@@ -39,6 +47,15 @@ def require_picture(path) -> str:
     kinds = FigureCanvasAgg.get_supported_filetypes()
     if os.path.splitext(path)[1].lower()[1:] not in kinds:
         raise UsageError(f"{path} is no name of a picture: end it in .png, or one of {', '.join(sorted(kinds))}")
+    return path
+
+
+def require_animation(path) -> str:
+    """As :func:`require_picture`, for what ends in .gif."""
+    path = require_new(path)
+    if not path.lower().endswith(".gif"):
+        raise UsageError(f"{path} is no name of an animation: end it in .gif")
+    pyplot()
     return path
 
 

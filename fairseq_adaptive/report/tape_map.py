@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.printable import printable
 from fairseq_adaptive.report.pictures import pyplot, save_figure
 
 
@@ -70,22 +71,39 @@ def plot_map(
         grid: height and width of the bank
         path: PNG to write
         names: of the classes
-        example: classes x H x W, an image of each class to show beside its map
+        example: classes x H x W, an image of each class, which shows through its map
     """
+    figure = map_figure(counted, grid, names, example)
+    save_figure(figure, path, dpi=120, bbox_inches="tight")
+
+
+def map_figure(counted: TapeMap, grid, names=None, example=None, columns: int = 6):
+    """What :func:`plot_map` draws: a panel for all rows and one for each class, ``columns`` of them side by side."""
     plt = pyplot()
+    from matplotlib.colors import LinearSegmentedColormap
+
     classes = len(counted.rows)
     maps = [counted.reads.sum(0) / counted.rows.sum()]
     maps += list(counted.reads / counted.rows.clamp(min=1).unsqueeze(1))
-    titles = [f"all, tape of {counted.mean_length:.2f}", *map(str, names or range(classes))]
-    lines = 1 if example is None else 2
-    figure, axes = plt.subplots(lines, classes + 1, figsize=(1.6 * (classes + 1), 1.9 * lines), squeeze=False)
+    titles = [f"all, tape of {counted.mean_length:.2f}", *map(printable, map(str, names or range(classes)))]
+    lines = -(-len(maps) // columns)
+    figure, axes = plt.subplots(
+        lines,
+        min(columns, len(maps)),
+        figsize=(1.75 * min(columns, len(maps)) + 1, 1.95 * lines),
+        squeeze=False,
+        layout="constrained",
+    )
     top = max(float(each.max()) for each in maps)
-    for place, (each, title) in enumerate(zip(maps, titles)):
-        shown = axes[0][place].imshow(each.view(grid), vmin=0, vmax=top)
-        axes[0][place].set_title(title, fontsize=8)
-        if example is not None and place:
-            axes[1][place].imshow(example[place - 1], cmap="gray")
+    glow = LinearSegmentedColormap.from_list("read", [(1, 0.55, 0, 0), (1, 0.55, 0, 0.85)])  # the image shows through
     for axis in axes.flat:
         axis.axis("off")
-    figure.colorbar(shown, ax=axes.ravel().tolist(), label="share of rows that read it")
-    save_figure(figure, path, dpi=120, bbox_inches="tight")
+    for place, (each, title, axis) in enumerate(zip(maps, titles, axes.flat)):
+        area = (-0.5, grid[1] - 0.5, grid[0] - 0.5, -0.5)  # of the image: the cells of the map lie over it
+        image = example[place - 1] if example is not None and place else torch.zeros(1, 1)
+        axis.imshow(image, cmap="gray", extent=area, vmin=None if image.numel() > 1 else 0)
+        shown = axis.imshow(each.view(grid), vmin=0, vmax=top, cmap=glow, extent=area)
+        axis.set_title(title, fontsize=9)
+    scale = figure.colorbar(shown, ax=axes.ravel().tolist(), label="share of rows that read it")
+    scale.ax.set_facecolor("black")
+    return figure

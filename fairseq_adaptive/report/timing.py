@@ -9,6 +9,7 @@ from typing import List, Optional, Tuple
 import torch
 
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
+from fairseq_adaptive.progress import progress
 from fairseq_adaptive.report.evaluated import Evaluated
 
 
@@ -26,7 +27,7 @@ def measure(models: List[Evaluated], rounds: int) -> List[List[Tuple[float, Opti
     runs = [(each, counterpart) for each in models for counterpart in (False, True)[: 1 + each.has_counterpart]]
     found = [[] for _ in runs]
     with constant_weights():
-        for turn in range(rounds + 1):
+        for turn in progress(range(rounds + 1), "rounds of timing"):
             for (each, counterpart), results in zip(runs, found):
                 with each.counterpart() if counterpart else contextlib.nullcontext():
                     result = _timed(each)

@@ -98,7 +98,7 @@ def test_recipe_resume_and_export(prepared, tmp_path):
         input="A bad cab.\n\nFad.\n",
         env={"PYTHONPATH": str(ROOT)},
     )
-    assert "| [CLS] | 2 |" in shown.stdout and (tmp_path / "depth.html").read_text().count(" [SEP] </span>") == 2
+    assert "| [CLS] | 2 |" in shown.stdout and (tmp_path / "depth.html").read_text().count(" [SEP]</i></bdi>") == 2
 
 
 @pytest.mark.parametrize(

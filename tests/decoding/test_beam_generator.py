@@ -11,6 +11,7 @@ from fairseq_adaptive.decoding.beam_generator import BeamGenerator, best_candida
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.decoding.decoder_step import DecoderStep
 from fairseq_adaptive.modules.policies import LearnedHalting, MixtureOfDepths, register_policy
+from pairwise import pairwise
 from searches import MODELS, OPTIONS, PRE_LN, TINY, UNIQUE, Task, assert_same, halting, lively, search, shared
 
 
@@ -106,10 +107,11 @@ ROUTED = [
 ]
 
 
-@pytest.mark.parametrize("case", ROUTED, ids=lambda case: "-".join(map(str, case)))
-@pytest.mark.parametrize("rows, flags", [(1, {}), (16, PRE_LN)], ids=str)
-def test_a_routed_step_equals_fairseq(build, batch, dictionary, case, rows, flags, monkeypatch):
-    router, rule, router_kv, halting_kv = case
+@pytest.mark.parametrize(
+    "router, rule, router_kv, halting_kv, rows", pairwise([(*case, rows) for case in ROUTED for rows in (1, 16)])
+)
+def test_a_routed_step_equals_fairseq(build, batch, dictionary, router, rule, router_kv, halting_kv, rows, monkeypatch):
+    flags = PRE_LN if rows > 1 else {}
     given = {
         "decoder_router": router,
         "decoder_halting": rule,

@@ -2,6 +2,9 @@
 
 import ast
 import json
+import os
+import random
+import re
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -87,6 +90,15 @@ def aliases(weights):
     return found.values()
 
 
+def one_of_each_kind(every):
+    """Of the tensors that layers have alike, that of a layer drawn; all with ``TEST_CASES=all``."""
+    kinds, drawn = {}, random.Random(3)
+    for names in every:
+        kind = names[0] if os.environ.get("TEST_CASES") == "all" else re.sub(r"\d+", "N", names[0])
+        kinds.setdefault(kind, []).append(names)
+    return [drawn.choice(each) for each in kinds.values()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_not_one_tensor_may_be_another(name, original, tmp_path):
@@ -97,7 +109,7 @@ def test_not_one_tensor_may_be_another(name, original, tmp_path):
     write_folder(state, dictionary, tmp_path / "right", outputs)
     generator = torch.Generator().manual_seed(2)
     wrong, unseen = 0, []
-    for names in aliases(state["model"]):
+    for names in one_of_each_kind(aliases(state["model"])):
         tensor = state["model"][names[0]]
         other = tensor + torch.randn(tensor.shape, generator=generator) / 2
         spoiled = {**state, "model": {**state["model"], **dict.fromkeys(names, other)}}

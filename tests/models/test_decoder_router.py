@@ -1,7 +1,6 @@
 """A router in a decoder, alone and with a halting rule: dense equals packed equals one token at a time, causally."""
 
 import itertools
-import random
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.modules.policies import MixtureOfDepths, Place, build_policy, register_policy
+from pairwise import pairwise
 
 
 @register_policy("monotone_capacity")
@@ -33,10 +33,10 @@ CASES = [
 CASES += [(router, rule, "active", "keep") for router in ROUTERS for rule in RULES if rule != "none"]
 
 
-def halved(one, other):
-    """Each case with one of two values, drawn: both with every router, rule and kv, in half of the time."""
-    drawn = random.Random(1)
-    return [pytest.param(case, drawn.choice((one, other)), id="-".join(case)) for case in CASES]
+def paired(*values):
+    """Cases, each with one of some values: pairs of what goes together, all of them."""
+    chosen = pairwise([(*case, value) for case in CASES for value in values])
+    return [pytest.param(case, value, id="-".join(map(str, (*case, value)))) for *case, value in chosen]
 
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -128,7 +128,7 @@ def words(batch=4, length=11, seed=5):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case, before", halved(False, True))
+@pytest.mark.parametrize("case, before", paired(False, True))
 def test_language_model_dense_packed_incremental(build, case, before):
     for seed, unique, dtype in (
         (3, 2, torch.float64),
@@ -171,7 +171,7 @@ def test_language_model_dense_packed_incremental(build, case, before):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case, beam", halved(1, 2))
+@pytest.mark.parametrize("case, beam", paired(1, 2))
 def test_translation_dense_packed_incremental_with_reordering(build, batch, case, beam):
     model = model_of(build, *case, arch="shared_transformer", before=False, encoder=True)
     dense, trace = full(model, False, **batch)

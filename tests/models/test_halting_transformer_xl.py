@@ -11,6 +11,7 @@ from fairseq_adaptive.modules.transformer_xl import segments as segments_module
 from fairseq_adaptive.modules.transformer_xl.memory import SegmentMemory
 from fairseq_adaptive.modules.transformer_xl.relative_attention import KeyValueCache
 from fairseq_adaptive.modules.stack.trace import recording
+from pairwise import pairwise
 
 TINY = {
     "decoder_embed_dim": 16,
@@ -82,8 +83,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("rule, number", CASES)
+@pytest.mark.parametrize("rule, number, seed", pairwise([(*case, seed) for case in CASES for seed in range(4)]))
 def test_dense_equals_packed(build, rule, number, seed):
     model = make(build, rule, seed, **SHAPES[number])
     parts = segments(seed)

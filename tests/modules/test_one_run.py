@@ -13,6 +13,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import EncoderLayer, LayerStack, recording
 from fairseq_adaptive.modules.policies import Choice, MixtureOfDepths, Place, Router, Skimming, build_policy
 from fairseq_adaptive.modules.policies.tape import LearnedTape
+from pairwise import pairwise
 
 DIM, DEPTHS, LENGTHS = 8, 5, (9, 1, 6, 4)
 ROUTERS, RULES = ("none", "skimming", "depths", "monotone"), ("none", "act", "ut_act", "pondernet", "saturation")
@@ -131,10 +132,10 @@ def assert_same_runs(dense, packed):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pre", (False, True), ids=("post", "pre"))
-@pytest.mark.parametrize("case", KV, ids=lambda case: "-".join(map(str, case)))
-def test_dense_equals_packed_alone_and_in_a_batch(case, pre):
-    router, rule, router_kv, halting_kv, unique = case
+@pytest.mark.parametrize(
+    "router, rule, router_kv, halting_kv, unique, pre", pairwise([(*case, pre) for case in KV for pre in (False, True)])
+)
+def test_dense_equals_packed_alone_and_in_a_batch(router, rule, router_kv, halting_kv, unique, pre):
     stack = make(router, rule, pre, unique, router_kv=router_kv, halting_kv=halting_kv)
     x, mask, protected = batch()
     outs, (dense, packed) = both(stack, x, mask, protected)
@@ -207,9 +208,11 @@ def test_tape_tokens_that_are_there_from_the_start(router, rule, tape_len):
     assert_same_runs(dense, packed)
 
 
-@pytest.mark.parametrize("case, reads", [(case, reads) for reads in (False, True) for case in KV if goes(case, reads)])
-def test_gradients_reach_everything(case, reads):
-    router, rule, router_kv, halting_kv, unique = case
+@pytest.mark.parametrize(
+    "router, rule, router_kv, halting_kv, unique, reads",
+    pairwise([(*case, reads) for reads in (False, True) for case in KV if goes(case, reads)]),
+)
+def test_gradients_reach_everything(router, rule, router_kv, halting_kv, unique, reads):
     stack = make(router, rule, unique=unique, router_kv=router_kv, halting_kv=halting_kv).train()
     x, mask, protected = batch()
     reader = tape(2).train() if reads else None

@@ -1,7 +1,5 @@
 """Depth of the tokens of raw text: what is read, how it is shown, what is counted."""
 
-import re
-
 import pytest
 import torch
 
@@ -11,11 +9,9 @@ from fairseq_adaptive.report.depth_map import (
     Sentence,
     depth_tables,
     format_tables,
-    legend,
     plot_tables,
     read_depths,
-    to_html,
-    to_text,
+    tables_figure,
     token_type,
 )
 
@@ -52,6 +48,7 @@ def test_reads_what_the_model_does(model, dictionary):
 def test_reads_long_texts_in_parts(model, dictionary):
     found = list(read_depths(model, dictionary, [[f"word{number}" for number in range(25)]]))
     assert [len(each.tokens) for each in found] == [12, 12, 7]
+    assert [each.continued for each in found] == [False, True, True]
     assert [token for each in found for token in each.tokens[1:-1]] == [f"word{number}" for number in range(25)]
 
 
@@ -71,31 +68,6 @@ def test_reads_encoders_of_translation_and_refuses_what_does_not_halt(build, dic
     assert found.tokens == ["word1", "word2", "</s>"] and all(1 <= depth <= 3 for depth in found.depths)
     with pytest.raises(UsageError, match="no encoder in which tokens halt"):
         list(read_depths(build("albert_act_tiny", halting="none", **TINY), dictionary, [["word1"]]))
-
-
-def test_line_for_a_terminal():
-    assert to_text(SENTENCE, colour=False) == "[CLS]/1 ▁a/3 ▁lu/6 mp/2 ./4 [SEP]/1"
-    coloured = to_text(SENTENCE, colour=True)
-    spans = re.findall("\033\\[30;48;5;(\\d+)m(.*?)\033\\[0m", coloured)
-    assert "".join(text for _, text in spans).split() == ["[CLS]", "a", "lump.", "[SEP]"]
-    colours = {int(depth): colour for colour, depth in re.findall("5;(\\d+)m (\\d) ", legend(6))}
-    assert len(set(colours.values())) == 6
-    assert [colour for colour, _ in spans] == [colours[depth] for depth in SENTENCE.depths]
-
-
-def test_page():
-    page = to_html([SENTENCE, Sentence(["▁<b>", "&"], [6, 6], 6)], "A & B")
-    assert page.startswith("<!DOCTYPE html>") and "<title>A &amp; B</title>" in page and "<b>" not in page
-    spans = re.findall(r'<span style="background:hsl\((\d+),80%,80%\)" title="(\d)">(.*?)</span>', page)
-    assert spans[6:12] == [
-        ("200", "1", " [CLS] "),
-        ("120", "3", " a"),
-        ("0", "6", " lu"),
-        ("160", "2", "mp"),
-        ("80", "4", "."),
-        ("200", "1", " [SEP] "),
-    ]
-    assert spans[12:] == [("0", "6", " &lt;b&gt;"), ("0", "6", "&amp;")] and len(re.findall("<p>", page)) == 3
 
 
 @pytest.mark.parametrize(
@@ -150,3 +122,7 @@ def test_picture(tmp_path):
     plot_tables(depth_tables([SENTENCE]), 6, tmp_path / "depth.png")
     picture = image.open(tmp_path / "depth.png")
     assert picture.format == "PNG" and picture.size[0] > 1000
+    panels = tables_figure(depth_tables([SENTENCE]), 6).axes
+    assert [panel.get_xlabel() for panel in panels] == ["frequency rank", "part of the text", "token type"]
+    assert panels[0].get_ylabel() == "mean updates" and [len(panel.patches) for panel in panels] == [3, 4, 6]
+    assert [bar.get_height() for bar in panels[2].patches] == [1.0, 1.0, 2.0, 4.0, 6.0, 3.0]
