@@ -77,12 +77,13 @@ ONLY_READ = {
     "test_adatape.py and test_translation_example.py",
     r"python scripts/": "tests/test_command_line.py and the tests of each command",
     r"python (-m pytest|tests/)": "tests of the tests, or fairseq's own",
-    r"fairseq-adaptive (predict|answer|calibrate|convert|report)": "tests of each command",
+    r"fairseq-adaptive (predict|answer|calibrate|convert|dial|report)": "tests of each command",
     r"sacrebleu|fairseq-preprocess|fairseq-hydra-train": "tests/cli/test_{eval_bleu,alignment,hydra}.py",
 }
 
 # pages whose trainings are only read
 ONLY_READ_PAGES = {
+    "docs/dial.md": "tests/report/test_dial.py",
     "docs/explore.md": "tests/explore/test_pages.py",
     "docs/hub.md": "tests/hub/test_hub.py",
     "docs/pictures.md": "tests/report/test_search_map.py, tests/report/test_tradeoff.py and tests/explore/test_explorer.py",

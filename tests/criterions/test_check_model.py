@@ -60,7 +60,7 @@ REFUSED = (
         f'{ADAPTIVE} cross_entropy --target-depth 2 --target-args {{"depth":{{"gain":"x"}}}}',
         "gain in --target-args depth is 'x'",
     ),
-    ("shared_transformer", f"{ADAPTIVE} cross_entropy --compute 0.5", "add --router, --halting or --reader"),
+    ("shared_transformer", f"{ADAPTIVE} cross_entropy --compute 0.5", "needs a policy that leaves tokens out"),
     ("adatape_parity", f"{ADAPTIVE} cross_entropy --compute 0.5", "add --router skimming or --halting act"),
     ("universal_transformer", f"{ADAPTIVE} cross_entropy --compute 0.5 --target-depth 2", "place of --target-depth"),
     ("pondernet", f"{ADAPTIVE} cross_entropy --compute 0.5", "set --prior-rate to 1 over it"),
