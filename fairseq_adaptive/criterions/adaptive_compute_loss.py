@@ -5,63 +5,24 @@ A task's loss and the prices of the model's policies. (fairseq's ``adaptive_loss
 
 import inspect
 import json
-from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Tuple
 
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.logging import metrics
 from torch import Tensor
 
+from fairseq_adaptive.criterions.adaptive_compute_config import AdaptiveComputeLossConfig
 from fairseq_adaptive.criterions.controller import COMPUTE, TARGETS, Controller, warmed_up
 from fairseq_adaptive.criterions.decisions import Decision, decisions
 from fairseq_adaptive.criterions.distillation import Teacher
 from fairseq_adaptive.criterions.expected_output import ExpectedOutput, check_expected
 from fairseq_adaptive.criterions.on_target import SUFFIX, log_on_target, wanted
 from fairseq_adaptive.criterions.steering import Steering
-from fairseq_adaptive.criterions.task_criterion import DistillationConfig, build_task_criterion, check_model
+from fairseq_adaptive.criterions.task_criterion import build_task_criterion, check_model
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.modules.watched import Watched
-from fairseq_adaptive.ranges import NUMBER, POSITIVE_SHARE, PRICE, RATE, UPDATES, check_ranges, ranged
-
-
-@dataclass
-class AdaptiveComputeLossConfig(DistillationConfig):
-    prices: str = field(
-        default="{}",
-        metadata={
-            "help": 'weights of the policies\' prices, in JSON: \'{"skimming": 0.3, "decoder_act": '
-            '{"weight": 0.01, "warmup_updates": 1000}}\'. A key is a policy\'s name, with its side where both '
-            "have one; or router, halting, reader or search for all of a kind. Further entries are options of "
-            "that price, such as prior_rate of pondernet (default: each policy's own weight)"
-        },
-    )
-    target_depth: Optional[float] = ranged(
-        None, TARGETS["depth"].within, "mean number of updates of a token to steer the halting rules to"
-    )
-    target_flops: Optional[float] = ranged(
-        None, TARGETS["flops"].within, "share of the dense model's FLOPs to steer the routers to"
-    )
-    target_tape: Optional[float] = ranged(
-        None, TARGETS["tape"].within, "mean number of tape tokens of a sequence to steer the readers to"
-    )
-    target_compute: Optional[float] = ranged(
-        None, TARGETS["compute"].within, "expected compute of a supernet to steer to, as a share of a Transformer-XL's"
-    )
-    compute: Optional[float] = ranged(
-        None,
-        POSITIVE_SHARE,
-        "share of the multiply-adds of the dense model's layers to steer to, by whatever policies the model has; "
-        "fairseq-adaptive dial sets it exactly afterwards",
-    )
-    target_args: str = field(
-        default="{}",
-        metadata={
-            "help": 'how to steer, in JSON: \'{"depth": {"weight": 0.1, "gain": 1, "rate": 0.01, '
-            '"warmup_updates": 0}}\' (these are the defaults; of flops and compute the weight is 1, and the rate is '
-            "higher in trainings of fewer than 1,000 updates)"
-        },
-    )
+from fairseq_adaptive.ranges import NUMBER, PRICE, RATE, UPDATES, check_ranges
 
 
 def _objects(flag: str, text: str) -> Dict:
