@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import List
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.files import read_text, require_new
+from fairseq_adaptive.files import read_text, require_new, whole_file
 from fairseq_adaptive.ranges import Parser
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -89,8 +89,9 @@ def copy(name: str, folder: str) -> List[str]:
     for path in lacking:
         target = Path(folder, path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(wanted[path])
-        shutil.copymode(home() / path, target)
+        with whole_file(target) as part:
+            Path(part).write_bytes(wanted[path])
+            shutil.copymode(home() / path, part)
     return list(wanted)
 
 

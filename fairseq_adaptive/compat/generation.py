@@ -3,9 +3,6 @@
 import functools
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.ranges import LAYERS, Range, ranged
-
-DRAFT = 4
 
 
 def let_models_search():
@@ -36,6 +33,7 @@ def _drafting(kind, args):
         UsageError: where the one that it has cannot
     """
     from fairseq_adaptive.decoding.beam_generator import BeamGenerator
+    from fairseq_adaptive.decoding.drafting_config import DRAFT
     from fairseq_adaptive.decoding.speculative_generator import SpeculativeGenerator
 
     if kind is not BeamGenerator:
@@ -43,8 +41,8 @@ def _drafting(kind, args):
             "--self-speculative is for models of shared_transformer and shared_transformer_lm, without --print-alignment and "
             "--replace-unk: leave it out"
         )
-    draft = getattr(args, "draft", None)
-    return functools.partial(SpeculativeGenerator, exit_depth=args.self_speculative, draft=draft or DRAFT)
+    draft = getattr(args, "draft", None) or DRAFT
+    return functools.partial(SpeculativeGenerator, exit_depth=args.self_speculative, draft=draft)
 
 
 def take_drafting_flags():
@@ -53,24 +51,17 @@ def take_drafting_flags():
     fairseq has flags of models, tasks and criterions for others to add to, and none of generation: what is not in its
     GenerationConfig does not reach the task.
     """
-    from dataclasses import dataclass
-    from typing import Optional
-
     from fairseq import options
     from fairseq.dataclass import configs, initialize
 
-    @dataclass
-    class DraftingGenerationConfig(configs.GenerationConfig):
-        self_speculative: Optional[int] = ranged(
-            None,
-            LAYERS,
-            "draft words with the first E depths of the decoder, and verify them with all in one call: the same text, in "
-            "less time where the depths agree. For --beam 1, greedy or --sampling",
-        )
-        draft: int = ranged(DRAFT, Range(int, 1, 64), "how many words --self-speculative drafts at most at a time")
+    from fairseq_adaptive.decoding.drafting_config import DraftingGenerationConfig
 
-    field = configs.FairseqConfig.__dataclass_fields__["generation"]
-    field.type = field.default = DraftingGenerationConfig
-    configs.FairseqConfig.__annotations__["generation"] = DraftingGenerationConfig
+    stock, config = configs.GenerationConfig, configs.FairseqConfig
+    field = config.__dataclass_fields__["generation"]
+    field.type = field.default = config.generation = DraftingGenerationConfig
+    config.__annotations__["generation"] = DraftingGenerationConfig
+    config.__init__.__defaults__ = tuple(
+        DraftingGenerationConfig if default is stock else default for default in config.__init__.__defaults__
+    )
     configs.GenerationConfig = options.GenerationConfig = DraftingGenerationConfig
     initialize.hydra_init()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fairseq_adaptive import __version__
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.files import read_json, whole_folder
+from fairseq_adaptive.files import read_json, whole_file, whole_folder
 
 CONFIG, WEIGHTS, MARK, FORMAT = "config.json", "model.safetensors", "fairseq_adaptive", 1
 # of tokenizers, which lie beside the dictionary; those of translations are named by options
@@ -180,7 +180,7 @@ def dictionaries(origin: Origin, task) -> Dict[str, Any]:
 def _write_words(dictionary, path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     counts = getattr(dictionary, "count", [1] * len(dictionary))
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
+    with whole_file(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         for word, count in list(zip(dictionary.symbols, counts))[dictionary.nspecial :]:
             file.write(f"{word} {count}\n")
 

@@ -12,7 +12,7 @@ from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.fitting import ExplainsLoading
-from fairseq_adaptive.models.layerdrop_flags import LayerDropConfig
+from fairseq_adaptive.models.layerdrop_flags import add_layerdrop_args
 from fairseq_adaptive.models.policy_flags import add_policy_args
 from fairseq_adaptive.models.shared_stack import SharedTransformerDecoder, SharedTransformerEncoder
 from fairseq_adaptive.models.sharing_flags import (
@@ -41,7 +41,7 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
     def add_args(cls, parser):
         gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
         add_sharing_args(parser, SIDES)
-        gen_parser_from_dataclass(parser, LayerDropConfig(), delete_default=True)
+        add_layerdrop_args(parser)
         add_policy_args(parser, SIDES)
         parser.add_argument(
             "--alignment-layer",
