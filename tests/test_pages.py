@@ -102,6 +102,7 @@ ONLY_READ_PAGES = {
     "docs/mechanisms/mixture-of-recursions.md": "tests/cli/test_mixtures.py",
     "docs/mechanisms/parameter-sharing.md": "tests/cli/test_shared_transformer.py and tests/cli/test_torchrun.py",
     "docs/mechanisms/pondernet.md": "tests/cli/test_halting_transformer_xl.py",
+    "docs/mechanisms/self-speculative-decoding.md": "tests/cli/test_self_speculative.py",
     "docs/mechanisms/skimming.md": "tests/cli/test_transkimmer.py",
     "docs/performance.md": "tests/cli/test_transkimmer.py",
 }
