@@ -96,6 +96,7 @@ ONLY_READ_PAGES = {
     "docs/losses.md": "tests/cli/test_adaptive_compute_loss.py",
     "docs/mechanisms/early-exit.md": "tests/decoding/test_beam_generator.py and tests/report/test_calibrate.py",
     "docs/mechanisms/act.md": "tests/cli/test_alignment.py and tests/cli/test_hydra.py",
+    "docs/from-other-toolkits.md": "tests/cli/test_shared_transformer.py",
     "docs/mechanisms/adatape.md": "tests/cli/test_adatape.py",
     "docs/mechanisms/attention-search.md": "tests/cli/test_par_search.py",
     "docs/mechanisms/mixture-of-depths.md": "tests/cli/test_mixtures.py",
