@@ -5,31 +5,21 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 
 from fairseq_adaptive.criterions.exit_weights import CURRICULA, WEIGHTS, exit_depths, exit_weights
-from fairseq_adaptive.criterions.task_criterion import build_task_criterion, check_model
+from fairseq_adaptive.criterions.task_criterion import WrappingConfig, build_task_criterion, check_model
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import LayerStack
 from fairseq_adaptive.modules.stack.every_state import every_state
-from fairseq_adaptive.ranges import DROPOUT, LAYERS, PRICE, Range, check_ranges, ranged
+from fairseq_adaptive.ranges import LAYERS, PRICE, Range, check_ranges, ranged
 
 _UPDATES = Range(int, 1, 10**9)
 
 
 @dataclass
-class EarlyExitLossConfig(FairseqDataclass):
-    task_criterion: str = field(
-        default="cross_entropy", metadata={"help": "the criterion of the task, by the name that --criterion has for it"}
-    )
-    task_criterion_args: str = field(
-        default="{}", metadata={"help": "its flags in JSON, such as '{\"label_smoothing\": 0.1}'"}
-    )
-    label_smoothing: Optional[float] = ranged(
-        None, DROPOUT, "epsilon for label smoothing of the criterion of the task (default: its own)"
-    )
-    report_accuracy: bool = field(default=False, metadata={"help": "let the criterion of the task report accuracy"})
+class EarlyExitLossConfig(WrappingConfig):
     exit_weights: ChoiceEnum(tuple(WEIGHTS)) = field(
         default="linear",
         metadata={"help": "how the losses of depths 1, 2, ... n, ... weigh: 1, n, 1 + 2 + ... + n, or the root of n"},

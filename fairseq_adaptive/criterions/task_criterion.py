@@ -14,7 +14,9 @@ from fairseq_adaptive.ranges import DROPOUT, PRICE, TEMPERATURE, check_ranges, r
 
 
 @dataclass
-class TaskCriterionConfig(FairseqDataclass):
+class WrappingConfig(FairseqDataclass):
+    """Of every criterion that has one of the task within."""
+
     task_criterion: str = field(
         default="cross_entropy", metadata={"help": "the criterion of the task, by the name that --criterion has for it"}
     )
@@ -26,6 +28,10 @@ class TaskCriterionConfig(FairseqDataclass):
         None, DROPOUT, "epsilon for label smoothing of the criterion of the task (default: its own)"
     )
     report_accuracy: bool = field(default=False, metadata={"help": "let the criterion of the task report accuracy"})
+
+
+@dataclass
+class TaskCriterionConfig(WrappingConfig):
     report_mcc: bool = field(
         default=False, metadata={"help": "let the criterion of the task report Matthews' correlation"}
     )
