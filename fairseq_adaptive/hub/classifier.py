@@ -18,7 +18,7 @@ from fairseq_adaptive.hub.folder import (
     origin_of,
     tokenizer_files,
 )
-from fairseq_adaptive.hub.loading import located
+from fairseq_adaptive.hub.loading import default_device, located, trained_state
 from fairseq_adaptive.hub.plain import load_plain, plain_task
 from fairseq_adaptive.hub.pretrained import Pretrained, padded, stacks_of
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
@@ -112,7 +112,7 @@ class TranskimmerClassifier(Pretrained):
             UsageError: when files are missing, do not fit each other, or are of another task; where int8 cannot run
         """
         source = located(checkpoint)
-        device = device or ("cuda" if torch.cuda.is_available() and not int8 else "cpu")
+        device = device or default_device(int8)
         if os.path.isdir(source) and not has_fairseq():
             return cls._plain(source, tokenizer, cased, max_length, device, int8)
         needs_fairseq(f"the checkpoint {source}")
@@ -120,14 +120,11 @@ class TranskimmerClassifier(Pretrained):
         from omegaconf import OmegaConf
 
         import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
-        from fairseq_adaptive.interop.checkpoint import load_checkpoint
         from fairseq_adaptive.models.int8 import in_int8
 
         with as_checkpoint(source) as (path, folder, saved):
-            state = load_checkpoint(path)
+            state = trained_state(path, source, "sentence_prediction")
             cfg = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
-            if cfg.task._name != "sentence_prediction":
-                raise UsageError(f"{source} was trained with --task {cfg.task._name}, not sentence_prediction")
             data = folder if data is None else data
             if data is not None:
                 cfg.task.data = os.fspath(data)

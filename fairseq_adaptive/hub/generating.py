@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub.folder import as_checkpoint, needs_fairseq, origin_of
-from fairseq_adaptive.hub.loading import located
+from fairseq_adaptive.hub.loading import default_device, located, trained_state
 from fairseq_adaptive.hub.pretrained import Pretrained, padded, shaded, stacks_of, texts_of
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH, TEMPERATURE, Range
@@ -80,20 +80,17 @@ class _Generates(Pretrained):
         source = located(source)
         needs_fairseq(f"{source}, a model that writes texts,")
         import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
-        from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_trained
+        from fairseq_adaptive.interop.checkpoint import load_trained
 
         with as_checkpoint(source) as (path, folder, saved):
-            state = load_checkpoint(path)
+            state = trained_state(path, source, *cls.tasks)
             data = folder if data is None else data
             model, cfg, task = load_trained(path, {} if data is None else {"data": os.fspath(data)})
-        name = str(state["cfg"]["task"]["_name"])
-        if name not in cls.tasks:
-            raise UsageError(f"{source} was trained with --task {name}, not {' or '.join(cls.tasks)}")
         tokenizer, bpe = tokenizer or saved.get("tokenizer"), bpe or saved.get("bpe")
         if codes is None and saved.get("bpe") and folder is not None:
             codes = os.path.join(folder, "codes")
         words, pieces = _words(tokenizer, state["cfg"]["task"]), _pieces(bpe, codes)
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(device or default_device())
         made = cls(model, task, cfg, words, pieces)
         made._hub.to(made.device)
         files = {} if bpe is None else {"codes": os.fspath(codes)}

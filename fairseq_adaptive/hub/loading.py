@@ -98,3 +98,29 @@ def local_folder(name) -> str:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{name} is no folder, and does not come from the Hugging Face hub: {reason}") from error
+
+
+def trained_state(path, source, *tasks: str):
+    """What is in a checkpoint of one of some tasks.
+
+    Args:
+        path: its file
+        source: what the user named
+
+    Raises:
+        UsageError: where it was trained with another task
+    """
+    from fairseq_adaptive.interop.checkpoint import load_checkpoint
+
+    state = load_checkpoint(path)
+    name = str(state["cfg"]["task"]["_name"])
+    if name not in tasks:
+        raise UsageError(f"{source} was trained with --task {name}, not {' or '.join(tasks)}")
+    return state
+
+
+def default_device(int8: bool = False) -> str:
+    """A GPU if there is one; int8 runs on a CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and not int8 else "cpu"

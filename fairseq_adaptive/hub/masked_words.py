@@ -9,7 +9,7 @@ from torch import Tensor
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub.classifier import _tokenizer, pieces_of
 from fairseq_adaptive.hub.folder import as_checkpoint, needs_fairseq, origin_of, tokenizer_files
-from fairseq_adaptive.hub.loading import located
+from fairseq_adaptive.hub.loading import default_device, located, trained_state
 from fairseq_adaptive.hub.pretrained import Pretrained, padded, shaded, stacks_of, texts_of
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH, Range
@@ -56,18 +56,15 @@ class MaskedLanguageModel(Pretrained):
         source = located(source)
         needs_fairseq(f"{source}, a model of masked words,")
         import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
-        from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_trained
+        from fairseq_adaptive.interop.checkpoint import load_trained
 
         with as_checkpoint(source) as (path, folder, saved):
-            state = load_checkpoint(path)
-            name, data = str(state["cfg"]["task"]["_name"]), folder if data is None else data
-            if name not in cls.tasks:
-                raise UsageError(f"{source} was trained with --task {name}, not {' or '.join(cls.tasks)}")
+            state, data = trained_state(path, source, *cls.tasks), folder if data is None else data
             model, cfg, task = load_trained(path, {} if data is None else {"data": os.fspath(data)})
         where, cased = tokenizer or str(cfg.task.data), cased or bool(saved.get("cased"))
         files = tokenizer_files(where)
         cutter = _tokenizer(where, cased) if files or tokenizer else None
-        made = cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), task, cutter)
+        made = cls(model.to(device or default_device()), task, cutter)
         made.origin = origin_of(state, {"cased": cased}, files)
         return made
 

@@ -36,7 +36,7 @@ def _said() -> WeakKeyDictionary:
 
 
 class Pretrained:
-    """A trained model with what it reads and writes.
+    """A trained model with what it reads and writes; each kind of it has a ``from_pretrained`` of its own.
 
     Attributes:
         model: in evaluation mode; fairseq's, or the plain torch one where fairseq is not installed
@@ -45,15 +45,6 @@ class Pretrained:
     """
 
     origin: Optional[Origin] = None
-
-    @classmethod
-    def from_pretrained(cls, source, **options) -> "Pretrained":
-        """A model from a checkpoint file, a folder of :meth:`save_pretrained`, or a name on the Hugging Face hub.
-
-        Raises:
-            UsageError: where there is none, of this family
-        """
-        raise NotImplementedError
 
     @property
     def trace(self) -> Dict[str, Trace]:

@@ -10,7 +10,7 @@ from fairseq_adaptive.data.squad import Question
 from fairseq_adaptive.data.squad_answers import Candidate, candidates, concluded
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub.folder import as_checkpoint, needs_fairseq, origin_of, tokenizer_files
-from fairseq_adaptive.hub.loading import located
+from fairseq_adaptive.hub.loading import default_device, located, trained_state
 from fairseq_adaptive.hub.pretrained import Pretrained, padded, shaded, stacks_of
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH
@@ -83,21 +83,18 @@ class TranskimmerReader(Pretrained):
         from omegaconf import OmegaConf
 
         import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
-        from fairseq_adaptive.interop.checkpoint import load_checkpoint
         from fairseq_adaptive.models.int8 import in_int8
 
         with as_checkpoint(source) as (path, folder, _):
-            state = load_checkpoint(path)
+            state = trained_state(path, source, "question_answering")
             cfg = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
-            if cfg.task._name != "question_answering":
-                raise UsageError(f"{source} was trained with --task {cfg.task._name}, not question_answering")
             given = ("data", data or folder), ("tokenizer", tokenizer or folder), ("null_threshold", null_threshold)
             for name, value in given:
                 if value is not None:
                     cfg.task[name] = value if name == "null_threshold" else os.fspath(value)
             task = tasks.setup_task(cfg.task)
             (model,), _ = checkpoint_utils.load_model_ensemble([path], task=task)
-        model = model.to(device or ("cuda" if torch.cuda.is_available() and not int8 else "cpu")).eval()
+        model = model.to(device or default_device(int8)).eval()
         model.make_generation_fast_()
         made = cls(in_int8(model) if int8 else model, task)
         made.origin = origin_of(state, {}, tokenizer_files(cfg.task.get("tokenizer") or cfg.task.data))

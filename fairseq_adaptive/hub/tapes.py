@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.hub.folder import as_checkpoint, needs_fairseq, origin_of
-from fairseq_adaptive.hub.loading import located
+from fairseq_adaptive.hub.loading import default_device, located, trained_state
 from fairseq_adaptive.hub.pretrained import Pretrained
 from fairseq_adaptive.ranges import BATCH
 
@@ -28,15 +28,16 @@ class Class(NamedTuple):
 
 
 class _Tapes(Pretrained):
-    """What both have in common."""
+    """What both have in common.
+
+    Attributes:
+        labels: in the order of the model's output
+    """
+
+    labels: Sequence[str]
 
     def __init__(self, model, task):
         self.model, self.task = model.eval(), task
-
-    @property
-    def labels(self) -> List[str]:
-        """In the order of the model's output."""
-        raise NotImplementedError
 
     def _classes(self, batches) -> List[Class]:
         found, tapes = [], []
@@ -80,19 +81,16 @@ class ImageClassifier(_Tapes):
         source = located(source)
         needs_fairseq(f"{source}, a model of images,")
         import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
-        from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_trained
+        from fairseq_adaptive.interop.checkpoint import load_trained
 
         with as_checkpoint(source) as (path, folder, saved):
-            state = load_checkpoint(path)
-            name = str(state["cfg"]["task"]["_name"])
-            if name != "image_classification":
-                raise UsageError(f"{source} was trained with --task {name}, not image_classification")
+            state = trained_state(path, source, "image_classification")
             if saved.get("images") is not None:
                 task = _Images(**saved["images"])
                 (model,) = _ensemble(path, task)
             else:
                 model, _, task = load_trained(path, {} if data is None else {"data": os.fspath(data)})
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(device or default_device())
         names = list(map(str, task.classes if classes is None else classes))
         if len(names) != len(task.classes):
             raise UsageError(f"there are {len(names)} names of classes, but the model has {len(task.classes)}")
@@ -152,15 +150,12 @@ class ParityModel(_Tapes):
         source = located(source)
         needs_fairseq(f"{source}, a model of parity,")
         import fairseq_adaptive.plugin  # noqa: F401  patches fairseq, loads safely
-        from fairseq_adaptive.interop.checkpoint import load_checkpoint, load_trained
+        from fairseq_adaptive.interop.checkpoint import load_trained
 
         with as_checkpoint(source) as (path, _, _):
-            state = load_checkpoint(path)
-            name = str(state["cfg"]["task"]["_name"])
-            if name != "parity":
-                raise UsageError(f"{source} was trained with --task {name}, not parity")
+            state = trained_state(path, source, "parity")
             model, _, task = load_trained(path)
-        made = cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), task)
+        made = cls(model.to(device or default_device()), task)
         made.origin = origin_of(state)
         return made
 

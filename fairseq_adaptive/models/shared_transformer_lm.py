@@ -85,6 +85,18 @@ def shared_transformer_lm_base(args):
     sharing_architecture(args, ("decoder",))
 
 
+# the sizes of the smallest GPT
+_GPT = {
+    "decoder_layers": 12,
+    "decoder_unique_layers": 12,
+    "decoder_embed_dim": 768,
+    "decoder_ffn_embed_dim": 3072,
+    "decoder_attention_heads": 12,
+    "activation_fn": "gelu",
+    "share_decoder_input_output_embed": True,
+}
+
+
 def _presets(args, **values):
     fill_defaults(args, **values)
     shared_transformer_lm_base(args)
@@ -94,18 +106,7 @@ def _presets(args, **values):
 def layerskip_lm_base(args):
     """12 layers of 768 to exit from, with the rates of LayerSkip's layer dropout (Elhoushi et al., 2024). Train with
     ``--criterion early_exit_loss``."""
-    _presets(
-        args,
-        decoder_layers=12,
-        decoder_unique_layers=12,
-        decoder_embed_dim=768,
-        decoder_ffn_embed_dim=3072,
-        decoder_attention_heads=12,
-        activation_fn="gelu",
-        share_decoder_input_output_embed=True,
-        decoder_layerdrop=0.2,
-        layerdrop_by_depth="exponential",
-    )
+    _presets(args, **_GPT, decoder_layerdrop=0.2, layerdrop_by_depth="exponential")
 
 
 @register_model_architecture("shared_transformer_lm", "layerskip_lm_tiny")
@@ -120,16 +121,7 @@ def mixture_of_depths_lm_base(args):
     """Mixture-of-Depths (Raposo et al., 2024) as published, at the width of ``transformer_lm``'s GPT sizes: 12 layers of
     768, an eighth of the tokens at every other one."""
     _presets(
-        args,
-        decoder_layers=12,
-        decoder_unique_layers=12,
-        decoder_embed_dim=768,
-        decoder_ffn_embed_dim=3072,
-        decoder_attention_heads=12,
-        activation_fn="gelu",
-        share_decoder_input_output_embed=True,
-        router="mixture_of_depths",
-        router_args='{"capacity": "12.5%", "every": 2, "weighting": "score"}',
+        args, **_GPT, router="mixture_of_depths", router_args='{"capacity": "12.5%", "every": 2, "weighting": "score"}'
     )
 
 
