@@ -63,8 +63,8 @@ def script(words):
     """``python FILE``, or ``python -m MODULE`` of ours."""
     if words[1] == "-m":
         return ours(words[2:]) if words[2] == "fairseq_adaptive" else None
-    if "parse_args" not in Path(words[1]).read_text(encoding="utf-8"):
-        return None  # it has no flags, and would do its work
+    if Path(words[1]).parts[0] == "tests":
+        return None  # it has no flags, and would write the tables that tests compare with
     with (
         mock.patch.object(sys, "argv", words[1:]),
         mock.patch.object(sys, "path", [str(Path(words[1]).parent), *sys.path]),
