@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def run(*command):
 
 
 def test_without_network_there_is_one_error_and_no_corpus(local_pip, tmp_path):
-    done = run("python", DEMO / "prepare_corpus.py", tmp_path / "corpus", "--downloads", tmp_path / "downloads")
+    done = run(sys.executable, DEMO / "prepare_corpus.py", tmp_path / "corpus", "--downloads", tmp_path / "downloads")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith("prepare_corpus: pip could not download pretix==")
     assert not (tmp_path / "corpus").exists() and not any((tmp_path / "downloads").iterdir())
@@ -205,7 +206,7 @@ def user_data(tmp_path):
 
 
 def test_pieces_decode_to_the_text(user_data, tmp_path):
-    done = run("python", DEMO / "apply_sentencepiece.py", user_data, tmp_path / "pieces", "--vocab-size", 60)
+    done = run(sys.executable, DEMO / "apply_sentencepiece.py", user_data, tmp_path / "pieces", "--vocab-size", 60)
     assert done.returncode == 0, done.stderr
     model = pieces.spm.SentencePieceProcessor(model_file=str(tmp_path / "pieces/sentencepiece.model"))
     for name in (f"{split}.{lang}" for split in pieces.SPLITS for lang in ("en", "de")):
@@ -228,7 +229,7 @@ def test_unusable_user_data_gets_one_error_and_no_pieces(user_data, tmp_path, na
     (user_data / name).unlink() if content is None else (user_data / name).write_bytes(content)
     with pytest.raises((OSError, ValueError), match=message):
         pieces.read_corpus(user_data)
-    done = run("python", DEMO / "apply_sentencepiece.py", user_data, tmp_path / "pieces")
+    done = run(sys.executable, DEMO / "apply_sentencepiece.py", user_data, tmp_path / "pieces")
     assert done.returncode == 1 and done.stderr.startswith("apply_sentencepiece: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "pieces").exists()
 
