@@ -118,7 +118,10 @@ def write_dialled(path, output, dialled: Dialled, model) -> None:
     options = options if isinstance(options, dict) else vars(options)
     for name, value in dialled.flags.items():
         for side in ("", "encoder_", "decoder_"):
-            if not side or options.get(f"{side}{name}") is not None:
+            policy = (
+                name.removesuffix("_args") if name.endswith("_args") else name
+            )  # a side's own has arguments of its own
+            if not side or options.get(f"{side}{name}") is not None or options.get(f"{side}{policy}") is not None:
                 options[f"{side}{name}"] = value
     shifts = {name: each for name, each in model.state_dict().items() if name.endswith(SHIFT)}
     state["model"].update({name: torch.clone(each) for name, each in shifts.items()})
