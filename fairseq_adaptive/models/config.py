@@ -57,5 +57,5 @@ def _field(action: Action) -> Tuple[Any, dataclasses.Field]:
     elif getattr(action.type, "__name__", "") == "<lambda>":  # how fairseq parses a list
         kind = Optional[List[int]]
     else:
-        kind = Optional[action.type or str]
+        kind = Optional[action.type] if action.type else Any  # fairseq's Transformer has numbers without a type
     return kind, dataclasses.field(default=default, metadata=metadata)

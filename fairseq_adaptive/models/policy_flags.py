@@ -56,7 +56,7 @@ class PolicyConfig(FairseqDataclass):
         metadata={
             "help": "which tokens are computed at each depth: skimming (Guan et al., 2022), mixture_of_depths "
             "(Raposo et al., 2024), mixture_of_recursions or token_choice (Bae et al., 2025; with --layer-sharing "
-            "middle_cycle) (default: none)"
+            "middle_cycle), in encoders token_merging (Bolya et al., 2023) (default: none)"
         },
     )
     router_kv: Optional[str] = field(default=None, metadata={"help": _KV["router"]})

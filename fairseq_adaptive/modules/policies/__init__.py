@@ -6,6 +6,7 @@ from fairseq_adaptive.modules.policies.base import (
     Counts,
     Halting,
     LearnedHalting,
+    Merged,
     Place,
     Policy,
     Reader,
@@ -25,6 +26,7 @@ from fairseq_adaptive.modules.policies.search import Search
 from fairseq_adaptive.modules.policies.skimming import Skimming
 from fairseq_adaptive.modules.policies.tape import Tape
 from fairseq_adaptive.modules.policies.token_choice import TokenChoice
+from fairseq_adaptive.modules.policies.token_merging import TokenMerging
 
 __all__ = [
     "ACT",
@@ -37,6 +39,7 @@ __all__ = [
     "LearnedHalting",
     "LoopGate",
     "Margin",
+    "Merged",
     "MixtureOfDepths",
     "Place",
     "Policy",
@@ -50,6 +53,7 @@ __all__ = [
     "StickBreaking",
     "Tape",
     "TokenChoice",
+    "TokenMerging",
     "UniversalACT",
     "Verdict",
     "build_policy",

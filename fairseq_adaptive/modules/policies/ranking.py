@@ -1,7 +1,7 @@
 """Scores of tokens, and who is best: what routers with a capacity share."""
 
 import math
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,19 @@ def best(key: Tensor, room: Tensor, asked: Tensor, sentence: Tensor, protected=N
     place[order] = torch.arange(len(order), device=key.device)
     place = place - (counts.cumsum(0) - counts)[sentence]
     return ((place < room[sentence]) & asked).view(shape)
+
+
+def in_order(asked: Tensor, sentence: Tensor) -> Tuple[Tensor, Tensor]:
+    """The tokens of each sequence that are asked, by their numbers among all (flattened), in their order: B x L, -1 behind
+    the last; and how many they are, B."""
+    sentence = sentence.flatten()
+    number = asked.flatten().nonzero().squeeze(1)
+    number = number[sentence[number].argsort(stable=True)]
+    lengths = count(asked.flatten(), sentence)
+    place = torch.arange(len(number), device=number.device) - (lengths.cumsum(0) - lengths)[sentence[number]]
+    found = number.new_full((len(lengths), int(lengths.max()) if len(lengths) else 0), -1)
+    found[sentence[number], place] = number
+    return found, lengths
 
 
 def by_row(step, room: Tensor, asked: Optional[Tensor] = None) -> Tensor:
