@@ -46,7 +46,7 @@ class ConfidenceExit(Halting):
             stops = torch.zeros_like(stops)
         return Verdict(where_token(running, after, before), carry, running & ~stops, confidence)
 
-    def turn(self, position):
+    def turn(self, position, causal=False):
         """Set the threshold; most confidences are close to 1, and so are most positions."""
         self.threshold = max(1e-6, 1 - (1 - position) ** 4)
         return {"halting_threshold": self.threshold}
