@@ -1,11 +1,13 @@
 """Scores of tokens, and who is best: what routers with a capacity share."""
 
-from typing import Tuple
+import math
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.base import upcast
 
 
@@ -48,6 +50,24 @@ def in_order(asked: Tensor, sentence: Tensor) -> Tuple[Tensor, Tensor]:
     found = number.new_full((len(lengths), int(lengths.max()) if len(lengths) else 0), -1)
     found[sentence[number], place] = number
     return found, lengths
+
+
+def by_row(step, room: Tensor, asked: Optional[Tensor] = None) -> Tensor:
+    """B x T, :func:`best` at a depth of a trace, by what its router's choice was drawn from."""
+    asked = step.asked if asked is None else asked
+    rows = torch.arange(len(asked), device=asked.device)[:, None].expand_as(asked)
+    return best(step.keeping, room, asked, rows)
+
+
+def bound_of(threshold: float) -> float:
+    """The logit of a probability.
+
+    Raises:
+        UsageError: for one that is not above 0 and below 1
+    """
+    if not 0 < threshold < 1:
+        raise UsageError(f"a threshold of {threshold} is impossible: it is above 0 and below 1")
+    return math.log(threshold / (1 - threshold))
 
 
 def count(asked: Tensor, sentence: Tensor) -> Tensor:

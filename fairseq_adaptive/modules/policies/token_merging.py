@@ -5,7 +5,6 @@ weighted by how many tokens each stands for, goes on; attention counts its key a
 state of the one that stands for it. Nothing is learned: a model can be trained with it, or without.
 """
 
-import json
 from typing import Optional, Tuple
 
 import torch
@@ -85,7 +84,7 @@ class TokenMerging(Router, nn.Module):
 
     def turn(self, position):
         self.r, self.share = None, MOST * (1 - position)
-        return {"router_args": json.dumps({"share": self.share})}
+        return {"router_args": {"r": None, "share": self.share}}
 
     def macs(self, counts):
         """The comparison of every other token with the rest."""
