@@ -115,7 +115,7 @@ def training(name: str, task: str, folder: str, seed: int, updates: int, width: 
         folder: for its checkpoints
         seed, updates, width: positive
     """
-    cell, sides, interval = CELLS[name], SIDES[task], str(max(1, updates // 4))
+    cell, sides, interval = CELLS[name], SIDES[task], str(max(1, updates // 2))
     words = [
         "--arch",
         "shared_transformer_lm" if task == LANGUAGE_MODEL else "shared_transformer",
@@ -169,6 +169,6 @@ def training(name: str, task: str, folder: str, seed: int, updates: int, width: 
         "--seed",
         str(seed),
     ]
-    words += ["--save-interval-updates", interval, "--validate-interval-updates", interval, "--max-valid-steps", "10"]
+    words += ["--save-interval-updates", interval, "--validate-interval-updates", interval, "--max-valid-steps", "8"]
     words += ["--no-epoch-checkpoints", "--keep-interval-updates", "1", "--num-workers", "0", "--log-format", "simple"]
     return [*words, "--log-interval", "50", "--save-dir", folder]

@@ -22,7 +22,7 @@ from fairseq_adaptive.files import read_json, whole_file
 from fairseq_adaptive.ranges import ROUNDS, Parser, Range
 
 COUNT = Range(int, 1, 1_000_000)
-MEASURED = ("--batch-size", "16", "--texts", "64")  # of all reports and dials
+MEASURED = ("--batch-size", "16", "--texts", "32")  # of all reports and dials
 
 
 def parse(argv=None):
@@ -33,7 +33,7 @@ def parse(argv=None):
     parser.add_argument("--user-dir", default="fairseq_adaptive", help="the plug-in (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="A,B", help="these cells (default: all)")
     parser.add_argument("--seeds", default="1,2,3", metavar="A,B", help="of the trainings (default: %(default)s)")
-    parser.add_argument("--updates", type=COUNT, default=250, metavar="N", help="of each (default: %(default)s)")
+    parser.add_argument("--updates", type=COUNT, default=240, metavar="N", help="of each (default: %(default)s)")
     parser.add_argument(
         "--width", type=Range(int, 4, 8192), default=64, metavar="N", help="of all models (default: 64)"
     )

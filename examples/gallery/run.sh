@@ -8,7 +8,7 @@
 #   OUT          folder for checkpoints and logs, and for results.json
 #   --only A,B   these cells (default: all; --dry-run names them)
 #   --seeds 1,2  of the trainings (default: 1,2,3)
-#   --updates N  of each training (default: 250)
+#   --updates N  of each training (default: 240)
 #   --width N    of all models, a multiple of 4 (default: 64)
 #   --rounds N   how often all are timed in turn (default: 5)
 #   --minutes N  begin no further training after so long, and score and time what there is (default: no end)

@@ -130,7 +130,7 @@ def test_data_and_folders_are_looked_at_first(example, data, tmp_path):
         of("keys", data["translation"])
     of("gallery", data["translation"]).begin()
     of("gallery", data["translation"], "--only", "act").begin()
-    with pytest.raises(UsageError, match="was begun with .*250"):
+    with pytest.raises(UsageError, match="was begun with .*240"):
         of("gallery", data["translation"], "--updates", "10").begin()
 
 
