@@ -90,7 +90,9 @@ class Gallery:
         settings = {"task": self.task, "updates": self.args.updates, "width": self.args.width, "data_bytes": size}
         path = self.out / "settings.json"
         if path.exists() and read_json(path) != settings:
-            raise UsageError(f"{self.out} was begun with {json.dumps(read_json(path))}: name another folder, or remove it")
+            raise UsageError(
+                f"{self.out} was begun with {json.dumps(read_json(path))}: name another folder, or remove it"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_json(path, settings)

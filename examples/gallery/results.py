@@ -1,6 +1,7 @@
 """What the runs of the gallery have come to: scores of a run, all of them with times in one file, and means over seeds."""
 
 import datetime
+import functools
 import json
 import platform
 import statistics
@@ -38,15 +39,16 @@ def bleu(path, reference, language) -> Dict[str, float]:
     return {**dict(zip(("bleu", "chrf"), found)), "signature": str(metrics[0].get_signature())}
 
 
+@functools.cache
 def tokens_a_word(data, text) -> float:
     """Tokens of the binarised test set for each word or line end of its raw text."""
     from fairseq.data import data_utils
 
     from fairseq_adaptive.report.perplexity import count_text
 
-    tokens = int(data_utils.load_indexed_dataset(str(data / "bin" / "test")).sizes.sum())
+    binarised = data_utils.load_indexed_dataset(str(data / "bin" / "test"))  # whose sizes are gone when it is
     counts = count_text(text)
-    return tokens / (counts["words"] + counts["lines"])
+    return int(binarised.sizes.sum()) / (counts["words"] + counts["lines"])
 
 
 def scores(gallery, name, seed) -> List[Dict]:
