@@ -13,7 +13,8 @@ FULL, DEPTHS = 6, 3
 COMPUTE = DEPTHS / FULL
 SIDES = {LANGUAGE_MODEL: ("decoder",), TRANSLATION: ("encoder", "decoder")}
 LOSSES = {LANGUAGE_MODEL: "cross_entropy", TRANSLATION: "label_smoothed_cross_entropy"}
-LEARNING_RATE = {LANGUAGE_MODEL: 0.005, TRANSLATION: 0.005}
+# at higher ones short trainings stay at the frequencies of the words for longer
+LEARNING_RATE = {LANGUAGE_MODEL: 0.001, TRANSLATION: 0.002}
 
 
 class Cell(NamedTuple):
@@ -128,7 +129,7 @@ def training(name: str, task: str, folder: str, seed: int, updates: int, width: 
         words += [f"--{side}-embed-dim", str(width), f"--{side}-attention-heads", "4"]
         words += [f"--{side}-ffn-embed-dim", str(4 * width if task == LANGUAGE_MODEL else 2 * width)]
     if task == LANGUAGE_MODEL:
-        words += ["--task", "language_modeling", "--tokens-per-sample", "128", "--share-decoder-input-output-embed"]
+        words += ["--task", "language_modeling", "--tokens-per-sample", "64", "--share-decoder-input-output-embed"]
         words += ["--decoder-input-dim", str(width), "--decoder-output-dim", str(width), "--dropout", "0"]
     else:
         words += [
@@ -158,14 +159,14 @@ def training(name: str, task: str, folder: str, seed: int, updates: int, width: 
         "--lr",
         str(LEARNING_RATE[task]),
     ]
-    words += ["--lr-scheduler", "polynomial_decay", "--warmup-updates", str(max(1, updates // 6))]
+    words += ["--lr-scheduler", "polynomial_decay", "--warmup-updates", str(max(1, updates // 20))]
     words += [
         "--total-num-update",
         str(updates),
         "--max-update",
         str(updates),
         "--max-tokens",
-        "2048",
+        "1024",
         "--seed",
         str(seed),
     ]

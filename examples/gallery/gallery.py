@@ -22,7 +22,7 @@ from fairseq_adaptive.files import read_json, whole_file
 from fairseq_adaptive.ranges import ROUNDS, Parser, Range
 
 COUNT = Range(int, 1, 1_000_000)
-MEASURED = ("--batch-size", "16", "--texts", "32")  # of all reports and dials
+MEASURED = ("--batch-size", "16", "--texts", "64")  # of all reports and dials
 
 
 def parse(argv=None):
