@@ -12,6 +12,14 @@ LANGUAGE_MODEL, TRANSLATION = TASKS = "language_model", "translation"
 FULL, DEPTHS = 6, 3
 COMPUTE = DEPTHS / FULL
 SIDES = {LANGUAGE_MODEL: ("decoder",), TRANSLATION: ("encoder", "decoder")}
+ARCHITECTURES = {LANGUAGE_MODEL: "shared_transformer_lm", TRANSLATION: "shared_transformer"}
+FEED_FORWARD = {LANGUAGE_MODEL: 4, TRANSLATION: 2}  # times the width
+FLAGS = {
+    LANGUAGE_MODEL: "--task language_modeling --tokens-per-sample 64 --dropout 0 "
+    "--decoder-input-dim {width} --decoder-output-dim {width}",
+    TRANSLATION: "--encoder-normalize-before --decoder-normalize-before --share-all-embeddings --dropout 0.1",
+}
+ROTATING = "--exit-curriculum rotational"
 LOSSES = {LANGUAGE_MODEL: "cross_entropy", TRANSLATION: "label_smoothed_cross_entropy"}
 # at higher ones short trainings stay at the frequencies of the words for longer
 LEARNING_RATE = {LANGUAGE_MODEL: 0.001, TRANSLATION: 0.002}
@@ -116,60 +124,24 @@ def training(name: str, task: str, folder: str, seed: int, updates: int, width: 
         folder: for its checkpoints
         seed, updates, width: positive
     """
-    cell, sides, interval = CELLS[name], SIDES[task], str(max(1, updates // 2))
-    words = [
-        "--arch",
-        "shared_transformer_lm" if task == LANGUAGE_MODEL else "shared_transformer",
-        "--layer-sharing",
-        "cycle",
-    ]
-    for side in sides:
+    cell, interval = CELLS[name], max(1, updates // 2)
+    words = f"--arch {ARCHITECTURES[task]} --layer-sharing cycle".split()
+    for side in SIDES[task]:
         depths, layers = cell.encoder if cell.encoder and side == "encoder" else (cell.depths, cell.layers)
-        words += [f"--{side}-layers", str(depths), f"--{side}-unique-layers", str(layers)]
-        words += [f"--{side}-embed-dim", str(width), f"--{side}-attention-heads", "4"]
-        words += [f"--{side}-ffn-embed-dim", str(4 * width if task == LANGUAGE_MODEL else 2 * width)]
-    if task == LANGUAGE_MODEL:
-        words += ["--task", "language_modeling", "--tokens-per-sample", "64", "--share-decoder-input-output-embed"]
-        words += ["--decoder-input-dim", str(width), "--decoder-output-dim", str(width), "--dropout", "0"]
-    else:
-        words += [
-            "--encoder-normalize-before",
-            "--decoder-normalize-before",
-            "--share-all-embeddings",
-            "--dropout",
-            "0.1",
-        ]
-    loss = LOSSES[task]
+        words += f"--{side}-layers {depths} --{side}-unique-layers {layers} --{side}-embed-dim {width}".split()
+        words += f"--{side}-ffn-embed-dim {FEED_FORWARD[task] * width} --{side}-attention-heads 4".split()
+    words += FLAGS[task].format(width=width).split()
     if cell.loss == "task":
-        words += ["--criterion", loss]
+        words += ["--criterion", LOSSES[task]]
     else:
-        words += ["--criterion", "adaptive_compute_loss" if cell.loss == "adaptive" else "early_exit_loss"]
-        words += ["--task-criterion", loss, *(["--exit-curriculum", "rotational"] if cell.loss == "exits" else [])]
+        criterion, more = ("adaptive_compute_loss", "") if cell.loss == "adaptive" else ("early_exit_loss", ROTATING)
+        words += f"--criterion {criterion} --task-criterion {LOSSES[task]} {more}".split()
     words += ["--label-smoothing", "0.1"] if task == TRANSLATION else []
     words += cell.flags.replace("DECODER", "decoder-" if task == TRANSLATION else "").split()
     words += ["--compute", str(COMPUTE)] if cell.steered else []
     words += ["--prices", json.dumps(cell.prices)] if cell.prices else []
-    words += [
-        "--optimizer",
-        "adam",
-        "--adam-betas",
-        "(0.9, 0.98)",
-        "--clip-norm",
-        "1",
-        "--lr",
-        str(LEARNING_RATE[task]),
-    ]
-    words += ["--lr-scheduler", "polynomial_decay", "--warmup-updates", str(max(1, updates // 20))]
-    words += [
-        "--total-num-update",
-        str(updates),
-        "--max-update",
-        str(updates),
-        "--max-tokens",
-        "1024",
-        "--seed",
-        str(seed),
-    ]
-    words += ["--save-interval-updates", interval, "--validate-interval-updates", interval, "--max-valid-steps", "8"]
-    words += ["--no-epoch-checkpoints", "--keep-interval-updates", "1", "--num-workers", "0", "--log-format", "simple"]
-    return [*words, "--log-interval", "50", "--save-dir", folder]
+    words += f"--optimizer adam --adam-betas (0.9,0.98) --clip-norm 1 --lr {LEARNING_RATE[task]}".split()
+    words += f"--lr-scheduler fixed --warmup-updates {max(1, updates // 20)}".split()
+    words += f"--max-update {updates} --max-tokens 1024 --seed {seed} --num-workers 0 --log-format simple".split()
+    words += f"--save-interval-updates {interval} --validate-interval-updates {interval} --max-valid-steps 8".split()
+    return [*words, *"--no-epoch-checkpoints --keep-interval-updates 1 --log-interval 50 --save-dir".split(), folder]
