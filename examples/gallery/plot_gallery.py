@@ -51,7 +51,7 @@ def draw(panel, title, found):
             fontsize=7,
             ha="left" if place[0] > 0 else "right",
         )
-    lower = QUALITY[found["task"]] == "word_perplexity"
+    lower = QUALITY[found["task"]] == "bits"
     if lower:
         panel.invert_yaxis()
     panel.margins(0.2, 0.1)

@@ -14,8 +14,9 @@ from cells import CELLS, FULL, LANGUAGE_MODEL
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, read_lines, whole_file
 
-QUALITY = {"language_model": "word_perplexity", "translation": "bleu"}
-NAMES = {"word_perplexity": "perplexity per word", "bleu": "BLEU"}
+QUALITY = {"language_model": "bits", "translation": "chrf"}
+NAMES = {"bits": "bits per character", "chrf": "chrF"}
+DIGITS = {"bits": 3, "bleu": 2, "chrf": 2, "milliseconds": 2}
 
 
 def write_json(path, content) -> None:
@@ -40,15 +41,15 @@ def bleu(path, reference, language) -> Dict[str, float]:
 
 
 @functools.cache
-def tokens_a_word(data, text) -> float:
-    """Tokens of the binarised test set for each word or line end of its raw text."""
+def per_token(data, text) -> Dict[str, float]:
+    """How many words (and line ends) and how many characters of a raw text a token of its binarised form stands for."""
     from fairseq.data import data_utils
 
     from fairseq_adaptive.report.perplexity import count_text
 
     binarised = data_utils.load_indexed_dataset(str(data / "bin" / "test"))  # whose sizes are gone when it is
-    counts = count_text(text)
-    return int(binarised.sizes.sum()) / (counts["words"] + counts["lines"])
+    counts, tokens = count_text(text), int(binarised.sizes.sum())
+    return {"words": (counts["words"] + counts["lines"]) / tokens, "characters": counts["characters"] / tokens}
 
 
 def scores(gallery, name, seed) -> List[Dict]:
@@ -68,15 +69,16 @@ def scores(gallery, name, seed) -> List[Dict]:
         row["mean_depth"] = {part.partition(".")[0]: round(each, 3) for part, each in turned.items()}
         row["loss"] = quality.get("nll_loss") or quality["loss"]
         if gallery.task == LANGUAGE_MODEL:
-            row["word_perplexity"] = 2 ** (row["loss"] * tokens_a_word(gallery.data, gallery.text))
+            units = per_token(gallery.data, gallery.text)
+            row["bits"] = row["loss"] / units["characters"]
+            row["word_perplexity"] = 2 ** (row["loss"] / units["words"])
         else:
             row.update(read_json(folder / f"{stem}.bleu.json"))
         row["training_seconds"] = read_json(folder / "trained.json")["seconds"]
         row["checkpoint"] = str(folder / f"{stem}.pt")
         if (folder / "repeats.json").exists() and gallery.args.group == "keys":
             found = read_json(folder / "repeats.json")["loss"]
-            ratio = tokens_a_word(gallery.data, gallery.text)
-            row["repeats"] = {answer: 2 ** (each * ratio) for answer, each in found.items()}
+            row["repeats"] = {answer: each / units["characters"] for answer, each in found.items()}
         rows.append(row)
     return rows
 
@@ -84,7 +86,7 @@ def scores(gallery, name, seed) -> List[Dict]:
 def line(gallery, name, seed) -> str:
     """A run in a line."""
     quality = QUALITY[gallery.task]
-    found = [f"{row[quality]:.1f} at {row['multiply_adds'] / 1e6:.1f}M" for row in scores(gallery, name, seed)]
+    found = [f"{row[quality]:.3f} at {row['multiply_adds'] / 1e6:.1f}M" for row in scores(gallery, name, seed)]
     return f"{name} seed {seed}: {NAMES[quality]} {', '.join(found)} multiply-adds a text"
 
 
@@ -185,14 +187,16 @@ def mean(rows, name) -> float:
 def spread(rows, name) -> str:
     """Mean and, of several seeds, standard deviation."""
     values = [row[name] for row in rows]
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    digits = DIGITS[name]
+    found = f"{statistics.fmean(values):.{digits}f}"
+    return found + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def table(found: Dict) -> str:
     """A table in Markdown, a line a cell."""
     quality, cells = QUALITY[found["task"]], by_cell(found)
     dense = next((mean(rows, "multiply_adds") for (name, _), rows in cells.items() if name == "plain-6"), None)
-    more = ["chrF"] if quality == "bleu" else []
+    more = ["BLEU"] if quality == "chrf" else []
     lines = ["| cell | parameters | multiply-adds | mean depth | ms a text |", "|---|---|---|---|---|"]
     titles = [NAMES[quality], *more, "seeds"]
     lines = [f"{lines[0]} {' | '.join(titles)} |", lines[1] + "---|" * len(titles)]
@@ -207,7 +211,7 @@ def table(found: Dict) -> str:
             spread(rows, "milliseconds"),
             spread(rows, quality),
         ]
-        values += [spread(rows, "chrf")] if more else []
+        values += [spread(rows, "bleu")] if more else []
         lines.append(f"| {' | '.join([*values, str(len(rows))])} |")
     return "\n".join(
         [*lines, "", f"(mean depth of {FULL}; multiply-adds as a share of plain-6's, where that is there)"]

@@ -191,7 +191,7 @@ def test_keys_are_exchanged(example):
 def results(task="language_model", **changed):
     rows = [
         {"task": task, "cell": cell, "seed": seed, "dialled_to": None, "parameters": 10, "multiply_adds": 1e6 * depths}
-        | {"mean_depth": {"decoder": depths}, "word_perplexity": 100.0 + seed, "milliseconds": depths + 0.1 * seed}
+        | {"mean_depth": {"decoder": depths}, "bits": 2 + seed / 10, "milliseconds": depths + 0.1 * seed}
         for cell, depths in (("plain-6", 6.0), ("act", 3.0))
         for seed in (1, 2, 3)
     ]
@@ -209,9 +209,9 @@ def test_points_of_a_file(example, tmp_path):
         ("plain-6", "plain", 3),
     ]
     middle, ((down,), (up,)) = example.plot.whiskers(drawn[0][3])
-    assert middle == 102.0 and down == up == 1.0
+    assert math.isclose(middle, 2.2) and math.isclose(down, 0.1) and math.isclose(up, 0.1)
     text = example.results.table(found)
-    assert "| `act` | 10 | 0.50 | 3.00 | 3.2 ± 0.1 | 102.0 ± 1.0 | 3 |" in text.splitlines()
+    assert "| `act` | 10 | 0.50 | 3.00 | 3.20 ± 0.10 | 2.200 ± 0.100 | 3 |" in text.splitlines()
     path.write_text(json.dumps({"models": []}))
     with pytest.raises(UsageError, match="was not written by examples/gallery"):
         example.results.read_results(path)
