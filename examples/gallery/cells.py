@@ -17,12 +17,12 @@ FEED_FORWARD = {LANGUAGE_MODEL: 4, TRANSLATION: 2}  # times the width
 FLAGS = {
     LANGUAGE_MODEL: "--task language_modeling --tokens-per-sample 64 --dropout 0 "
     "--decoder-input-dim {width} --decoder-output-dim {width}",
-    TRANSLATION: "--encoder-normalize-before --decoder-normalize-before --share-all-embeddings --dropout 0.1",
+    TRANSLATION: "--encoder-normalize-before --decoder-normalize-before --dropout 0.1",
 }
 ROTATING = "--exit-curriculum rotational"
 LOSSES = {LANGUAGE_MODEL: "cross_entropy", TRANSLATION: "label_smoothed_cross_entropy"}
 # at higher ones short trainings stay at the frequencies of the words for longer
-LEARNING_RATE = {LANGUAGE_MODEL: 0.001, TRANSLATION: 0.002}
+LEARNING_RATE = {LANGUAGE_MODEL: 0.001, TRANSLATION: 0.001}
 
 
 class Cell(NamedTuple):

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Dict, List
 
-from cells import CELLS, FULL, LANGUAGE_MODEL
+from cells import CELLS, LANGUAGE_MODEL
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, read_lines, whole_file
@@ -96,30 +96,18 @@ def collect(gallery, done) -> None:
     paths = [row.pop("checkpoint") for row in rows]
     if not paths:
         return
-    group, rounds = gallery.args.group, gallery.args.rounds
-    times = gallery.out / f"times-{group}.json"
-    if times.exists():
-        known = read_json(times)
-        if [each["checkpoint"] for each in known["models"]] != paths or known["rounds"] != rounds:
-            times.unlink()
-    if not times.exists():
-        print(f"timing {len(paths)} models in turn, {rounds} rounds", flush=True)
-        gallery.do(
-            gallery.report(paths, times, "--subset", "test", "--no-quality", "--rounds", str(rounds)),
-            gallery.out / f"times-{group}.log",
-        )
-    timed = read_json(times)
-    for row, model in zip(rows, timed["models"]):
-        row["milliseconds"] = 1000 * model["seconds"] / model["texts"]
+    group = gallery.args.group
+    timed = time_all(gallery, paths) if group == "gallery" else None
+    if timed is not None:
+        for row, model in zip(rows, timed["models"]):
+            row["milliseconds"] = 1000 * model["seconds"] / model["texts"]
     found = {
         "group": group,
         "task": gallery.task,
         **about(),
-        "torch": timed["torch"],
-        "threads": timed["threads"],
-        **{name: getattr(gallery.args, name) for name in ("updates", "width", "rounds")},
+        **({name: timed[name] for name in ("torch", "threads", "rounds", "batch_size")} if timed is not None else {}),
+        **{name: getattr(gallery.args, name) for name in ("updates", "width")},
         "subset": "test",
-        "batch_size": timed["batch_size"],
         "runs": rows,
     }
     output = gallery.out / f"{'results' if group == 'gallery' else group}.json"
@@ -127,6 +115,20 @@ def collect(gallery, done) -> None:
     write_json(output, found)
     print(table(found))
     print("wrote", output)
+
+
+def time_all(gallery, paths) -> Dict:
+    """A report of all checkpoints, timed in turn; that of an earlier call where it has the same ones."""
+    times, rounds = gallery.out / "times.json", gallery.args.rounds
+    if times.exists():
+        known = read_json(times)
+        if [each["checkpoint"] for each in known["models"]] != paths or known["rounds"] != rounds:
+            times.unlink()
+    if not times.exists():
+        print(f"timing {len(paths)} models in turn, {rounds} rounds", flush=True)
+        flags = ("--subset", "test", "--no-quality", "--rounds", str(rounds))
+        gallery.do(gallery.report(paths, times, *flags), gallery.out / "times.log")
+    return read_json(times)
 
 
 def about() -> Dict[str, str]:
@@ -157,15 +159,9 @@ def read_results(path) -> Dict:
     """
     found = read_json(path)
     try:
-        quality = QUALITY[found["task"]]
+        numbers = [QUALITY[found["task"]], "multiply_adds", *(["milliseconds"] if found["group"] == "gallery" else [])]
         for row in found["runs"]:
-            (
-                float(row[quality]),
-                float(row["milliseconds"]),
-                float(row["multiply_adds"]),
-                int(row["seed"]),
-                CELLS[row["cell"]],
-            )
+            [float(row[name]) for name in numbers], int(row["seed"]), CELLS[row["cell"]]
         found["runs"][0], found["machine"], found["group"]
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} was not written by examples/gallery: {error!r}") from None
@@ -193,26 +189,22 @@ def spread(rows, name) -> str:
 
 
 def table(found: Dict) -> str:
-    """A table in Markdown, a line a cell."""
-    quality, cells = QUALITY[found["task"]], by_cell(found)
-    dense = next((mean(rows, "multiply_adds") for (name, _), rows in cells.items() if name == "plain-6"), None)
-    more = ["BLEU"] if quality == "chrf" else []
-    lines = ["| cell | parameters | multiply-adds | mean depth | ms a text |", "|---|---|---|---|---|"]
-    titles = [NAMES[quality], *more, "seeds"]
-    lines = [f"{lines[0]} {' | '.join(titles)} |", lines[1] + "---|" * len(titles)]
+    """A table in Markdown, a line a cell: means, and standard deviations over seeds; multiply-adds as a share of plain-6's
+    where that is there, else in millions a text."""
+    quality, cells, timed = QUALITY[found["task"]], by_cell(found), found["group"] == "gallery"
+    dense = next((mean(rows, "multiply_adds") for (name, _), rows in cells.items() if name == "plain-6"), 1e6)
+    titles = ["cell", "parameters", "multiply-adds", "mean depth", *(["ms a text"] if timed else []), NAMES[quality]]
+    titles += [*(["BLEU"] if quality == "chrf" else []), "seeds"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for (name, depth), rows in cells.items():
-        share = mean(rows, "multiply_adds") / (dense or 1e6)
-        parts = dict.fromkeys(part for row in rows for part in row["mean_depth"])
-        depths = " / ".join(f"{statistics.fmean(row['mean_depth'][part] for row in rows):.2f}" for part in parts)
+        sides = dict.fromkeys(side for row in rows for side in row["mean_depth"])
+        depths = (f"{statistics.fmean(row['mean_depth'][side] for row in rows):.2f}" for side in sides)
         values = [f"`{name}`" + (f" at {depth}" if found["group"] == "priors" else ""), f"{rows[0]['parameters']:,}"]
-        values += [
-            f"{share:.2f}" if dense else f"{share:.1f}M",
-            depths,
-            spread(rows, "milliseconds"),
-            spread(rows, quality),
-        ]
-        values += [spread(rows, "bleu")] if more else []
+        values += [f"{mean(rows, 'multiply_adds') / dense:.2f}", " / ".join(depths)]
+        values += [spread(rows, each) for each in ("milliseconds", quality, "bleu") if each in rows[0]]
         lines.append(f"| {' | '.join([*values, str(len(rows))])} |")
-    return "\n".join(
-        [*lines, "", f"(mean depth of {FULL}; multiply-adds as a share of plain-6's, where that is there)"]
-    )
+    for (name, _), rows in cells.items():
+        for answer in rows[0].get("repeats", ()):
+            read = [{"bits": row["repeats"][answer]} for row in rows]
+            lines.append(f"| `{name}`, keys of {answer} | | | | {spread(read, 'bits')} | {len(rows)} |")
+    return "\n".join(lines)
