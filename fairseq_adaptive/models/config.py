@@ -7,7 +7,7 @@ page of flags and for what is checked.
 import dataclasses
 import sys
 from argparse import SUPPRESS, Action, ArgumentParser
-from typing import Any, List, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import ARCH_MODEL_INV_REGISTRY, ARCH_MODEL_REGISTRY, register_model
@@ -60,8 +60,8 @@ def _field(action: Action) -> Tuple[Any, dataclasses.Field]:
         kind = Optional[ChoiceEnum(list(action.choices))]
     elif isinstance(action.type, Range):
         kind, metadata["range"] = Optional[action.type.kind], action.type
-    elif getattr(action.type, "__name__", "") == "<lambda>":  # how fairseq parses a list
-        kind = Optional[List[int]]
+    elif getattr(action.type, "__name__", "<lambda>") == "<lambda>":
+        kind = Any  # fairseq's Transformer has lists, as text or not, and numbers without a type
     else:
-        kind = Optional[action.type] if action.type else Any  # fairseq's Transformer has numbers without a type
+        kind = Optional[action.type]
     return kind, dataclasses.field(default=default, metadata=metadata)
