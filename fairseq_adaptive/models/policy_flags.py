@@ -34,7 +34,7 @@ class PolicyConfig(FairseqDataclass):
             "(Banino et al., 2021); train with --criterion ponder_loss or adaptive_compute_loss. "
             "Exits by confidence (Schuster et al., 2022) "
             "for inference with a model trained without halting: saturation of the state, or margin between the two "
-            "best words (default: none)"
+            "best words; or a learned exit_head (default: none)"
         },
     )
     halting_threshold: Optional[float] = ranged(

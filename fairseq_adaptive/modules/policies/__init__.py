@@ -14,6 +14,7 @@ from fairseq_adaptive.modules.policies.base import (
     Verdict,
 )
 from fairseq_adaptive.modules.policies.confidence import ConfidenceExit, Margin, Saturation
+from fairseq_adaptive.modules.policies.exit_head import ExitHead
 from fairseq_adaptive.modules.policies.mixture_of_depths import MixtureOfDepths
 from fairseq_adaptive.modules.policies.mixture_of_recursions import ExpertChoice
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
@@ -34,6 +35,7 @@ __all__ = [
     "ConfidenceExit",
     "Counts",
     "Distributed",
+    "ExitHead",
     "ExpertChoice",
     "Halting",
     "LearnedHalting",

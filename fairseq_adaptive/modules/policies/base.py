@@ -240,11 +240,12 @@ class Halting(Policy, nn.Module, abc.ABC):
         weighs_depths: whether, at present, nothing halts and the probabilities of all depths weigh their states
         compares_states: the rule reads how far a layer moved the state
         halts_in_training: tokens halt in training as in evaluation
+        reads_position: it wants ``position`` in its carry, ..., how many tokens of the sentence come before each; of decoders
         no_quantile: what a rule without a distribution over depths has in its place, for :meth:`exit_at`
     """
 
     kind = "halting"
-    weighs_depths, compares_states, halts_in_training, no_quantile = False, False, False, ""
+    weighs_depths, compares_states, halts_in_training, reads_position, no_quantile = False, False, False, False, ""
 
     def start(self, x: Tensor) -> Carry:
         """Return what to carry into the first depth; ``x`` is ... x C, the states before it."""

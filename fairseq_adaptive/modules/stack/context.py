@@ -239,6 +239,11 @@ class DecoderContext(Context):
         self.causal = where["self_attn_mask"] is not None or where["incremental_state"] is not None
         self._keys = KeptKeys(kv) if kv in ("keep", "first") else None
 
+    def position(self, stack) -> Tensor:
+        """T x B, how many tokens of its sentence come before each."""
+        state = self._where["incremental_state"]
+        return self.take(self.tokens.cumsum(1) - 1) + (0 if state is None else past_length(stack, state))
+
     def arguments(self, stack, depth, x, shown):
         attention = None
         if shown.visible is not None or self._keys is not None:
@@ -296,6 +301,12 @@ class PlainDecoderContext(DecoderContext):
         if weights is not None:  # H x B x T x S
             weights = weights.gather(2, back.t()[None, :, :, None].expand_as(weights))
         return torch.where(visible.unsqueeze(-1), out, x), weights if depth in self._weights_at else None
+
+
+def past_length(stack, incremental_state: Dict) -> int:
+    """How many tokens of each sentence the caches of a decoder have."""
+    cache = stack[0].self_attn._get_input_buffer(stack[0].depth_cache(incremental_state, 0))
+    return cache["prev_key"].size(2) if "prev_key" in cache else 0
 
 
 def encoder_context(stack, x: Tensor, padding_mask: Optional[Tensor], tape_len: int = 0, read=None) -> Context:

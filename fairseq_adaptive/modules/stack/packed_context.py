@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_adaptive.modules.stack.attention import attend_from, attend_sized, attend_within, heads, log_sizes
-from fairseq_adaptive.modules.stack.context import Reading
+from fairseq_adaptive.modules.stack.context import Reading, past_length
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packing import Groups, token_mask
 from fairseq_adaptive.ops.skim_attention import Sequences
@@ -68,6 +68,10 @@ class PackedContext:
     def sentence(self, places: Tensor) -> Tensor:
         """P, the numbers of the sequences."""
         return places.div(self.tokens.size(1), rounding_mode="floor")
+
+    def position(self, stack, places: Tensor) -> Tensor:
+        """P, how many tokens of its sentence come before each."""
+        return (self.tokens.cumsum(1) - 1).flatten().index_select(0, places)
 
     def arguments(self, stack, depth: int, places: Tensor) -> Dict:
         """What the layer of a depth is called with beside the states of some places."""
@@ -267,6 +271,9 @@ class StepContext(PackedContext):
         super().__init__(x, padding_mask, True, cross, kv=kv)
         self._incremental_state, self._ran, self._appended = incremental_state, 0, set()
         self._nobody = self.tokens.new_zeros(0, dtype=torch.long)
+
+    def position(self, stack, places):
+        return torch.full_like(places, past_length(stack, self._incremental_state))
 
     def _append(self, stack, depth, places, x):
         """Add this step to the cache of a depth, and return it."""

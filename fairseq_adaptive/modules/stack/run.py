@@ -50,6 +50,8 @@ def run_dense(
     done = None if rule is None and router is None else torch.zeros_like(running)
     protected = None if protected is None or router is None else context.take(protected)
     carry, routed = {} if rule is None else rule.start(x), {} if router is None else router.start(x)
+    if rule is not None and rule.reads_position:
+        carry["position"] = context.position(stack)
     began = x  # the states when the rule was asked last
     weighs = rule is not None and rule.weighs_depths
     every: Optional[List[Tensor]] = [] if stack.every_depth and weighs else None
@@ -124,6 +126,8 @@ def run_dense(
         weights = weights if new is None else new
         if trace is not None:
             trace.steps.append(_dense_step(stack, end, depth, alive, asked, kept, was_done, done, choice, halting))
+            if halting is not None and "said" in carry:
+                trace.steps[-1].said = end.put(carry["said"])
         if every is not None and halting is not None:
             every.append(x)
             stood += [] if merges is None else [merges]
@@ -204,6 +208,8 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
     result, places = context.states.clone(), context.tokens.flatten().nonzero().squeeze(1)
     state = result.index_select(0, places)
     carry, routed = {} if rule is None else rule.start(state), {} if router is None else router.start(state)
+    if rule is not None and rule.reads_position:
+        carry["position"] = context.position(stack, places)
     began = None if rule is None or len(stack.halting_depths) == depths else state  # when the rule was asked last
     protected = None if protected is None or router is None else protected.flatten().index_select(0, places)
     missed = None if rule is None or router is None or router.monotone else torch.zeros_like(places, dtype=torch.bool)

@@ -80,6 +80,7 @@ class LayerStack(nn.Module):
 
     attention = "self_attn"  # its name in a block that attends
     resizable = True  # depths can be taken out and appended
+    positioned = False  # runs can say where in its sentence a token is
     unmergeable = ""  # why no router can merge tokens here; empty: one can
 
     def __init__(
@@ -115,6 +116,11 @@ class LayerStack(nn.Module):
         for policy, flag in ((halting, "--halting"), (router, "--router")):
             if policy is not None and layerdrop:
                 raise UsageError(f"{flag} decides how many layers run: leave out layerdrop")
+        if halting is not None and halting.reads_position and not self.positioned:
+            raise UsageError(
+                f"--halting {halting.policy_name} with decay_over follows a sentence that grows word by word: it is for the "
+                "decoders of shared_transformer and shared_transformer_lm, in translation with --decoder-halting"
+            )
         if router is not None and router.merges and self.unmergeable:
             raise UsageError(f"--router {router.policy_name} merges tokens: {self.unmergeable}")
         self.router_kv, self.halting_kv = check_pairing(router, halting, router_kv, halting_kv, self.schedule)
