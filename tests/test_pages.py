@@ -77,7 +77,7 @@ ONLY_READ = {
     "test_adatape.py and test_translation_example.py",
     r"python scripts/": "tests/test_command_line.py and the tests of each command",
     r"python (-m pytest|tests/)": "tests of the tests, or fairseq's own",
-    r"fairseq-adaptive (predict|answer|calibrate|convert|dial|report)": "tests of each command",
+    r"fairseq-adaptive (predict|answer|calibrate|convert|derive|dial|report)": "tests of each command",
     r"sacrebleu|fairseq-preprocess|fairseq-hydra-train": "tests/cli/test_{eval_bleu,alignment,hydra}.py",
 }
 

@@ -41,5 +41,5 @@ def make_room(path, cfg: DictConfig, overrides: Dict[str, Any]) -> None:
         if flag in fields:
             with open_dict(model):
                 model[flag] = None  # which is overridden next
-        else:
+        elif overrides[flag] is not None:  # else it is as it should be
             logger.warning(f"{path} has no flag {flag!r}: that it is overridden changes nothing. Is it misspelt?")

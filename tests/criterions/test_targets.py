@@ -99,6 +99,7 @@ def test_a_published_start_reaches_the_target_within_60_updates(build, dictionar
 def test_the_rate_grows_where_there_are_few_updates():
     controller = Controller(argparse.Namespace(state=StatefulContainer()), TARGETS["flops"], 0.5)
     assert controller.pace == 0.01 and controller.band(3, 1.0) is None
+    assert controller.band(0, 1.0, alone=True) == (0.5, 1.0) and controller.band(500, 1.0, alone=True) == (0.5, 0.5)
     controller.horizon = 100
     assert controller.pace == pytest.approx(0.1)
     assert [controller.band(update, 1.0)[1] for update in (0, 25, 50, 99)] == [1.0, 0.75, 0.5, 0.5]

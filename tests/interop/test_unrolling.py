@@ -121,7 +121,8 @@ POLICIES = [(kind, name) for kind in KINDS for name in policies(kind) if name !=
 
 
 # tapes and merging are for encoders, and confidence needs scores of words
-IMPOSSIBLE = (("decoder", "tape"), ("decoder", "token_merging"), ("encoder", "margin"), ("encoder", "patience"))
+IMPOSSIBLE = [("decoder", name) for name in ("tape", "token_merging")]
+IMPOSSIBLE += [("encoder", name) for name in ("margin", "patience", "exit_head")]
 
 
 @pytest.mark.parametrize(
