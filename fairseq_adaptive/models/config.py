@@ -15,6 +15,12 @@ from fairseq.models import ARCH_MODEL_INV_REGISTRY, ARCH_MODEL_REGISTRY, registe
 from fairseq_adaptive.ranges import Range
 
 
+class FlagsConfig(FairseqDataclass):
+    """What these dataclasses are of: a flag that is None was not given, and is the architecture's to fill."""
+
+    none_is_not_given = True
+
+
 def register_with_config(name: str):
     """As fairseq's ``register_model``, with a dataclass of the flags in ``add_args``: ``TranskimmerModelConfig``.
 
@@ -40,7 +46,7 @@ def dataclass_of(owner: type) -> type:
     parser = ArgumentParser(argument_default=SUPPRESS, add_help=False)
     owner.add_args(parser)
     fields = [(each.dest, *_field(each)) for each in parser._actions]
-    config = dataclasses.make_dataclass(f"{owner.__name__}Config", fields, bases=(FairseqDataclass,))
+    config = dataclasses.make_dataclass(f"{owner.__name__}Config", fields, bases=(FlagsConfig,))
     config.__module__, config.__doc__ = owner.__module__, f"The flags of :class:`{owner.__name__}`."
     return config
 

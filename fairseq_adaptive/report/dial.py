@@ -20,7 +20,7 @@ class Dialled(NamedTuple):
 
     Attributes:
         share: multiply-adds of the model by those of its counterpart
-        flags: that say so, of each policy by its name; of ``..._args`` those arguments that are new
+        flags: that say so, of each side; of ``..._args`` those arguments that are new
         kind: of the policies that were turned
         policies: that were turned
         reach: the least and the greatest share that they can be turned to
@@ -52,7 +52,7 @@ def turn_to(evaluated: Evaluated, compute: float) -> Dialled:
 
     def share(position):
         for each in found:
-            each.policy.turn(position)
+            each.policy.turn(position, each.side == "decoder")
         return evaluated.costs().total() / dense
 
     near, far = 0.0, 1.0
@@ -77,7 +77,7 @@ def turn_to(evaluated: Evaluated, compute: float) -> Dialled:
             f"--compute {compute:g} falls between two steps of {', '.join(labels)}, of which the nearer spends {spent:.3f} of "
             "the counterpart's multiply-adds: take that, or measure on more texts"
         )
-    flags = {each.policy.policy_name: each.policy.turn(position) for each in found}
+    flags = {each.side: each.policy.turn(position, each.side == "decoder") for each in found}
     return Dialled(spent, flags, found[0].policy.kind, labels, reach)
 
 
@@ -121,15 +121,18 @@ def write_dialled(path, output, dialled: Dialled, model) -> Dict[str, Any]:
     options = state["cfg"]["model"]
     options = options if isinstance(options, dict) else vars(options)
     changed: Dict[str, Any] = {}
-    for policy, flags in dialled.flags.items():
+    known = getattr(type(model), "__dataclass").__dataclass_fields__
+    for side, flags in dialled.flags.items():
         for name, value in flags.items():
-            for side in ("", "encoder_", "decoder_"):
-                given = options.get(f"{side}{name}")
-                if isinstance(value, dict):  # arguments belong to a policy of that side
-                    if str(options.get(f"{side}{dialled.kind}")) == policy:
-                        changed[f"{side}{name}"] = json.dumps({**json.loads(given or "{}"), **value})
-                elif not side or given is not None:
-                    changed[f"{side}{name}"] = value
+            own = f"{side}_{name}"
+            if isinstance(value, dict):
+                shared = options.get(f"{side}_{dialled.kind}") is None  # else common arguments are of another policy
+                given = options.get(own) or (options.get(name) if shared else None)
+                changed[own if own in known else name] = json.dumps({**json.loads(given or "{}"), **value})
+                continue
+            changed[name] = value
+            if options.get(own) is not None:
+                changed[own] = value
     options.update(changed)
     shifts = {f"{name}.shift": each.shift for name, each in model.named_modules() if isinstance(each, Shifted)}
     for name, shift in shifts.items():

@@ -68,6 +68,18 @@ def test_dense_packed_incremental_alone_and_in_a_batch(build, batch, rule):
     assert not torch.equal(traces["decoder.layers"][0].updates, depths[0])  # it matters
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("packed", (False, True))
+def test_padding_before_a_sentence_is_no_part_of_it(build, batch, dictionary, packed):
+    """As with ``--left-pad-target``."""
+    model, tokens = decoder_of(build, "saturation"), torch.randint(4, 40, (3, 7))
+    out = model.encoder(batch["src_tokens"], batch["src_lengths"])
+    model.decoder.layers.packed = packed
+    whole = model.decoder(tokens, out)[0]
+    padded = torch.cat((torch.full((3, 3), dictionary.pad()), tokens), 1)
+    torch.testing.assert_close(model.decoder(padded, out)[0][:, 3:], whole, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("args", (OVER, None))
 def test_a_search_equals_fairseq(build, batch, dictionary, rule, args):

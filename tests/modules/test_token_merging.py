@@ -237,4 +237,4 @@ def test_turned_after_a_training():
             stack(x, mask, protected)
         computed.append(int(traces[""][0].updates.sum()))
     assert computed == sorted(computed) and computed[-1] == DEPTHS * sum(LENGTHS) > 1.5 * computed[0]
-    assert flags == {"router_args": {"r": None, "share": 0.0}} and make(**flags["router_args"]).router.share == 0.0
+    assert flags == {"router_args": {"r": None, "share": 0.0}}

@@ -109,14 +109,15 @@ class Policy:
         """How many multiply-accumulates deciding took."""
         return 0.0
 
-    def turn(self, position: float) -> Dict[str, object]:
+    def turn(self, position: float, causal: bool = False) -> Dict[str, object]:
         """Compute more or less after a training.
 
         Args:
             position: from the least that the policy can compute, 0, to the most, 1
+            causal: in a decoder, where a choice does not depend on later tokens
 
         Returns:
-            the flags that say so, by their names without a side, for what is no weight
+            the flags that say so, by their names without a side, for what is no weight; of ``..._args`` a dict
 
         Raises:
             UsageError: where nothing can be turned after a training, with what to do instead

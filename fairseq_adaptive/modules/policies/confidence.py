@@ -59,7 +59,7 @@ class ByConfidence:
             return self.threshold
         return self.threshold * (0.9 + 0.1 * (-4 / self.decay_over * carry["position"].double()).exp())
 
-    def turn(self, position):
+    def turn(self, position, causal=False):
         """Set the threshold; most confidences are close to 1, and so are most positions."""
         self.threshold = max(1e-6, 1 - (1 - position) ** 4)
         return {"halting_threshold": self.threshold}

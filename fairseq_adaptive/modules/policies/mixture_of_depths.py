@@ -12,7 +12,7 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.base import Choice, Router
-from fairseq_adaptive.modules.policies.ranking import Score, best, bound_of, by_row, count, small_mlp
+from fairseq_adaptive.modules.policies.ranking import Score, best, bound_of, by_row, count, small_mlp, turned
 from fairseq_adaptive.modules.policies.registry import register_policy
 from fairseq_adaptive.modules.policies.shift import Shifted
 
@@ -95,11 +95,13 @@ class MixtureOfDepths(Shifted, Router, nn.ModuleList):
         """How many of ``counts`` tokens of each sequence, B, are computed, the capacity moved ``by`` so much."""
         return (min(1.0, self.shifted(self.capacity, by)) * counts).ceil().clamp_min(1)
 
-    def turn(self, position):
-        """Set the capacity, and for decoders the threshold."""
-        chosen = {"capacity": max(1e-6, position), "threshold": min(1 - 1e-6, max(1e-6, 1 - position))}
-        self.capacity, self.bound, self.shift = chosen["capacity"], bound_of(chosen["threshold"]), None
-        return {"router_args": chosen}
+    def turn(self, position, causal=False):
+        """Set the capacity, in a decoder the threshold."""
+        if causal:
+            self.bound = bound_of(turned(position))
+            return {"router_args": {"threshold": turned(position)}}
+        self.capacity, self.shift = max(1e-6, position), None
+        return {"router_args": {"capacity": self.capacity}}
 
     def choose(self, depth, x, carry, asked, sentence, protected, causal):
         if (depth + 1) % self.every:

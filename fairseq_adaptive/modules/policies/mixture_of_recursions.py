@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.policies.ranking import Score, best, bound_of, by_row, count, small_mlp
+from fairseq_adaptive.modules.policies.ranking import Score, best, bound_of, by_row, count, small_mlp, turned
 from fairseq_adaptive.modules.policies.recursions import Recursions
 from fairseq_adaptive.modules.policies.registry import register_policy
 from fairseq_adaptive.modules.policies.shift import Shifted
@@ -83,11 +83,13 @@ class ExpertChoice(Shifted, Recursions):
     def start(self, x):
         return {**super().start(x), "length": torch.zeros_like(x[..., 0], dtype=torch.long)}
 
-    def turn(self, position):
-        """Set the capacity, and for decoders the threshold."""
-        chosen = {"capacity": self.count * max(1e-6, position), "threshold": min(1 - 1e-6, max(1e-6, 1 - position))}
-        self.scale, self.bound = chosen["capacity"], bound_of(chosen["threshold"])
-        return {"router_args": chosen}
+    def turn(self, position, causal=False):
+        """Set the capacity, in a decoder the threshold."""
+        if causal:
+            self.bound = bound_of(turned(position))
+            return {"router_args": {"threshold": turned(position)}}
+        self.scale = self.count * max(1e-6, position)
+        return {"router_args": {"capacity": self.scale}}
 
     def share(self, recursion: int, by: float = 0.0) -> float:
         """Which part of a sequence a recursion has room for at present, all parts moved ``by`` so much."""

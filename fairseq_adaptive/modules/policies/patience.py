@@ -57,7 +57,7 @@ class Patience(Halting):
         probability = (carry["agreed"] / self.depths_agreed).clamp(max=1)
         return Verdict(where_token(running, after, before), carry, running & ~stops, probability)
 
-    def turn(self, position):
+    def turn(self, position, causal=False):
         """Set how many depths must agree: all of them is to the end."""
         self.depths_agreed = 1 + round(position * (self.depths - 1))
         return {"halting_args": {"depths_agreed": self.depths_agreed}}

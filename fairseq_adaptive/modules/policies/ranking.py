@@ -70,6 +70,11 @@ def bound_of(threshold: float) -> float:
     return math.log(threshold / (1 - threshold))
 
 
+def turned(position: float) -> float:
+    """Of a dial's position the threshold of a probability, by which more tokens go on the higher it is."""
+    return min(1 - 1e-6, max(1e-6, 1 - position))
+
+
 def count(asked: Tensor, sentence: Tensor) -> Tensor:
     """B, how many tokens of each sequence are asked."""
     return sentence[asked].bincount(minlength=int(sentence.max()) + 1 if sentence.numel() else 0)

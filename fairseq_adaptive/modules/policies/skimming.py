@@ -64,7 +64,7 @@ class Skimming(Shifted, Router, nn.ModuleList):
         """The large linear maps of the predictors, C x C; what scores is not among them."""
         return [predictor[1] for predictor in self]
 
-    def turn(self, position):
+    def turn(self, position, causal=False):
         """Set the threshold, which is saved with the weights."""
         self.set_shift(FARTHEST * (2 * position - 1))
         return {}

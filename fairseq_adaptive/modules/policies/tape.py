@@ -331,7 +331,7 @@ class Tape(Reader):
         mask = torch.cat((padding_mask, ~reading.live), dim=1)
         return torch.cat((x, reading.appended.transpose(0, 1))), mask, reading
 
-    def turn(self, position):
+    def turn(self, position, causal=False):
         """Set the sum of certainties that ends the reading: from the first tape token to a full tape, which is saved with
         the weights."""
         limit = max(1e-6, position) * self.reader.num_tokens

@@ -83,7 +83,7 @@ class TokenChoice(Shifted, Recursions):
         left = carry["chances"][..., recursion:].sum(-1) / carry["chances"].sum(-1)
         return left, score, {**carry, "active": asked & (carry["last"] >= recursion)}
 
-    def turn(self, position):
+    def turn(self, position, causal=False):
         """Let tokens choose fewer recursions or more, which is saved with the weights."""
         self.set_shift(FARTHEST * (2 * position - 1))
         return {}

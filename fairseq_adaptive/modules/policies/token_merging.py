@@ -82,7 +82,7 @@ class TokenMerging(Router, nn.Module):
     def lever(self, trace):
         """None: there is no price."""
 
-    def turn(self, position):
+    def turn(self, position, causal=False):
         self.r, self.share = None, MOST * (1 - position)
         return {"router_args": {"r": None, "share": self.share}}
 

@@ -241,11 +241,8 @@ class DecoderContext(Context):
 
     def position(self, stack) -> Tensor:
         """T x B, how many tokens of its sentence come before each."""
-        length, batch = self.start.shape[:2]
-        state, before = self._where["incremental_state"], 0
-        if state is not None:
-            before = past_length(stack, state)
-        return torch.arange(before, before + length, device=self.start.device)[:, None].expand(-1, batch)
+        state = self._where["incremental_state"]
+        return self.take(self.tokens.cumsum(1) - 1) + (0 if state is None else past_length(stack, state))
 
     def arguments(self, stack, depth, x, shown):
         attention = None

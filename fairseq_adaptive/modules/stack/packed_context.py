@@ -71,7 +71,7 @@ class PackedContext:
 
     def position(self, stack, places: Tensor) -> Tensor:
         """P, how many tokens of its sentence come before each."""
-        return places % self.tokens.size(1)
+        return (self.tokens.cumsum(1) - 1).flatten().index_select(0, places)
 
     def arguments(self, stack, depth: int, places: Tensor) -> Dict:
         """What the layer of a depth is called with beside the states of some places."""
