@@ -8,7 +8,7 @@ A flag of a parser is declared with ``type=``, a field of a dataclass with :func
 import argparse
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Union
+from typing import Any, Dict, Mapping, Optional, Union
 
 from fairseq_adaptive.errors import UsageError
 
@@ -168,7 +168,7 @@ def ranges_of(owner) -> Dict[str, Range]:
         known = {
             each.name: each.metadata.get("range") or INHERITED.get(each.name)
             for each in dataclasses.fields(owner)
-            if each.type not in (str, bool)
+            if each.type not in (str, bool, Optional[str])
         }
         return {name: within for name, within in known.items() if within is not None}
     parser = argparse.ArgumentParser()

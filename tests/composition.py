@@ -24,11 +24,11 @@ SCHEDULES = {  # how many unique layers, --layer-sharing, and what serves the de
     "middle_cycle": (4, "middle_cycle", "0 1 2 1 2 3"),
     "middle_sequence": (4, "middle_sequence", "0 1 1 2 2 3"),
 }
-ROUTERS = ("none", "skimming", "mixture_of_depths", "mixture_of_recursions", "token_choice")
+ROUTERS = ("none", "skimming", "mixture_of_depths", "mixture_of_recursions", "token_choice", "token_merging")
 RULES = ("none", "act", "ut_act", "pondernet", "stick_breaking", "saturation", "margin")
 READERS = ("none", "first", "later")  # a tape, before the first depth or before the third
 KV = (None, *ANSWERS)
-RECURSIONS, WEIGHED = ("mixture_of_recursions", "token_choice"), ROUTERS[2:]
+RECURSIONS, WEIGHED = ("mixture_of_recursions", "token_choice"), ROUTERS[2:5]
 
 
 class Family(NamedTuple):
@@ -134,6 +134,12 @@ def reasons(case: Case) -> List[str]:
         found.append("margin asks the word scores")
     if case.rule == "pondernet" and own_tape and case.family != "adatape":
         found.append("pondernet needs one token to read the output from")
+    if case.router == "token_merging" and family.arch == "plain":
+        found.append("cannot be told how much a key weighs")
+    if case.router == "token_merging" and (
+        not family.reads or (family.arch == "shared_transformer" and not family.side)
+    ):
+        found.append("a token of a causal decoder would hold later ones")
     # pairs of policies
     if case.rule == "saturation" and case.router in WEIGHED:
         found.append("this router's score scales how far")
@@ -145,6 +151,8 @@ def reasons(case: Case) -> List[str]:
     found += [f"--{flag}-kv last" for flag in ("router", "halting") if getattr(case, f"{flag}_kv") == "last"]
     if case.router_kv == "keep":
         found.append("--router-kv keep: a token that is left out at once has no keys")
+    if case.router == "token_merging" and case.router_kv not in (None, "active", "keep", "last"):
+        found.append("would be seen twice")
     whole = case.router in RECURSIONS and case.schedule in ("one", "cycle", "cycle_rev", "middle_cycle")
     if router and case.router_kv == "first" and not whole:
         found.append("--router-kv first needs a router that computes all tokens")

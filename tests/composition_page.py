@@ -75,18 +75,22 @@ def _families():
         readers = TAPE if family.arch.startswith("adatape") else readers
         shared = [each for each in family.schedules if not reasons(Case(name, each))]
         sharing = "any" if len(shared) == len(SCHEDULES) else ", ".join(SCHEDULES[each][2] for each in shared)
-        every = "all" if len(routers) == len(ROUTERS) - 1 else _list(routers)
+        lacking = [each for each in ROUTERS[1:] if each not in routers]
+        every = _list(routers) if len(lacking) > len(routers) else f"all but {_list(lacking)}" if lacking else "all"
+        if name == "shared_transformer":
+            every = "all (`token_merging` in the encoder alone)"
         rules = "all" if len(rules) == len(RULES) - 1 else "all but " + _list(missing) if missing else _list(rules)
         lines.append(f"| `{name}` | {every} | {rules}{note if rules == 'all' else ''} | {readers} | {sharing} |")
     return lines
 
 
 def _pairs():
-    """Router x rule, in a language model whose schedule suits all."""
-    at = Case("shared_transformer_lm", "middle_cycle")
+    """Router x rule, in a language model whose schedule suits all, or an encoder that scores words."""
+    decoder, encoder = Case("shared_transformer_lm", "middle_cycle"), Case("albert_act", "one")
     lines = ["", "## Routers and halting rules", "", f"| | {' | '.join(f'`{rule}`' for rule in RULES)} |"]
     lines.append("|---" * (1 + len(RULES)) + "|")
     for router in ROUTERS:
+        at = encoder if router == "token_merging" else decoder
         cells = ["yes" if not reasons(at._replace(router=router, rule=rule)) else "refused" for rule in RULES]
         lines.append(f"| `{router}` | {' | '.join(cells)} |")
     return lines
@@ -98,10 +102,10 @@ def _answers():
         left = [
             f"{router} ({', '.join(where)})" if len(where) < len(good) else router
             for router in ROUTERS[1:]
-            if (good := [each for each in SCHEDULES if not reasons(Case("shared_transformer", each, router))])
+            if (good := [each for each in SCHEDULES if not reasons(Case("its encoder alone", each, router))])
             and (
                 where := [
-                    each for each in good if not reasons(Case("shared_transformer", each, router, router_kv=answer))
+                    each for each in good if not reasons(Case("its encoder alone", each, router, router_kv=answer))
                 ]
             )
         ]

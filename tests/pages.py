@@ -89,6 +89,37 @@ def shell_blocks(page: Path) -> List[Tuple[int, str, str]]:
     ]
 
 
+def python_blocks(page: Path) -> List[str]:
+    """The blocks of a page that are Python: fenced as such, or indented and beginning with an import, at each of which that
+    follows an empty line another one begins."""
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"(?<=\n\n)    (?:from|import) \w.*\n(?:(?:    .*)?\n)*", text)
+    apart = [each for block in indented for each in re.split(r"\n\n(?=(?:from|import) \w)", textwrap.dedent(block))]
+    return fenced + apart
+
+
+def run_python(page: str, containing: str, checkpoint=None, **names) -> Dict:
+    """Run the blocks of a page that contain some text, as they stand.
+
+    Args:
+        page: from the root
+        containing: of the blocks that are run, one after the other
+        checkpoint: what stands for that of the page
+        names: that the page takes for given
+
+    Returns:
+        the names after it
+    """
+    blocks = [block for block in python_blocks(ROOT / page) if containing in block]
+    assert blocks, f"{page} has no block with {containing}"
+    names["__name__"] = "block"
+    for block in blocks:
+        block = re.sub(r'"[\w/]*checkpoint_best\.pt"', repr(str(checkpoint)), block)
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
 def plain(block: str, values: Dict[str, str]) -> str:
     """A block without what is said to readers: "..." for what a command before has, or what ``values`` have for it, brackets
     around what may be left out, and names that stand for others."""

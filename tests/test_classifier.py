@@ -17,6 +17,7 @@ from fairseq_adaptive.interop.checkpoint import load_model, save_checkpoint
 from fairseq_adaptive.interop.conversion import new_state
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.report.shading import legend, to_html, to_text
+from pages import run_python
 from threads import assert_threads_equal_one
 
 pytest.importorskip("tokenizers")
@@ -100,6 +101,19 @@ def test_what_the_model_says(classifier):
         assert each.skimmed[0] is None
         layers.update(each.skimmed)
     assert {None, 1, 3} <= layers
+
+
+def test_the_pages_say_how(checkpoint, adatape, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = run_python("docs/hub.md", "from_pretrained", checkpoint())
+    assert found["model"].trace and (tmp_path / "FOLDER" / "config.json").exists()
+    (tmp_path / "FOLDER").rename(tmp_path / "first")
+    run_python("README.md", "hub", checkpoint())
+    assert (tmp_path / "FOLDER" / "model.safetensors").exists()
+    found = run_python("examples/classification/README.md", "probabilities", checkpoint())["found"]
+    assert len(found.tokens) == len(found.skimmed)
+    run_python("examples/adatape/README.md", "prediction.tape", adatape(read=False))
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_the_text_as_written(classifier):
@@ -208,9 +222,9 @@ ADATAPE = (
 
 @pytest.fixture(scope="module")
 def adatape(data, tmp_path_factory):
-    """``adatape(flags ...)``: a classifier of a model with a tape and random weights."""
+    """``adatape(flags ...)``: a classifier of a model with a tape and random weights, or its file."""
 
-    def adatape(*flags):
+    def adatape(*flags, read=True):
         state = new_state([*ADATAPE.split(), *flags], {})
         state["cfg"]["task"]["data"] = str(data)
         cfg = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
@@ -222,7 +236,7 @@ def adatape(data, tmp_path_factory):
         state["model"] = model.state_dict()
         path = tmp_path_factory.mktemp("model") / "checkpoint.pt"
         save_checkpoint(state, path)
-        return TranskimmerClassifier.from_pretrained(path, device="cpu")
+        return TranskimmerClassifier.from_pretrained(path, device="cpu") if read else path
 
     return adatape
 

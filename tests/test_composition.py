@@ -64,7 +64,7 @@ def test_every_pairing_is_refused_or_not():
     for name, router in itertools.product(SCHEDULES, ROUTERS):
         schedule = tuple(map(int, SCHEDULES[name][2].split()))
         place = Place(8, DEPTHS, nn.Identity(), 2, schedule)
-        if reasons(Case("shared_transformer", name, router)):
+        if any("share layers" in each for each in reasons(Case("shared_transformer", name, router))):
             with pytest.raises(UsageError, match="share layers"):
                 build_policy("router", router, place)
             continue
@@ -73,6 +73,7 @@ def test_every_pairing_is_refused_or_not():
             halting = build_policy("halting", rule, place)
             for pair in itertools.product(KV, KV):
                 expected = reasons(Case("its decoder alone", name, router, rule, "none", *pair))
+                expected = [each for each in expected if "causal decoder" not in each]  # the stack's, not the pair's
                 try:
                     check_pairing(policy, halting, *pair, schedule)
                 except UsageError as error:
@@ -80,7 +81,7 @@ def test_every_pairing_is_refused_or_not():
                 else:
                     assert not expected, (name, router, rule, pair, expected)
                 count += 1
-    assert count == (7 * 5 - 2) * 7 * 36
+    assert count == (7 * 6 - 2) * 7 * 36
 
 
 def test_a_policy_must_answer():

@@ -105,6 +105,7 @@ ONLY_READ_PAGES = {
     "docs/mechanisms/pondernet.md": "tests/cli/test_halting_transformer_xl.py",
     "docs/mechanisms/self-speculative-decoding.md": "tests/cli/test_self_speculative.py",
     "docs/mechanisms/skimming.md": "tests/cli/test_transkimmer.py",
+    "docs/mechanisms/token-merging.md": "tests/modules/test_token_merging.py",
     "docs/performance.md": "tests/cli/test_transkimmer.py",
 }
 CHOOSE = (

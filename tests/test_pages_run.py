@@ -71,7 +71,7 @@ def test_commands_run(page, starts, before, data, tmp_path):
     blocks = [block for _, within, block in shell_blocks(ROOT / page) if not within and begins(block, starts)]
     assert len(blocks) >= len(starts)
     script = "\n".join(["set -euo pipefail", before, *(plain(block, {}) for block in blocks)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.update(commands.stubs(environment))
     folders = (str(tmp_path / ".bin"), commands.stub_folder(), str(Path(sys.executable).parent), os.environ["PATH"])
     environment |= {"PATH": os.pathsep.join(folders), "PAGE_DATA": str(data), "PAGE_ROOT": str(ROOT)}

@@ -307,14 +307,7 @@ def test_every_command_says_that_it_is_one(path):
 
 def test_a_command_misses_a_file(tmp_path):
     done = run(
-        "python",
-        Path(ROOT, "scripts/plot_depth.py"),
-        "model",
-        "--input",
-        "absent.txt",
-        cwd=tmp_path,
-        check=False,
-        env={"PYTHONPATH": ROOT},
+        "python", Path(ROOT, "scripts/plot_depth.py"), "model", "--input", "absent.txt", cwd=tmp_path, check=False
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]

@@ -7,6 +7,7 @@ import torch
 from fairseq import tasks
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
+from pages import run_python
 from threads import assert_threads_equal_one
 
 from fairseq_adaptive.commands.answer import main
@@ -51,6 +52,11 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def reader(checkpoint):
     return TranskimmerReader.from_pretrained(checkpoint, device="cpu")
+
+
+def test_the_page_says_how(checkpoint):
+    answer = run_python("examples/question_answering/README.md", "reader.answer", checkpoint)["answer"]
+    assert answer.text in "Berlin is in Germany."
 
 
 @pytest.mark.parametrize("unanswerable", (False, True))

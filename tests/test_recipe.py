@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from cli import wmt14
 from cli.helpers import USER_DIR
@@ -48,13 +49,17 @@ def test_a_copy_is_whole_and_can_be_made_again(tmp_path, capsys):
             assert path.read_bytes() == (ROOT / name).read_bytes()
         else:  # the package is not beside the copy
             assert "cwd}/fairseq_adaptive" not in path.read_text()
-    assert (
-        "\n  user_dir: fairseq_adaptive " in (out / "examples/translation/config/wmt14_en_de_shared.yaml").read_text()
-    )
+    config = OmegaConf.load(out / "examples/translation/config/wmt14_en_de_shared.yaml")
+    assert config.common.user_dir == str(ROOT / "fairseq_adaptive")  # of a clone fairseq does not find the bare name
     copied["examples/translation/evaluate.sh"].unlink()
     said(capsys, "translation", "--output", str(out))  # what is missing comes back
     said(capsys, "pretraining", "--output", str(out))
     assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} > set(copied)
+
+
+def test_beside_fairseq_the_bare_name_is_found(monkeypatch):
+    monkeypatch.setattr(recipe, "PACKAGE", Path(recipe.importlib.util.find_spec("fairseq").origin).parents[1] / "ours")
+    assert recipe.user_dir() == "ours"
 
 
 def test_a_changed_file_is_left_and_nothing_is_written(tmp_path):

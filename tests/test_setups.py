@@ -96,13 +96,13 @@ def test_exit_by_confidence_has_no_price(rule, caplog):
     (
         ("shared_transformer", "ponder_loss", {"target_depth": 2.0}, {"halting": "saturation"}, "set --halting-thresh"),
         ("albert_act", "ponder_loss", {"target_depth": 2.0}, {"halting": "pondernet"}, "set --prior-rate to 1 over"),
-        ("shared_transformer_lm", "skim_loss", {"target_flops": 0.5}, {"router": "mixture_of_depths"}, "--router-args"),
+        ("shared_transformer", "ponder_loss", {"target_depth": 2.0}, {"decoder_halting": "patience"}, "depths_agreed"),
         (
             "shared_transformer_lm",
             "adaptive_compute_loss",
             {"target_flops": 0.5},
             {
-                "router": "mixture_of_recursions",
+                "router": "token_choice",
                 "layer_sharing": "middle_cycle",
                 "decoder_layers": 8,
                 "decoder_unique_layers": 4,
@@ -118,6 +118,7 @@ def test_targets_that_steer_nothing(family, loss, given, flags, said):
 
 def test_targets_steer_what_can_be_steered():
     check("shared_transformer", "ponder_loss", given={"target_depth": 2.0}, halting="act")
+    check("shared_transformer_lm", "skim_loss", given={"target_flops": 0.5}, router="mixture_of_depths")
     check(
         "shared_transformer",
         "ponder_loss",
@@ -133,7 +134,7 @@ def test_every_policy_says_whether_it_is_steered():
     for policy in (each for kind in _REGISTERED.values() for each in kind.values()):
         if policy.__module__.startswith("fairseq_adaptive.") and policy.lever is not Policy.lever:
             none = policy.lever.__code__.co_consts[1:] in ((), (None,)) and not policy.lever.__code__.co_names
-            assert none == bool(policy.unsteered), policy
+            assert none == (bool(policy.unsteered) or policy.movable), policy
             seen += none
     assert seen >= 4
 

@@ -1,6 +1,6 @@
 """Prints the layout that a search has found, as a flag for training, and what it costs beside a Transformer-XL."""
 
-from fairseq_adaptive.ranges import BATCH, POSITIONS, Parser
+from fairseq_adaptive.ranges import BATCH, POSITIONS, POSITIVE, Parser
 
 
 def main(argv=None, prog=None):
@@ -11,6 +11,13 @@ def main(argv=None, prog=None):
     )
     parser.add_argument(
         "--tokens-per-sample", type=POSITIONS, default=128, metavar="N", help="length of its segments (default: 128)"
+    )
+    parser.add_argument(
+        "--compute",
+        type=POSITIVE,
+        metavar="X",
+        help="choose the most probable blocks that cost this share of a Transformer-XL of as many blocks, within 3%% "
+        "(default: the most probable kind of each block)",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--tensorboard", metavar="DIR", help="--tensorboard-logdir of that training, for the pictures")
@@ -24,7 +31,14 @@ def main(argv=None, prog=None):
     import torch
 
     import fairseq_adaptive.plugin  # noqa: F401  safe loading
-    from fairseq_adaptive.report.architecture import compare_compute, found_blocks, found_layout, load_search
+    from fairseq_adaptive.report.architecture import (
+        blocks_within,
+        compare_compute,
+        found_blocks,
+        found_layout,
+        kind_costs,
+        load_search,
+    )
     from fairseq_adaptive.report.pictures import require_animation, require_picture
     from fairseq_adaptive.report.search_map import animate_course, plot_course, read_probabilities, read_scalars
 
@@ -35,6 +49,9 @@ def main(argv=None, prog=None):
     probabilities, options = load_search(args.checkpoint)
     course = read_scalars(args.tensorboard) if args.tensorboard else read_probabilities(args.log) if args.log else None
     blocks = found_blocks(probabilities)
+    if args.compute is not None:
+        costs = kind_costs(options, args.batch_size, args.tokens_per_sample)
+        blocks = blocks_within(probabilities, costs, args.compute)
     layout = found_layout(blocks)
     print("block  attention  feed-forward  identity")
     for number, (row, kind) in enumerate(zip(probabilities.tolist(), blocks, strict=True)):

@@ -5,8 +5,9 @@ installed package alone.
 """
 
 import difflib
+import importlib.util
+import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import List
@@ -62,11 +63,19 @@ def _title(name):
     return read_text(home() / page).splitlines()[0].removeprefix("# ").removeprefix('"""')
 
 
+def user_dir() -> str:
+    """What fairseq finds this package by from any folder: its bare name where it lies beside fairseq, else where it is."""
+    fairseq = importlib.util.find_spec("fairseq")
+    beside = fairseq is not None and Path(fairseq.origin).resolve().parents[1] == PACKAGE.parent
+    return PACKAGE.name if beside else json.dumps(str(PACKAGE))
+
+
 def _text(path):
     """Of a file as it is copied: where hydra finds the package, which is not beside a copy."""
     data = (home() / path).read_bytes()
     if path.endswith(".yaml"):
-        data = re.sub(rb"(user_dir: )\$\{hydra:runtime\.cwd\}/fairseq_adaptive", rb"\1fairseq_adaptive", data)
+        found = b"${hydra:runtime.cwd}/fairseq_adaptive"
+        data = data.replace(b"user_dir: " + found, b"user_dir: " + user_dir().encode())
     return data
 
 

@@ -263,7 +263,7 @@ class AdaptiveComputeLoss(FairseqCriterion):
         if not steered:
             raise UsageError(
                 f"--compute {self.compute:g} needs a policy that leaves tokens out: add --router skimming or --halting act; a "
-                "tape adds to the dense model"
+                "tape adds to the dense model, give --target-tape"
             )
         follows = next((each.kind for each in sorted(steered, key=_order) if not each.unsteered), steered[0].kind)
         for kind, controller in self.controllers.items():

@@ -84,7 +84,7 @@ TARGETS = {
         None,
         False,
         1.0,
-        "a lower --skim-bias",
+        "a lower --skim-bias or capacity",
     ),
     "tape": Target(
         "--target-tape",
@@ -188,11 +188,16 @@ class Controller:
             return self.rate
         return RATE * max(1.0, UPDATES / (self.horizon or UPDATES))
 
-    def band(self, update: int, most: float) -> Optional[Tuple[float, float]]:
-        """Within which thresholds keep what is spent; None: they stay as they are."""
-        if self.horizon is None or not self.steers:
+    def band(self, update: int, most: float, alone: bool = False) -> Optional[Tuple[float, float]]:
+        """Within which thresholds keep what is spent; None: they stay as they are.
+
+        Args:
+            alone: nothing but thresholds follows the target
+        """
+        horizon = self.horizon or (UPDATES if alone else None)
+        if horizon is None or not self.steers:
             return None
-        done = warmed_up(update, self.warmup_updates or max(1, self.horizon // 2))
+        done = warmed_up(update, self.warmup_updates or max(1, horizon // 2))
         return self.value + self.gap, most - (most - self.value) * done + self.gap
 
     @property

@@ -1,15 +1,22 @@
 """The loss of question answering: ``--criterion span_prediction``."""
 
 import math
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
 from fairseq_adaptive.errors import UsageError
 
 
-@register_criterion("span_prediction")
+@dataclass
+class SpanPredictionConfig(FairseqDataclass):
+    """No flags; with it, hydra finds ``criterion=span_prediction``."""
+
+
+@register_criterion("span_prediction", dataclass=SpanPredictionConfig)
 class SpanPrediction(FairseqCriterion):
     """Mean of the cross-entropies of an answer's first and last place, 0 where a window has no answer (Devlin et al.,
     2019, section 4.3)."""

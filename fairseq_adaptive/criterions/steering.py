@@ -60,7 +60,8 @@ class Steering:
             if controller.target.flops and any(each.macs is None for each in mine):
                 raise UsageError(f"{controller.target.flag} needs layers that say by macs(work) what they cost")
             spent = [sum(each) for each in zip(*map(controller.target.spent, mine))]
-            ratio = controller.count(*spent, self._way(controller.band(update, most), mine, *spent))
+            band = controller.band(update, most, all(each.policy.lever(each.trace) is None for each in mine))
+            ratio = controller.count(*spent, self._way(band, mine, *spent))
             if controller.target.kind == "halting" and controller.value is None:
                 self._warn_of_collapse(ratio, most)
 

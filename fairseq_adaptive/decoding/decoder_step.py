@@ -78,6 +78,7 @@ class DecoderStep:
     def __init__(self, stack, beam: int):
         self._stack, self._beam = stack, beam
         self._used = self._block = 0  # slots with a token, and in whole blocks
+        self.steps = 0  # that were taken
         self._rows = 1  # hypotheses of a sentence
         self._layers: Dict[int, _Layer] = {}
         self._source: Dict[int, Tuple[Tensor, Tensor]] = {}  # G x D x S, G x S x D; G = B H
@@ -155,6 +156,7 @@ class DecoderStep:
         if self._cache is None:
             self._start(x, encoder_out, padding_mask)
         own, masks, *cache = self._advance(padding)
+        self.steps += 1
         if self._stack.adaptive:
             return run_packed(self._stack, _StepContext(self, x, own, masks, *cache))
         for depth, where in enumerate(zip(*cache)):
@@ -261,6 +263,9 @@ class _StepContext:
 
     def sentence(self, places):
         return places
+
+    def position(self, stack, places):
+        return torch.full_like(places, self._step.steps - 1)
 
     def reads_at(self, depth):
         return False

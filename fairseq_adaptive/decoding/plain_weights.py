@@ -169,6 +169,8 @@ def decoder_weights(decoder) -> Found:
         if type(rule) not in _RULES or stack.hides:
             raise Unfit(f"tokens halt by {type(rule).__name__} and are seen in another way")
         _require([rule], tuple(_RULES))
+        if rule.reads_position:
+            raise Unfit("the threshold of halting falls over the sentence")
         if getattr(rule, "scores", None) not in (None, decoder.word_scores):
             raise Unfit(f"{type(rule).__name__} asks other words than those of the output layer")
         if hasattr(rule, "unit"):

@@ -32,18 +32,30 @@ class Dial(NamedTuple):
 
 def dials_of(model: nn.Module) -> List[Dial]:
     """The dials of a model; one that policies of several stacks have turns all of them."""
-    policies = [each.policy for each in decisions(model)]
+    every = decisions(model)
+    policies = [each.policy for each in every]
+    ahead = {each.policy for each in every if each.side == "decoder"}  # whose later tokens are not there
     kinds = (
         ("exit quantile", lambda each: isinstance(each, Distributed), _quantile, "the higher, the deeper tokens go"),
         ("halting threshold", _by_confidence, _threshold, "the higher, the surer a token must be to halt"),
         (
             "keeping threshold",
-            lambda each: each.movable,
+            lambda each: each.movable and not hasattr(each, "bound"),
             _keeping,
             "the higher, the more tokens are skimmed; 0.5 is as trained",
         ),
-        ("capacity", lambda each: hasattr(each, "capacity"), _capacity, "share of the tokens that a layer computes"),
-        ("router threshold", lambda each: hasattr(each, "bound"), _bound, "the higher, the fewer tokens go on"),
+        (
+            "capacity",
+            lambda each: hasattr(each, "capacity") and each not in ahead,
+            _capacity,
+            "share of the tokens that a layer computes",
+        ),
+        (
+            "router threshold",
+            lambda each: hasattr(each, "bound") and each in ahead,
+            _bound,
+            "the higher, the fewer tokens go on",
+        ),
     )
     found = []
     for name, has, turn, text in kinds:
@@ -97,7 +109,7 @@ def _threshold(policy, value):
 
 
 def _capacity(policy, value):
-    policy.capacity = value
+    policy.capacity, policy.shift = value, None
 
 
 def _keeping(policy, value):

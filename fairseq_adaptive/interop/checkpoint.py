@@ -6,6 +6,7 @@ from typing import Any, Dict, Mapping, Optional
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -81,11 +82,21 @@ def load_model(path, overrides: Optional[Mapping[str, Any]] = None):
 
 
 def model_options(state: Dict[str, Any]) -> Dict[str, Any]:
-    """The flags of the model in a checkpoint, a new dict; ``_name`` is the architecture."""
+    """The flags of the model in a checkpoint, a new dict; ``_name`` is the architecture, which has filled what was not
+    given (``fairseq-hydra-train`` writes down no more than it was told)."""
     model = state["cfg"]["model"]
     options = dict(vars(model) if isinstance(model, argparse.Namespace) else model)
-    options["_name"] = options.get("_name") or options["arch"]
+    name = options["_name"] = options.get("_name") or options["arch"]
+    if getattr(getattr(ARCH_MODEL_REGISTRY.get(name), "__dataclass", None), "none_is_not_given", False):
+        given = argparse.Namespace(**{flag: value for flag, value in options.items() if value is not None})
+        ARCH_CONFIG_REGISTRY[name](given)
+        options.update(vars(given))
     return options
+
+
+def given_options(state: Dict[str, Any]) -> Dict[str, Any]:
+    """:func:`model_options` without those that are None, for readers who take what is not there for not given."""
+    return {name: value for name, value in model_options(state).items() if value is not None}
 
 
 def save_checkpoint(state: Dict[str, Any], path):

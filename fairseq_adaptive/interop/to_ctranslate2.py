@@ -11,7 +11,7 @@ from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import require_new, whole_folder
-from fairseq_adaptive.interop.checkpoint import model_options, save_tensors
+from fairseq_adaptive.interop.checkpoint import given_options, save_tensors
 from fairseq_adaptive.interop.verifying import LENGTHS, built, require_same, scores, sequences
 
 # CTranslate2's converter checks some flags itself; of these it would lose weights, or die without saying why
@@ -96,7 +96,7 @@ def _require_same_scores(state, made, data_dir, options):
 
 def _namespace(state):
     """What the converter wants: the flags of the task and the model in one namespace."""
-    task, model = state["cfg"]["task"], model_options(state)
+    task, model = state["cfg"]["task"], given_options(state)
     return argparse.Namespace(**{**task, **model, "task": task["_name"], "arch": model["_name"]})
 
 

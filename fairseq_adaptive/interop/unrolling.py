@@ -8,7 +8,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import whole_file
-from fairseq_adaptive.interop.checkpoint import model_options, save_checkpoint
+from fairseq_adaptive.interop.checkpoint import given_options, save_checkpoint
 from fairseq_adaptive.interop.verifying import require_readable, require_same_model
 from fairseq_adaptive.models.policy_flags import FLAGS, KINDS, Policies
 from fairseq_adaptive.models.sharing_flags import sharing_architecture
@@ -37,7 +37,7 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
         UsageError: when the model is of another architecture, has the residual scales of ``--init admin``, a router,
             halting rule or reader, or weights that a plain Transformer has no place for
     """
-    options = model_options(state)
+    options = given_options(state)
     arch = options["_name"]
     model = ARCH_MODEL_NAME_REGISTRY.get(arch)
     if model in _PLAIN:

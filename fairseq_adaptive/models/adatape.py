@@ -6,13 +6,14 @@ Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023).
 import dataclasses
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import register_model, register_model_architecture
+from fairseq.models import register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel, base_architecture
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 
 from fairseq_adaptive.compat.restoring import begins_anew
 from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
 from fairseq_adaptive.models.adatape_stack import run_tape, tape_report
+from fairseq_adaptive.models.config import register_with_config
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.inner_states import inner_states, of_all_depths
 from fairseq_adaptive.models.roberta_family import RobertaFamily, add_int8_args, check_length
@@ -113,7 +114,7 @@ class AdaTapeEncoder(RobertaEncoder):
         return features, {"inner_states": out["encoder_states"] if return_all_hiddens else None, **out["tape"]}
 
 
-@register_model("adatape")
+@register_with_config("adatape")
 class AdaTapeModel(RobertaFamily):
     """fairseq's RoBERTa with a tape from a learned bank, and with shared layers where asked.
 

@@ -4,13 +4,14 @@ Simoulin and Crabbe, *How Many Layers and Why? An Analysis of the Model Depth in
 """
 
 import torch
-from fairseq.models import FairseqEncoder, register_model, register_model_architecture
+from fairseq.models import FairseqEncoder, register_model_architecture
 from fairseq.models.transformer import TransformerConfig
 from fairseq.utils import get_activation_fn, get_available_activation_fns
 from torch import nn
 from torch.nn import functional as F
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.config import register_with_config
 from fairseq_adaptive.models.defaults import fill_defaults
 from fairseq_adaptive.models.inner_states import inner_states, of_all_depths
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
@@ -176,7 +177,7 @@ class AlbertActEncoder(FairseqEncoder):
         return self.max_source_positions
 
 
-@register_model("albert_act")
+@register_with_config("albert_act")
 class AlbertActModel(RobertaFamily):
     """ALBERT-ACT with RoBERTa's interface: stock ``masked_lm`` and ``sentence_prediction`` train it."""
 

@@ -37,7 +37,7 @@ def fill_architecture(args, architecture: Callable):
 def flags(args) -> Dict[str, Any]:
     """The flags of a namespace, DictConfig or dict."""
     if OmegaConf.is_config(args):
-        return OmegaConf.to_container(args, resolve=True)
+        return OmegaConf.to_container(args, resolve=True, enum_to_str=True)
     return args if isinstance(args, dict) else vars(args)
 
 

@@ -7,6 +7,7 @@ from fairseq.modules import LearnedPositionalEmbedding
 from fairseq_adaptive.compat.restoring import begins_anew
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.depth_lora import PARTS
+from fairseq_adaptive.modules.policies.shift import Shifted
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,7 @@ def fit_weights(model, state_dict, parts=()):
         if anew and _part(name, POLICY_PARTS) and name in state_dict and state_dict[name].shape != tensor.shape
     ]
     new = [*(name for name in own if name not in state_dict and _part(name, parts)), *other]
-    moved = {
-        f"{name}.shift" for name, each in model.named_modules() if getattr(each, "movable", False)
-    }  # comes when loaded
+    moved = {f"{name}.shift" for name, each in model.named_modules() if isinstance(each, Shifted)}  # comes when loaded
     left = [name for name in state_dict if name not in own and name not in moved and _part(name, parts)]
     if new:
         logger.info("initialised afresh, since the checkpoint lacks them or has others: %s", _named(new, parts))

@@ -34,7 +34,7 @@ class PolicyConfig(FairseqDataclass):
             "(Banino et al., 2021); train with --criterion ponder_loss or adaptive_compute_loss. "
             "Exits by confidence (Schuster et al., 2022) "
             "for inference with a model trained without halting: saturation of the state, or margin between the two "
-            "best words (default: none)"
+            "best words; or a learned exit_head (default: none)"
         },
     )
     halting_threshold: Optional[float] = ranged(
@@ -56,7 +56,7 @@ class PolicyConfig(FairseqDataclass):
         metadata={
             "help": "which tokens are computed at each depth: skimming (Guan et al., 2022), mixture_of_depths "
             "(Raposo et al., 2024), mixture_of_recursions or token_choice (Bae et al., 2025; with --layer-sharing "
-            "middle_cycle) (default: none)"
+            "middle_cycle), in encoders token_merging (Bolya et al., 2023) (default: none)"
         },
     )
     router_kv: Optional[str] = field(default=None, metadata={"help": _KV["router"]})

@@ -1,11 +1,11 @@
 """What the encoders with RoBERTa's interface have in common: albert_act, transkimmer and adatape."""
 
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import Namespace
 
 from fairseq.models.roberta import RobertaModel
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.defaults import fill_defaults, flags
+from fairseq_adaptive.models.defaults import flags, with_defaults
 from fairseq_adaptive.models.fitting import ExplainsLoading
 from fairseq_adaptive.models.int8 import HELP, RunsInInt8
 from fairseq_adaptive.modules import LayerStack
@@ -45,9 +45,7 @@ class RobertaFamily(RunsInInt8, ExplainsLoading, RobertaModel):
     def build_model(cls, args, task):
         args = Namespace(**flags(args))
         cls.architecture(args)
-        parser = ArgumentParser(argument_default=SUPPRESS, add_help=False)
-        cls.add_args(parser)  # RoBERTa's flags whose defaults no architecture says
-        fill_defaults(args, **{each.dest: each.default for each in parser._actions if each.default != SUPPRESS})
+        args = with_defaults(args, getattr(cls, "__dataclass"))  # RoBERTa's flags whose defaults no architecture says
         check_ranges(args, cls)
         if getattr(args, "max_positions", None) is None:
             args.max_positions = _longest(args, task)

@@ -3,14 +3,17 @@
 Takase and Kiyono, *Lessons on Parameter Sharing across Layers in Transformers* (SustaiNLP 2023).
 """
 
+from argparse import Namespace
+
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import register_model, register_model_architecture
+from fairseq.models import register_model_architecture
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
 from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
+from fairseq_adaptive.models.config import register_with_config
+from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults, flags
 from fairseq_adaptive.models.fitting import ExplainsLoading
 from fairseq_adaptive.models.layerdrop_flags import add_layerdrop_args
 from fairseq_adaptive.models.policy_flags import add_policy_args
@@ -28,7 +31,7 @@ SIDES = ("encoder", "decoder")
 
 
 @known
-@register_model("shared_transformer")
+@register_with_config("shared_transformer")
 class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
     """fairseq's Transformer whose encoder and decoder run M unique layers at N depths.
 
@@ -60,6 +63,7 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
 
     @classmethod
     def build_model(cls, args, task):
+        args = Namespace(**{name: value for name, value in flags(args).items() if value is not None})
         shared_transformer(args)
         check_ranges(args, cls)
         if args.tie_adaptive_weights and args.adaptive_softmax_cutoff:
@@ -94,7 +98,7 @@ def _both(**values):
 @register_model_architecture("shared_transformer", "shared_transformer_wmt_en_de")
 def shared_transformer(args):
     """Base width (512), 6 unique layers at 12 depths."""
-    fill_defaults(args, **_both(layers=12))
+    fill_defaults(args, **_both(layers=12), base_layers=0)  # fairseq's trainer reads the latter
     fill_architecture(args, base_architecture)
     sharing_architecture(args, SIDES)
 

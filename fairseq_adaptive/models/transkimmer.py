@@ -4,13 +4,14 @@ Guan et al., *Transkimmer: Transformer Learns to Layer-wise Skim* (ACL 2022).
 """
 
 import torch
-from fairseq.models import register_model, register_model_architecture
+from fairseq.models import register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import base_architecture
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.models.config import register_with_config
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.inner_states import inner_states, of_all_depths
 from fairseq_adaptive.models.policy_flags import Policies, add_policy_args
@@ -132,7 +133,7 @@ class TranskimmerEncoder(RobertaEncoder):
         return x, {"inner_states": states}
 
 
-@register_model("transkimmer")
+@register_with_config("transkimmer")
 class TranskimmerModel(RobertaFamily):
     """RoBERTa or BERT with skimming; stock ``sentence_prediction`` and ``masked_lm`` train it.
 

@@ -6,14 +6,14 @@ searched through once.
 """
 
 import logging
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import MISSING, fields
 from typing import Callable, Dict, List, NamedTuple
 
 from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.models.defaults import fill_defaults, with_defaults
+from fairseq_adaptive.models.defaults import with_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -240,13 +240,7 @@ def check_model_flags(flags: Dict, owner):
     architecture = ARCH_CONFIG_REGISTRY.get(flags.get("_name"))
     if architecture is not None:
         architecture(usual)
-    config = getattr(owner, "__dataclass", None)
-    if config is not None:
-        usual = with_defaults(usual, config)
-    else:
-        parser = ArgumentParser(argument_default=SUPPRESS, add_help=False)
-        owner.add_args(parser)
-        fill_defaults(usual, **{each.dest: each.default for each in parser._actions if each.default != SUPPRESS})
+    usual = with_defaults(usual, getattr(owner, "__dataclass"))
     given = Namespace(**{**vars(usual), **flags})
     fill = getattr(owner, "architecture", None)
     if fill is not None:

@@ -2,11 +2,12 @@
 
 import argparse
 import statistics
-from typing import Dict, List, Tuple
+from typing import Callable, Dict, List, Tuple
 
 import torch
 from fairseq.data import Dictionary
 
+from fairseq_adaptive.criterions.controller import TOLERANCE
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options
 from fairseq_adaptive.models.segmented_decoder import SegmentedDecoder
@@ -52,6 +53,48 @@ def found_layout(blocks: str) -> str:
     return format_layout(kept)
 
 
+def blocks_within(probabilities: torch.Tensor, costs: Dict[str, float], share: float) -> str:
+    """The most probable kinds of all blocks together that cost a share of a Transformer-XL of as many blocks.
+
+    Args:
+        probabilities: ``[N, 3]``, of :func:`load_search`
+        costs: of a block of kind ``a`` and of kind ``f``
+        share: above 0, met within 3%
+
+    Returns:
+        one letter a block, identities included
+
+    Raises:
+        UsageError: for a share that no kinds meet, and where scipy is not installed
+    """
+    try:
+        import numpy
+        from scipy.optimize import LinearConstraint, milp
+    except ImportError as error:
+        raise UsageError("--compute needs scipy: pip install 'fairseq_adaptive[cutoffs]'") from error
+
+    blocks = len(probabilities)
+    each = numpy.array([costs.get(kind, 0.0) for kind in KINDS])
+    full = sum(costs["af"[number % 2]] for number in range(blocks))
+    one_kind = LinearConstraint(numpy.kron(numpy.eye(blocks), numpy.ones(len(KINDS))), 1, 1)
+    near = LinearConstraint(numpy.tile(each / full, blocks), share * (1 - TOLERANCE), share * (1 + TOLERANCE))
+    gain = probabilities.double().clamp_min(1e-30).log().flatten().numpy()
+    found = milp(-gain, integrality=numpy.ones_like(gain), bounds=(0, 1), constraints=[one_kind, near])
+    if found.x is None:
+        least = min(each[each > 0]) / full
+        raise UsageError(
+            f"--compute {share:g}: no layout of {blocks} blocks costs that share of a Transformer-XL's within 3%; shares go from "
+            f"{least:.3f} to {blocks * max(each) / full:.3f} in steps"
+        )
+    return "".join(KINDS[kind] for kind in found.x.reshape(blocks, -1).argmax(1))
+
+
+def kind_costs(options, batch: int, segment: int) -> Dict[str, float]:
+    """FLOPs of a forward and backward of an attention and of a feed-forward block; arguments as of
+    :func:`compare_compute`."""
+    return {kind: cost(_steps(options, [kind], batch, segment)[0], "flops") for kind in "af"}
+
+
 def compare_compute(options, blocks: str, batch: int, segment: int, rounds: int = 5) -> Dict[str, List[float]]:
     """Forward and backward through the blocks of a found model and of a Transformer-XL of as many blocks, in turn.
 
@@ -66,10 +109,22 @@ def compare_compute(options, blocks: str, batch: int, segment: int, rounds: int 
     Returns:
         ``flops`` and ``seconds`` (medians), each of the found model and of the Transformer-XL
     """
-    options = argparse.Namespace(**{**vars(options), "adaptive_softmax_cutoff": None, "tie_adaptive_proj": False})
     length = len(blocks)
+    steps = _steps(options, [blocks.replace("i", ""), ("af" * length)[:length]], batch, segment)
+    seconds = [
+        [cost(step, "time", repeats=1) for step in steps] for _ in progress(range(rounds + 1), "rounds of timing")
+    ][1:]
+    return {
+        "flops": [cost(step, "flops") for step in steps],
+        "seconds": [statistics.median(column) for column in zip(*seconds, strict=True)],
+    }
+
+
+def _steps(options, layouts: List[str], batch: int, segment: int) -> List[Callable[[], None]]:
+    """For each layout a forward and backward through its blocks."""
+    options = argparse.Namespace(**{**vars(options), "adaptive_softmax_cutoff": None, "tie_adaptive_proj": False})
     steps = []
-    for kinds in blocks.replace("i", ""), ("af" * length)[:length]:
+    for kinds in layouts:
         decoder = SegmentedDecoder(options, Dictionary(), kinds)
         x = torch.randn(batch, segment, options.decoder_embed_dim)
         memory = torch.randn(batch, options.memory_length, options.decoder_embed_dim) if options.memory_length else None
@@ -80,10 +135,4 @@ def compare_compute(options, blocks: str, batch: int, segment: int, rounds: int 
             y.backward(torch.ones_like(y))
 
         steps.append(step)
-    seconds = [
-        [cost(step, "time", repeats=1) for step in steps] for _ in progress(range(rounds + 1), "rounds of timing")
-    ][1:]
-    return {
-        "flops": [cost(step, "flops") for step in steps],
-        "seconds": [statistics.median(column) for column in zip(*seconds, strict=True)],
-    }
+    return steps

@@ -1,5 +1,6 @@
 """One dial: a trained model at a share of its counterpart's multiply-adds, as a report measures them."""
 
+import json
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 import torch
@@ -8,10 +9,10 @@ from fairseq_adaptive.criterions.controller import TOLERANCE
 from fairseq_adaptive.criterions.decisions import Decision, decisions
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, save_checkpoint
+from fairseq_adaptive.modules.policies.shift import Shifted
 from fairseq_adaptive.report.evaluated import Evaluated
 
 STEPS, CLOSE = 16, 0.003  # of the search; how close, in shares of the target, ends it
-SHIFT = ".router.shift"  # what of a policy is a weight and no flag
 
 
 class Dialled(NamedTuple):
@@ -19,13 +20,15 @@ class Dialled(NamedTuple):
 
     Attributes:
         share: multiply-adds of the model by those of its counterpart
-        flags: of the model that say so, in place of those of its training
+        flags: that say so, of each side; of ``..._args`` those arguments that are new
+        kind: of the policies that were turned
         policies: that were turned
         reach: the least and the greatest share that they can be turned to
     """
 
     share: float
-    flags: Dict[str, Any]
+    flags: Dict[str, Dict[str, Any]]
+    kind: str
     policies: List[str]
     reach: Tuple[float, float]
 
@@ -33,11 +36,11 @@ class Dialled(NamedTuple):
 def turn_to(evaluated: Evaluated, compute: float) -> Dialled:
     """Turn the policies of a model until it spends ``compute`` of its counterpart's multiply-adds on what it is measured on.
 
-    Routers with a threshold are turned, all together; in a model without, the halting rules.
+    Routers are turned, all together; in a model without, the halting rules; and a tape where there is nothing else.
 
     Args:
         evaluated: the model and its data; the model is changed
-        compute: share, in (0, 1]
+        compute: share, above 0; with a tape alone it is above 1
 
     Raises:
         UsageError: for a model without a policy that can be turned, with what would give it one, and for a share that is
@@ -49,7 +52,7 @@ def turn_to(evaluated: Evaluated, compute: float) -> Dialled:
 
     def share(position):
         for each in found:
-            each.policy.turn(position)
+            each.policy.turn(position, each.side == "decoder")
         return evaluated.costs().total() / dense
 
     near, far = 0.0, 1.0
@@ -74,16 +77,14 @@ def turn_to(evaluated: Evaluated, compute: float) -> Dialled:
             f"--compute {compute:g} falls between two steps of {', '.join(labels)}, of which the nearer spends {spent:.3f} of "
             "the counterpart's multiply-adds: take that, or measure on more texts"
         )
-    flags: Dict[str, Any] = {}
-    for each in found:
-        flags.update(each.policy.turn(position))
-    return Dialled(spent, flags, labels, reach)
+    flags = {each.side: each.policy.turn(position, each.side == "decoder") for each in found}
+    return Dialled(spent, flags, found[0].policy.kind, labels, reach)
 
 
 def _turned(model) -> List[Decision]:
-    """What is turned: routers where there are any that can be, else halting rules."""
+    """What is turned: routers where there are any that can be, else halting rules, else readers."""
     every, refusals = decisions(model), {}
-    for kind in ("router", "halting"):
+    for kind in ("router", "halting", "reader"):
         found = []
         for each in (each for each in every if each.policy.kind == kind):
             try:
@@ -97,11 +98,11 @@ def _turned(model) -> List[Decision]:
         raise UsageError("--compute: " + "; ".join(refusals.values()))
     raise UsageError(
         "--compute needs a policy that leaves tokens out: train with --router skimming or --halting act, or exit by "
-        "confidence, --halting saturation; a search has --target-compute, a tape adds to the dense model"
+        "confidence, --halting saturation; of a search, fairseq-adaptive derive --compute finds the layout"
     )
 
 
-def write_dialled(path, output, dialled: Dialled, model) -> None:
+def write_dialled(path, output, dialled: Dialled, model) -> Dict[str, Any]:
     """Write a checkpoint as it was, with the flags and thresholds of a dial.
 
     Args:
@@ -110,16 +111,33 @@ def write_dialled(path, output, dialled: Dialled, model) -> None:
         dialled: of :func:`turn_to`
         model: that was turned
 
+    Returns:
+        the flags that have changed, and their values
+
     Raises:
         UsageError: where ``output`` exists or cannot be written
     """
     state = load_checkpoint(path)
     options = state["cfg"]["model"]
     options = options if isinstance(options, dict) else vars(options)
-    for name, value in dialled.flags.items():
-        for side in ("", "encoder_", "decoder_"):
-            if not side or options.get(f"{side}{name}") is not None:
-                options[f"{side}{name}"] = value
-    shifts = {name: each for name, each in model.state_dict().items() if name.endswith(SHIFT)}
-    state["model"].update({name: torch.clone(each) for name, each in shifts.items()})
+    changed: Dict[str, Any] = {}
+    known = getattr(type(model), "__dataclass").__dataclass_fields__
+    for side, flags in dialled.flags.items():
+        for name, value in flags.items():
+            own = f"{side}_{name}"
+            if isinstance(value, dict):
+                shared = options.get(f"{side}_{dialled.kind}") is None  # else common arguments are of another policy
+                given = options.get(own) or (options.get(name) if shared else None)
+                changed[own if own in known else name] = json.dumps({**json.loads(given or "{}"), **value})
+                continue
+            changed[name] = value
+            if options.get(own) is not None:
+                changed[own] = value
+    options.update(changed)
+    shifts = {f"{name}.shift": each.shift for name, each in model.named_modules() if isinstance(each, Shifted)}
+    for name, shift in shifts.items():
+        state["model"].pop(name, None)
+        if shift is not None:
+            state["model"][name] = torch.clone(shift)
     save_checkpoint(state, output)
+    return changed

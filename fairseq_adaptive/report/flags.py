@@ -104,10 +104,6 @@ def flags_of(owner: type, preset: Optional[str] = None) -> List[Flag]:
 def preset_values(owner: type, preset: str) -> dict:
     """What an architecture makes of no flags at all: defaults that the class declares, and those that it says itself."""
     args = argparse.Namespace()
-    if getattr(owner, "__dataclass", None) is None:
-        for each in _actions(owner, argument_default=argparse.SUPPRESS):
-            if each.default != argparse.SUPPRESS:
-                setattr(args, each.dest, each.default)
     ARCH_CONFIG_REGISTRY[preset](args)
     return vars(args)
 

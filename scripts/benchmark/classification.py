@@ -51,7 +51,7 @@ class Stock(Classifier):
     def __init__(self, like):
         args = argparse.Namespace(**{**vars(like.model.args), "max_positions": like.model.max_positions()})
         self.model = RobertaModel.build_model(args, like.task).eval()
-        self.model.register_classification_head("sentence_classification_head", args.num_classes)
+        self.model.register_classification_head("sentence_classification_head", like.task.cfg.num_classes)
         self.model.make_generation_fast_()
 
 

@@ -6,6 +6,8 @@ the input, output and signals of who starts it. Scripts find it by PATH, torchru
 
 import atexit
 import contextlib
+import ctypes
+import gc
 import hashlib
 import importlib
 import inspect
@@ -18,25 +20,31 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Dict
 
-# the program of a forked process is what follows serve(), so that errors and the end of the process are Python's own
+# the program of a forked process is what follows serve(), so that errors are Python's own
 _PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
-from cli.commands import serve
+from cli.commands import end, serve
 path, module, code = serve(sys.argv[1:])
 del sys.path[0], sys.modules["cli"], sys.modules["cli.commands"], serve
 import runpy
-if code is not None:
-    sys.modules["__main__"] = type(sys)("__main__")
-    exec(compile(code, "<string>", "exec"), vars(sys.modules["__main__"]))
-elif module:
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-else:
-    runpy.run_path(path, run_name="__main__")
+try:
+    if code is not None:
+        sys.modules["__main__"] = type(sys)("__main__")
+        exec(compile(code, "<string>", "exec"), vars(sys.modules["__main__"]))
+    elif module:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(path, run_name="__main__")
+except BaseException as error:
+    end(error)
+    raise
+end(None)
 """
 # what is there in a process of each kind before it becomes a command, and before it becomes a program (``python -c``):
 # a program finds fairseq and ours not yet imported, but the libraries that take longest; torch's optimizers import dynamo
@@ -65,9 +73,9 @@ def serve(imported):
     Args:
         imported: names of modules
     """
-    sys.pycache_prefix, sys.dont_write_bytecode = os.environ["TESTS_CACHE"], False  # compile what they import once
     for name in imported:
         importlib.import_module(name)
+    sys.pycache_prefix, sys.dont_write_bytecode = os.environ["TESTS_CACHE"], False  # compile what commands import once
     if "fairseq" in imported:  # what hydra else learns of its grammar, and inspect of all files, in every process anew
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -77,6 +85,7 @@ def serve(imported):
         inspect.stack()
     logging.getLogger().handlers.clear()  # commands set up their log before they import fairseq, which writes to it
     logging.getLogger().setLevel(logging.WARNING)
+    gc.collect(), gc.freeze()  # what is imported is not looked at in each process, which would copy it
     own, parent = at_start(os.environ), os.getppid()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(os.environ["TESTS_SOCKET"])
@@ -94,6 +103,37 @@ def serve(imported):
             return _attend(connection, own)
         connection.close()
     os._exit(0)
+
+
+def end(error):
+    """End a forked process as Python does, but for taking apart all that is imported, which takes longer than most commands.
+
+    Args:
+        error: what ended its program, or None; an error is shown by ``sys.excepthook``
+
+    Returns where Python itself has to end it: of an interrupt, a status that is a text, and where nothing can be written.
+    """
+    status = 0
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        status = error.code or 0
+    elif isinstance(error, Exception):
+        status = 1
+        try:
+            sys.excepthook(type(error), error, error.__traceback__)
+        except SystemExit as exit:
+            status = exit.code
+    elif error is not None:
+        return
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        for stream in sys.stdout, sys.stderr:
+            if stream is not None:
+                stream.flush()
+    except (OSError, ValueError):
+        raise SystemExit(status) from None
+    ctypes.CDLL(None).fflush(None)
+    os._exit(status & 255)
 
 
 def _reap():

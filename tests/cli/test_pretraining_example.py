@@ -96,7 +96,6 @@ def test_recipe_resume_and_export(prepared, tmp_path):
         tmp_path / "depth.html",
         "--table",
         input="A bad cab.\n\nFad.\n",
-        env={"PYTHONPATH": str(ROOT)},
     )
     assert "| [CLS] | 2 |" in shown.stdout and (tmp_path / "depth.html").read_text().count(" [SEP]</i></bdi>") == 2
 

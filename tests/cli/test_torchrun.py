@@ -139,9 +139,9 @@ def test_differences_of_depths(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", (2, 3, 4))
+@pytest.mark.parametrize("workers", (2, 4))  # in the last update one or three have none
 def test_batches_that_the_workers_do_not_divide(workers, tmp_path):
-    """5 batches, the last one of 3 samples: in the last update, some workers have none."""
+    """5 batches, the last one of 3 samples."""
     folder = write_images(tmp_path / "images", 35)
     flags = [
         *FAMILIES["adatape_vit"].flags.split(),

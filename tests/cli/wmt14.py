@@ -33,7 +33,7 @@ SENTENCES = 16  # of each test set; fairseq makes no batch at all of a handful o
 def bash(script, *args, path=(), check=True, **kwargs):
     """Runs a script of the example as a user does whose PATH starts with this interpreter's folder, or that of the
     commands of it that are forked (:mod:`cli.commands`)."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.update(commands.stubs(environment))
     folders = [*map(str, path), commands.stub_folder(), str(Path(sys.executable).parent), os.environ["PATH"]]
     environment["PATH"] = os.pathsep.join(folders)

@@ -75,3 +75,15 @@ def test_a_target_is_neared_or_its_miss_is_said(data, monkeypatch, caplog, name)
         assert after < before
     else:
         assert abs(after / target - 1) <= within and (after != before or not said), (before, after)
+
+
+@pytest.mark.parametrize("family, compute", (("mixture_of_depths_lm", 0.6), ("mixture_of_recursions", 0.7)))
+def test_compute_moves_the_capacity(data, family, compute):
+    trainer, batches = build_trainer(family, data, "--compute", str(compute), "--max-update", "30")
+    trainer.criterion.prepare_targets(30)
+    batches = list(batches)
+    logs = [each for start in range(0, 30, len(batches)) for each in train(trainer, batches[: 30 - start], 30)]
+    sides = [name for name in logs[-1] if name.endswith("_flops")]  # of equal stacks
+    found = sum(each[name] for each in logs[-5:] for name in sides) / 5 / len(sides)
+    assert found == pytest.approx(compute, rel=0.05), (found, sides)
+    assert all(each.shift is not None for each in trainer.model.modules() if hasattr(each, "shift"))

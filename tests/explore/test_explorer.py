@@ -123,6 +123,7 @@ def test_dials_by_kind(build):
     assert names() == [] and names(halting="act") == ["exit quantile"]
     assert names(encoder_halting="saturation") == ["halting threshold"]
     assert names(encoder_router="mixture_of_depths") == ["capacity"]
+    assert names(decoder_router="mixture_of_depths") == ["router threshold"]
     model = build("shared_transformer", **flags, encoder_halting="saturation", halting_threshold=0.7)
     (dial,) = dials_of(model)
     (policy,) = dial.policies

@@ -120,8 +120,8 @@ def test_refuses_what_a_plain_transformer_cannot_express(flags_of, checkpoint):
 POLICIES = [(kind, name) for kind in KINDS for name in policies(kind) if name != "none"]
 
 
-# tapes are for encoders, and confidence needs scores of words
-IMPOSSIBLE = (("decoder", "tape"), ("encoder", "margin"), ("encoder", "patience"))
+# tapes and merging are for encoders, and confidence needs scores of words
+IMPOSSIBLE = (("decoder", "tape"), ("decoder", "token_merging"), ("encoder", "margin"), ("encoder", "patience"))
 
 
 @pytest.mark.parametrize(

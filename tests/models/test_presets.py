@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import pickle
 from types import SimpleNamespace
 from unittest import mock
 
@@ -14,11 +15,13 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY, build_model
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import fairseq_adaptive.plugin  # noqa: F401  registers models
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults, with_defaults
 from fairseq_adaptive.models.par_supernet import PARSupernetConfig
+from fairseq_adaptive.report.flags import ours
 
 OURS = [name for name, model in ARCH_MODEL_REGISTRY.items() if model.__module__.startswith("fairseq_adaptive.")]
 STOCK = ["transformer_lm", "transformer_lm_gpt", "transformer_lm_gpt2_tiny", "transformer_lm_wiki103"]
@@ -165,3 +168,13 @@ def test_fill_defaults():
     assert args.none == 3
     found = with_defaults(argparse.Namespace(blocks=None, dropout=0), PARSupernetConfig)
     assert (found.blocks, found.dropout, hasattr(found, "temperature_updates")) == (32, 0, False)
+
+
+def test_every_model_and_criterion_is_in_a_group_of_hydra():
+    """``fairseq-hydra-train model=shared_transformer``: fairseq puts there what has a dataclass."""
+    store = ConfigStore.instance().repo
+    for kind, name, owner in ours():
+        if kind in ("model", "criterion"):
+            assert f"{name}.yaml" in store[kind], name
+            config = getattr(owner, "__dataclass")
+            assert pickle.loads(pickle.dumps(config)) is config

@@ -12,6 +12,7 @@ from fairseq_adaptive.modules.policies import Counts
 from fairseq_adaptive.modules.stack.compute import stack_macs
 
 SKIM = ("--router", "skimming", "--router-args", '{"bias": 20, "noise": 0}')
+MERGE = ("--router", "token_merging", "--router-args", '{"share": 0.3}')
 TAPE = ("--reader", "tape", "--encoder-reader-args", '{"tokens": 6, "bank_size": 30, "mlp_dim": 16}')
 CASES = {
     **{name: (name,) for name in FAMILIES},
@@ -69,6 +70,9 @@ CASES = {
     "lm-predictor": ("shared_transformer_lm", "--router", "mixture_of_depths", "--router-args", '{"predictor": true}'),
     "transkimmer-act": ("transkimmer", "--halting", "act"),
     "albert-skimming": ("albert_act", *SKIM),
+    "albert-merging-act": ("albert_act", *MERGE),
+    "transkimmer-merging": ("transkimmer", *MERGE),
+    "adatape-merging": ("adatape_vit", *MERGE, "--tape-layer", "1"),
     "xl-act": ("par_transformer_xl", "--halting", "act"),
     "xl-act-shared": (
         "par_transformer_xl",
@@ -158,7 +162,7 @@ def readers(model):
     return {each.name: each.reader for each in decisions(model)}
 
 
-QUICK = {*FAMILIES, "translation-tape-skimming-act", "lm-recursions", "xl-act-shared"}
+QUICK = {*FAMILIES, "translation-tape-skimming-act", "lm-recursions", "xl-act-shared", "transkimmer-merging"}
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ def test_recursions_follow_the_schedule(schedule, options, expected):
     (
         ("mixture_of_recursions", {"recursions": 4}, "6 depths that share layers cannot be 4 recursions"),
         ("mixture_of_recursions", {"gate": "relu"}, "must be one of sigmoid, tanh, none"),
-        ("mixture_of_recursions", {"threshold": 1}, "threshold 1 between 0 and 1"),
+        ("mixture_of_recursions", {"threshold": 1}, "a threshold of 1 is impossible"),
         ("mixture_of_recursions", {"auxiliary": True, "z_loss": 1.0}, "leave out auxiliary"),
         ("mixture_of_recursions", {"sharing": "middle_sequence", "kv": "first"}, "a router that computes all tokens"),
         ("mixture_of_recursions", {"kv": "keep"}, "no keys to keep"),

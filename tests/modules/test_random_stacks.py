@@ -51,6 +51,7 @@ ROUTERS = {
         "warmup": [0, 5],
         "mlp": [False, True],
     },
+    "token_merging": {"share": [0.0, 0.2, 0.5]},
 }
 RULES = {
     "none": {},
@@ -136,7 +137,8 @@ def specs(draw):
     routers = {
         name: args
         for name, args in ROUTERS.items()
-        if _try(build_policy, "router", name, place(schedule)) or name == "none"
+        if (name == "none" or _try(build_policy, "router", name, place(schedule)))
+        and (name != "token_merging" or kind == "encoder")
     }
     router, router_args = policy(routers)
     if router == "mixture_of_depths":

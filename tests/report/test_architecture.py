@@ -1,11 +1,12 @@
 import argparse
+import itertools
 
 import pytest
 import torch
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.report import architecture
-from fairseq_adaptive.report.architecture import compare_compute, found_blocks, found_layout
+from fairseq_adaptive.report.architecture import blocks_within, compare_compute, found_blocks, found_layout
 
 
 def test_layout_is_that_of_the_most_probable_kinds():
@@ -61,3 +62,17 @@ def test_untouched_search_has_no_layout(chosen, monkeypatch):
         UsageError, match=f"search.pt has not chosen among the kinds of {3 - chosen} of 3 blocks: go on"
     ):
         architecture.load_search("search.pt")
+
+
+def test_blocks_within_a_share():
+    """The most probable of all layouts that cost it, as trying every one finds them; and what no layout costs."""
+    pytest.importorskip("scipy")
+    probabilities = torch.rand(6, 3, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    costs = {"a": 0.7, "f": 1.3}
+    for share in (0.55, 0.7, 1.0):
+        every = ("".join(each) for each in itertools.product("afi", repeat=6))
+        near = [each for each in every if abs(sum(costs.get(kind, 0) for kind in each) / 6 / share - 1) <= 0.03]
+        gains = {each: sum(probabilities[i, "afi".index(kind)].log() for i, kind in enumerate(each)) for each in near}
+        assert blocks_within(probabilities, costs, share) == max(gains, key=gains.get)
+    with pytest.raises(UsageError, match="no layout of 6 blocks costs that share"):
+        blocks_within(probabilities, costs, 2.0)

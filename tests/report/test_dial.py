@@ -32,10 +32,23 @@ def place(tmp_path_factory):
     return checkpoint
 
 
-@pytest.mark.parametrize("family, share", [("transkimmer", 0.5), ("universal_transformer", 0.6)])
-def test_the_share_is_that_of_the_report(family, share, place, tmp_path, capsys):
+LONG, SLOW = ("patience", "recursions"), pytest.mark.slow
+SHARES = {
+    "transkimmer": (0.5, "transkimmer"),
+    "universal_transformer": (0.6, "universal_transformer"),
+    "capacity in a decoder": (0.8, "mixture_of_depths_lm"),
+    "capacity in both": (0.8, "mixture_of_recursions"),
+    "recursions": (0.8, "token_choice_lm"),
+    "patience": (0.85, "shared_transformer", "--decoder-halting", "patience"),
+    "tape": (3.25, "adatape_parity"),
+}
+
+
+@pytest.mark.parametrize("case", [pytest.param(each, marks=SLOW if each in LONG else []) for each in SHARES])
+def test_the_share_is_that_of_the_report(case, place, tmp_path, capsys):
     """Of the checkpoint that was written, read back, on the texts that it was turned on."""
-    path, less = place(family), ["--subset", "train", "--texts", "32", "--batch-size", "32"]
+    share, *family = SHARES[case]
+    path, less = place(*family), ["--subset", "train", "--texts", "32", "--batch-size", "32"]
     command.main([str(path), "--compute", str(share), "--output", str(tmp_path / "new.pt"), *less])
     assert "of the counterpart's multiply-adds" in capsys.readouterr().out
     about = describe(Evaluated(tmp_path / "new.pt", subset="train", batch_size=32, texts=32))
@@ -48,7 +61,5 @@ def test_the_share_is_that_of_the_report(family, share, place, tmp_path, capsys)
 def test_what_cannot_be_turned(place):
     with pytest.raises(UsageError, match="out of reach: turned from end to end, skimming spends 0"):
         turn_to(Evaluated(place("transkimmer"), subset="train", batch_size=8, texts=8), 0.001)
-    with pytest.raises(UsageError, match="mixture_of_depths has no threshold .* --router-args"):
-        turn_to(Evaluated(place("mixture_of_depths_lm"), subset="train", batch_size=8, texts=8), 0.5)
     with pytest.raises(UsageError, match="--router skimming or --halting act"):
         turn_to(Evaluated(place("shared_transformer"), subset="train", batch_size=8, texts=8), 0.5)

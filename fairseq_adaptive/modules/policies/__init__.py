@@ -6,6 +6,7 @@ from fairseq_adaptive.modules.policies.base import (
     Counts,
     Halting,
     LearnedHalting,
+    Merged,
     Place,
     Policy,
     Reader,
@@ -13,6 +14,7 @@ from fairseq_adaptive.modules.policies.base import (
     Verdict,
 )
 from fairseq_adaptive.modules.policies.confidence import ConfidenceExit, Margin, Saturation
+from fairseq_adaptive.modules.policies.exit_head import ExitHead
 from fairseq_adaptive.modules.policies.mixture_of_depths import MixtureOfDepths
 from fairseq_adaptive.modules.policies.mixture_of_recursions import ExpertChoice
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
@@ -25,6 +27,7 @@ from fairseq_adaptive.modules.policies.search import Search
 from fairseq_adaptive.modules.policies.skimming import Skimming
 from fairseq_adaptive.modules.policies.tape import Tape
 from fairseq_adaptive.modules.policies.token_choice import TokenChoice
+from fairseq_adaptive.modules.policies.token_merging import TokenMerging
 
 __all__ = [
     "ACT",
@@ -32,11 +35,13 @@ __all__ = [
     "ConfidenceExit",
     "Counts",
     "Distributed",
+    "ExitHead",
     "ExpertChoice",
     "Halting",
     "LearnedHalting",
     "LoopGate",
     "Margin",
+    "Merged",
     "MixtureOfDepths",
     "Place",
     "Policy",
@@ -50,6 +55,7 @@ __all__ = [
     "StickBreaking",
     "Tape",
     "TokenChoice",
+    "TokenMerging",
     "UniversalACT",
     "Verdict",
     "build_policy",

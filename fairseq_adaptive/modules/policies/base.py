@@ -37,6 +37,7 @@ class Counts(NamedTuple):
         dim: C, their width
         depth: at which depth; of several, the first
         bank: how many entries a reader chose from
+        lengths: B, how many of them each sequence had; None: they were one sequence
     """
 
     asked: float
@@ -44,6 +45,7 @@ class Counts(NamedTuple):
     dim: int
     depth: int = 0
     bank: int = 0
+    lengths: Optional[Tensor] = None
 
 
 class Place(NamedTuple):
@@ -107,14 +109,15 @@ class Policy:
         """How many multiply-accumulates deciding took."""
         return 0.0
 
-    def turn(self, position: float) -> Dict[str, object]:
+    def turn(self, position: float, causal: bool = False) -> Dict[str, object]:
         """Compute more or less after a training.
 
         Args:
             position: from the least that the policy can compute, 0, to the most, 1
+            causal: in a decoder, where a choice does not depend on later tokens
 
         Returns:
-            the flags that say so, by their names without a side, for what is no weight
+            the flags that say so, by their names without a side, for what is no weight; of ``..._args`` a dict
 
         Raises:
             UsageError: where nothing can be turned after a training, with what to do instead
@@ -125,6 +128,21 @@ class Policy:
         )
 
 
+class Merged(NamedTuple):
+    """Tokens that a router has put together; one of them stands for all.
+
+    Attributes:
+        state: ... x C, what the depth reads
+        size: ..., for how many tokens each stands, in floating point: attention adds the logarithm to the scores of its key
+        into: ..., of a token that another stands for from now on the number of that one among these tokens, flattened; of
+            others their own. Who is merged away is left out (``run`` is 0), and has the state of that one in the end
+    """
+
+    state: Tensor
+    size: Tensor
+    into: Tensor
+
+
 class Choice(NamedTuple):
     """What a router says before a depth.
 
@@ -133,12 +151,14 @@ class Choice(NamedTuple):
         probability: ..., what it was drawn from, or the score
         carry: what the router wants back at the next depth, and in :meth:`Router.combine`; None: what it had
         score: ..., the logit that a price is made of; None: there is none
+        merged: what tokens were put together, of a router that ``merges``; None: none has been so far
     """
 
     run: Tensor
     probability: Tensor
     carry: Optional[Carry] = None
     score: Optional[Tensor] = None
+    merged: Optional[Merged] = None
 
 
 class Router(Policy, abc.ABC):
@@ -149,10 +169,11 @@ class Router(Policy, abc.ABC):
         weighs: :meth:`combine` does more than to take the state after the layer where the token was computed
         default_kv: what others see of a token that is left out, where ``--router-kv`` says nothing
         computes_all_first: all tokens are computed at the first repeat of every layer that runs again
+        merges: its choices have ``merged``; it must be monotone, and nobody sees who is left out
     """
 
     kind = "router"
-    monotone, weighs, default_kv, computes_all_first = True, False, "active", False
+    monotone, weighs, default_kv, computes_all_first, merges = True, False, "active", False, False
 
     def start(self, x: Tensor) -> Carry:
         """Return what to carry into the first depth; ``x`` is ... x C, the states before it."""
@@ -219,11 +240,12 @@ class Halting(Policy, nn.Module, abc.ABC):
         weighs_depths: whether, at present, nothing halts and the probabilities of all depths weigh their states
         compares_states: the rule reads how far a layer moved the state
         halts_in_training: tokens halt in training as in evaluation
+        reads_position: it wants ``position`` in its carry, ..., how many tokens of the sentence come before each; of decoders
         no_quantile: what a rule without a distribution over depths has in its place, for :meth:`exit_at`
     """
 
     kind = "halting"
-    weighs_depths, compares_states, halts_in_training, no_quantile = False, False, False, ""
+    weighs_depths, compares_states, halts_in_training, reads_position, no_quantile = False, False, False, False, ""
 
     def start(self, x: Tensor) -> Carry:
         """Return what to carry into the first depth; ``x`` is ... x C, the states before it."""

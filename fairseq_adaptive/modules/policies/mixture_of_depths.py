@@ -12,8 +12,9 @@ from torch import nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.base import Choice, Router
-from fairseq_adaptive.modules.policies.ranking import Score, best, count, small_mlp
+from fairseq_adaptive.modules.policies.ranking import Score, best, bound_of, by_row, count, small_mlp, turned
 from fairseq_adaptive.modules.policies.registry import register_policy
+from fairseq_adaptive.modules.policies.shift import Shifted
 
 
 def share_of(capacity: Union[float, str]) -> float:
@@ -33,13 +34,13 @@ def share_of(capacity: Union[float, str]) -> float:
 
 
 @register_policy("mixture_of_depths")
-class MixtureOfDepths(Router, nn.ModuleList):
+class MixtureOfDepths(Shifted, Router, nn.ModuleList):
     """One linear layer for each routed depth.
 
     The best of a sequence are known when all of it is there. Where a choice must not depend on later tokens, in
-    evaluation of a decoder, those are computed that have a score of 0 and more: :meth:`price` teaches the scores, or the
-    predictor's where there is one, to say who is among the best. (Not a sigmoid of 0.5 and more, which a score just below
-    0 has, too.)
+    evaluation of a decoder, those are computed that have a score of 0 and more (the logit of ``threshold``):
+    :meth:`price` teaches the scores, or the predictor's where there is one, to say who is among the best. (Not a sigmoid of
+    0.5 and more, which a score just below 0 has, too.)
 
     The equations are from a secondary source, not checked against the paper: x + r f(x) with r = w x + b for the best, f
     without the outer residual; a capacity of 12.5% at every other depth.
@@ -53,13 +54,16 @@ class MixtureOfDepths(Router, nn.ModuleList):
             ``sigmoid``, our own: in a post-LN model states that pass by are not normalised, and such scores square them
         predictor: a small network of its own says who is computed in a decoder's evaluation; it reads the state without a
             gradient, so that learning to say so does not move the scores
+        threshold: of the probability to be among the best, above 0 and below 1: whom a decoder computes in evaluation
+
+    Attributes:
+        shift: of the capacity's logarithm, where a target has moved it
 
     Raises:
         UsageError: for values that are impossible
     """
 
-    monotone, weighs, weight = False, True, 0.01
-    unsteered = "whose capacity says how much is computed: give --router-args '{\"capacity\": ...}'"
+    monotone, weighs, weight, movable = False, True, 0.01, True
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class MixtureOfDepths(Router, nn.ModuleList):
         every: int = 1,
         weighting: str = "sigmoid",
         predictor: bool = False,
+        threshold: float = 0.5,
     ):
         if every not in range(1, depths + 1):
             raise UsageError(
@@ -80,9 +85,23 @@ class MixtureOfDepths(Router, nn.ModuleList):
         self.capacity, self.every, self.weighting = share_of(capacity), every, weighting
         # beside the units, in whose place a user may put others, such as an adapter of one
         self.predictors = nn.ModuleList(small_mlp(dim) for _ in range(depths // every)) if predictor else None
+        self.bound = bound_of(threshold)
+        self.register_shift()
 
     def start(self, x):
         return {"gate": torch.ones_like(x[..., 0])}
+
+    def room(self, counts, by: float = 0.0):
+        """How many of ``counts`` tokens of each sequence, B, are computed, the capacity moved ``by`` so much."""
+        return (min(1.0, self.shifted(self.capacity, by)) * counts).ceil().clamp_min(1)
+
+    def turn(self, position, causal=False):
+        """Set the capacity, in a decoder the threshold."""
+        if causal:
+            self.bound = bound_of(turned(position))
+            return {"router_args": {"threshold": turned(position)}}
+        self.capacity, self.shift = max(1e-6, position), None
+        return {"router_args": {"capacity": self.capacity}}
 
     def choose(self, depth, x, carry, asked, sentence, protected, causal):
         if (depth + 1) % self.every:
@@ -93,11 +112,10 @@ class MixtureOfDepths(Router, nn.ModuleList):
         if self.predictors is not None:
             guess = self.predictors[depth // self.every](x.detach()).squeeze(-1)
         if causal and not self.training:
-            run = guess >= 0
+            run = guess >= self.bound
             run = (run if protected is None else run | protected) & asked
         else:
-            room = (self.capacity * count(asked, sentence)).ceil().clamp_min(1)
-            run = best(score, room, asked, sentence, protected)
+            run = best(score, self.room(count(asked, sentence)), asked, sentence, protected)
         gate = score if self.weighting == "score" else score.sigmoid()
         return Choice(run.to(score), guess.sigmoid(), {"gate": gate}, guess)
 
@@ -117,7 +135,16 @@ class MixtureOfDepths(Router, nn.ModuleList):
         return sum((each.sum() for each in losses), super().price(trace)) / asked.clamp_min(1)
 
     def lever(self, trace):
-        """None: no weight of the price changes how much is computed."""
+        """None: no weight of the price changes how much is computed; a target moves the capacity."""
+
+    def decided(self, trace, by: float = 0.0):
+        """As :meth:`Policy.decided`; the capacity moved ``by`` so much in its logarithm."""
+        if not by:
+            return super().decided(trace)
+        return [
+            step.alive if (depth + 1) % self.every else by_row(step, self.room(step.asked.sum(1), by))
+            for depth, step in enumerate(trace.steps)
+        ]
 
     def macs(self, counts):
         """A unit at every routed depth, and a predictor where there is one."""

@@ -48,6 +48,11 @@ def check_pairing(
         raise UsageError(
             "--router-kv keep: a token that is left out at once has no keys to keep; choose active or recompute"
         )
+    if router is not None and router.merges and router_kv not in (None, "active"):
+        raise UsageError(
+            f"--router-kv {router_kv}: a token that was merged is seen in the one that stands for it, and would be seen "
+            "twice; choose active"
+        )
     if router_kv == "first" and not router.computes_all_first:
         raise UsageError(
             "--router-kv first needs a router that computes all tokens at the first repeat of every layer: "

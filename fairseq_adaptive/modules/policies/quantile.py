@@ -28,7 +28,7 @@ class Distributed(LearnedHalting):
     def exit_at(self, quantile):
         self.quantile = check_threshold(quantile, "an exit quantile")
 
-    def turn(self, position):
+    def turn(self, position, causal=False):
         """Exit at a quantile; of rules that do not halt in training it is another name of their threshold."""
         quantile = min(1.0, max(LEAST, position))
         self.exit_at(quantile)

@@ -23,7 +23,9 @@ class Recursions(Router, nn.Module):
     """
 
     monotone, weighs = False, True
-    unsteered = "for no weight of its price changes how much is computed: give --router-args"
+    unsteered = (
+        "whose price keeps recursions equally frequent: turn it after the training (dial), or give --router-args"
+    )
 
     def __init__(self, depths: int, schedule: Sequence[int], recursions: Optional[int], warmup: int):
         super().__init__()

@@ -11,8 +11,8 @@ from torch import nn
 
 from fairseq_adaptive.modules.policies.base import Choice, Router
 from fairseq_adaptive.modules.policies.registry import register_policy
+from fairseq_adaptive.modules.policies.shift import FARTHEST, Shifted
 
-FARTHEST = 40.0  # thresholds are moved
 KEEP = 1  # the column of the predictor's output that means keep; 0 means skim
 
 
@@ -39,7 +39,7 @@ class SkimPredictor(nn.Sequential):
 
 
 @register_policy("skimming")
-class Skimming(Router, nn.ModuleList):
+class Skimming(Shifted, Router, nn.ModuleList):
     """A predictor for each of the N depths of a stack, also where a layer serves several.
 
     Args:
@@ -57,30 +57,17 @@ class Skimming(Router, nn.ModuleList):
     def __init__(self, dim: int, depths: int, bias: float = 5.0, noise: float = 1.0):
         super().__init__(SkimPredictor(dim, bias) for _ in range(depths))
         self.noise = noise
-        self.register_buffer("shift", None)
+        self.register_shift()
 
     @property
     def hidden_maps(self):
         """The large linear maps of the predictors, C x C; what scores is not among them."""
         return [predictor[1] for predictor in self]
 
-    def move(self, by: float):
-        """Keep more (above 0) or fewer tokens, by so much in the logits of all depths."""
-        shift = torch.zeros((), device=self[0][1].weight.device) if self.shift is None else self.shift
-        self.shift = (shift + by).clamp(-FARTHEST, FARTHEST)
-
-    def turn(self, position):
+    def turn(self, position, causal=False):
         """Set the threshold, which is saved with the weights."""
-        by = FARTHEST * (2 * position - 1)
-        self.shift = torch.full((), by, device=self[0][1].weight.device)
+        self.set_shift(FARTHEST * (2 * position - 1))
         return {}
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        if f"{prefix}shift" not in state_dict:
-            self.shift = None
-        elif self.shift is None:
-            self.shift = torch.zeros((), device=self[0][1].weight.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def reset_parameters(self):
         for predictor in self:

@@ -3,6 +3,7 @@
 Xue et al., *Adaptive Computation with Elastic Input Sequence* (ICML 2023), section 3.
 """
 
+import math
 from typing import NamedTuple, Optional, Tuple
 
 import torch
@@ -13,6 +14,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.known import known
 from fairseq_adaptive.modules.policies.base import Reader, upcast
 from fairseq_adaptive.modules.policies.registry import register_policy
+from fairseq_adaptive.modules.policies.shift import Shifted
 
 COSTS = ("entropy", "max")
 QUERIES = ("mean", "first")
@@ -127,7 +129,7 @@ class GatedMLP(nn.Module):
         return self.dropout(self.fc2(self.dropout(F.glu(self.fc1(x)))))
 
 
-class TapeReader(nn.Module):
+class TapeReader(Shifted, nn.Module):
     """Adaptive tape reading (section 3.2, algorithm 1).
 
     A step mixes the K unread entries that are nearest to the query into one token, by the softmax of their scores, and
@@ -145,6 +147,9 @@ class TapeReader(nn.Module):
         allow_exhausted: let rows stop where their bank is read to the end; otherwise a bank that could be is refused
         query_noise: deviation of Gaussian noise on the query, in training
         bank_dropout: probability that a row cannot see an entry, in training
+
+    Attributes:
+        shift: of the threshold's logarithm, where a dial has moved it; K stays
 
     Raises:
         UsageError: for settings that read nothing
@@ -179,9 +184,13 @@ class TapeReader(nn.Module):
         self.allow_exhausted = allow_exhausted
         self.query_noise, self.bank_dropout = query_noise, bank_dropout
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.register_shift()
 
     def check_bank(self, size: int):
-        """Raises: UsageError: when a bank of ``size`` entries can be read to the end and that is not allowed"""
+        """
+        Raises:
+            UsageError: when a bank of ``size`` entries can be read to the end and that is not allowed
+        """
         needed = self.num_tokens * self.entries_per_token
         if size < needed and not self.allow_exhausted:
             raise UsageError(
@@ -230,7 +239,8 @@ class TapeReader(nn.Module):
         another entry.
         """
         each = min(self.entries_per_token, keys.size(-2))
-        total = cost = query.new_zeros(len(query))
+        total, threshold = query.new_zeros(len(query)), self.shifted(self.threshold)
+        cost = total
         steps = []
         running = ~used.all(-1)
         while len(steps) < self.num_tokens and (not steps or running.any()):
@@ -244,7 +254,7 @@ class TapeReader(nn.Module):
             query = (query + key) / 2 if self.query_update == "average" else key
             total = total + weights[:, 0].detach().masked_fill(~running, 0)
             used = used.scatter(1, entries, True)
-            running = running & (total < self.threshold) & ~used.all(-1)
+            running = running & (total < threshold) & ~used.all(-1)
         return steps, cost
 
 
@@ -320,6 +330,13 @@ class Tape(Reader):
         reading = self.read(x, padding_mask, bank, bank_padding_mask)
         mask = torch.cat((padding_mask, ~reading.live), dim=1)
         return torch.cat((x, reading.appended.transpose(0, 1))), mask, reading
+
+    def turn(self, position, causal=False):
+        """Set the sum of certainties that ends the reading: from the first tape token to a full tape, which is saved with
+        the weights."""
+        limit = max(1e-6, position) * self.reader.num_tokens
+        self.reader.set_shift(math.log(limit / self.reader.threshold))
+        return {}
 
     def price(self, trace):
         """The mean over the sequences of the ponder cost of reading."""

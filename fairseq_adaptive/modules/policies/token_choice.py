@@ -14,10 +14,11 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.ranking import Score, small_mlp
 from fairseq_adaptive.modules.policies.recursions import Recursions
 from fairseq_adaptive.modules.policies.registry import register_policy
+from fairseq_adaptive.modules.policies.shift import FARTHEST, Shifted
 
 
 @register_policy("token_choice")
-class TokenChoice(Recursions):
+class TokenChoice(Shifted, Recursions):
     """At the first recursion a token gets the number of its last one, which depends on nothing but itself.
 
     Between recursions a state is what the layers made; at the end, weighted by the chance of the choice, it is added to
@@ -33,6 +34,9 @@ class TokenChoice(Recursions):
         rate: see ``balance``
         warmup: before so many updates all tokens go to the last recursion
         z_loss: weight of the mean square of the scores' logsumexp in the price
+
+    Attributes:
+        shift: where a dial has moved it, each recursion more is e to this as probable for the choice
 
     Raises:
         UsageError: for values that are impossible
@@ -60,6 +64,7 @@ class TokenChoice(Recursions):
         self.function, self.alpha, self.balance, self.rate, self.z_loss = function, alpha, balance, rate, z_loss
         self.unit = small_mlp(dim, self.count) if mlp else Score(dim, self.count, bias=False)
         self.register_buffer("bias", torch.zeros(self.count) if balance == "bias" else None)
+        self.register_shift()
         self.reset_parameters()
 
     def start(self, x):
@@ -78,11 +83,19 @@ class TokenChoice(Recursions):
         left = carry["chances"][..., recursion:].sum(-1) / carry["chances"].sum(-1)
         return left, score, {**carry, "active": asked & (carry["last"] >= recursion)}
 
+    def turn(self, position, causal=False):
+        """Let tokens choose fewer recursions or more, which is saved with the weights."""
+        self.set_shift(FARTHEST * (2 * position - 1))
+        return {}
+
     @torch.no_grad()
     def _last(self, chances, asked, protected):
         if self.training and self.num_updates < self.warmup:
             return torch.full_like(chances[..., 0], self.count - 1, dtype=torch.long)
-        last = (chances if self.bias is None else chances + self.bias.to(chances)).argmax(-1)
+        chances = chances if self.bias is None else chances + self.bias.to(chances)
+        if self.shift is not None:
+            chances = chances * (self.shift * torch.arange(self.count, device=chances.device)).exp().to(chances)
+        last = chances.argmax(-1)
         if self.bias is not None and self.training:
             load = last[asked].bincount(minlength=self.count).to(self.bias)
             if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -45,6 +45,34 @@ def attend_within(
     return attention.out_proj(skim_attention(*parts, sequences, kept, dropout).flatten(1))
 
 
+def log_sizes(size: Tensor) -> Tensor:
+    """G x S, for how many tokens each key stands (0: nobody sees it), to what is added to its scores, G x 1 x 1 x S."""
+    nobody = ~(size > 0).any(1, keepdim=True)  # where nothing is seen, and nothing is wanted: no NaN
+    return size.log().masked_fill(nobody, 0.0)[:, None, None]
+
+
+def attend_sized(attention, x: Tensor, groups: Groups, size: Tensor, keys: Optional[Callable] = None) -> Tensor:
+    """Self-attention of packed tokens in which a key counts as often as it stands for tokens (Bolya et al., 2023).
+
+    Args:
+        attention: fairseq's multi-head attention
+        x: P x C
+        groups: of their sequences
+        size: P, for how many tokens each stands; 0: nobody sees it
+        keys: makes of keys and values, P x C, those that are read
+
+    Returns:
+        P x C
+    """
+    queries, *pair = project(x, attention.q_proj, attention.k_proj, attention.v_proj)
+    pair = pair if keys is None else keys(*pair)
+    q, k, v = (heads(groups.pad(each), attention) for each in (queries, *pair))
+    mask = log_sizes(groups.pad(size)).to(q.dtype)
+    dropout = attention.dropout_module.p if attention.training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return attention.out_proj(groups.unpad(out.transpose(1, 2).flatten(2)))
+
+
 def attend_padded(
     attention, x: Tensor, visible: Optional[Tensor], causal: bool, keys: Optional[Callable] = None
 ) -> Tensor:

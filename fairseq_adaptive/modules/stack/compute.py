@@ -139,7 +139,7 @@ def stack_macs(
             going = going & ~done
         for policy, asked in ((router, going & there), (rule, computed)):
             if policy is not None and (policy is router or step.counts):
-                spent = spent + policy.macs(Counts(asked.sum().double(), 1, width, depth))
+                spent = spent + policy.macs(Counts(asked.sum().double(), 1, width, depth, lengths=asked.sum(1)))
         if stack.adaptive and trace.memory is None and not computed.any():
             made = torch.zeros_like(computed)
         else:

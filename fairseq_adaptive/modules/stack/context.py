@@ -5,14 +5,15 @@ blocks of a Transformer-XL is here, and the run knows none of it.
 """
 
 import functools
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from fairseq_adaptive.modules.policies.base import Reader
-from fairseq_adaptive.modules.stack.attention import attend_padded, attend_within
-from fairseq_adaptive.modules.stack.packing import PackedTokens, token_mask
+from fairseq_adaptive.modules.stack.attention import attend_padded, attend_sized, attend_within
+from fairseq_adaptive.modules.stack.merges import Merges
+from fairseq_adaptive.modules.stack.packing import Groups, PackedTokens, token_mask
 
 
 class Shown(NamedTuple):
@@ -21,10 +22,12 @@ class Shown(NamedTuple):
     Attributes:
         visible: ..., 1 where the others see a token's keys and 0 where they do not
         done: ..., true at tokens that have halted
+        size: ..., for how many tokens a key stands, where some have been merged
     """
 
     visible: Optional[Tensor] = None
     done: Optional[Tensor] = None
+    size: Optional[Tensor] = None
 
 
 ALL = Shown()
@@ -155,7 +158,7 @@ class TokenContext(Context):
         self.start = self.take(self._x)
         self.running = torch.ones(len(self.start), dtype=torch.bool, device=x.device)
         self._keys = KeptKeys(kv) if kv in ("keep", "first") else None
-        self._tape, self.tape_len = None, tape_len
+        self._groups, self._tape, self.tape_len = None, None, tape_len
         if tape_len:
             self._tape = self.take(
                 (torch.arange(x.size(0), device=x.device) >= x.size(0) - tape_len)[None].expand_as(self.tokens)
@@ -167,9 +170,16 @@ class TokenContext(Context):
 
     def arguments(self, stack, depth, x, shown):
         keys = self._keys and functools.partial(self._keys, stack.schedule[depth], shown)
-        attention = functools.partial(
-            attend_within, stack[depth].self_attn, self._sequences, kept=shown.visible, keys=keys
-        )
+        if shown.size is None:
+            attention = functools.partial(
+                attend_within, stack[depth].self_attn, self._sequences, kept=shown.visible, keys=keys
+            )
+        else:
+            if self._groups is None:
+                self._groups = Groups(self.sentence, len(self.tokens))
+            attention = functools.partial(
+                attend_sized, stack[depth].self_attn, groups=self._groups, size=shown.size * shown.visible, keys=keys
+            )
         tape = {} if self._tape is None else {"tape": self._tape}
         return {"self_attention": attention, **tape}
 
@@ -228,6 +238,11 @@ class DecoderContext(Context):
         self._where, self._weights_at = {**where, "self_attn_padding_mask": padding_mask}, weights_at
         self.causal = where["self_attn_mask"] is not None or where["incremental_state"] is not None
         self._keys = KeptKeys(kv) if kv in ("keep", "first") else None
+
+    def position(self, stack) -> Tensor:
+        """T x B, how many tokens of its sentence come before each."""
+        state = self._where["incremental_state"]
+        return self.take(self.tokens.cumsum(1) - 1) + (0 if state is None else past_length(stack, state))
 
     def arguments(self, stack, depth, x, shown):
         attention = None
@@ -288,6 +303,12 @@ class PlainDecoderContext(DecoderContext):
         return torch.where(visible.unsqueeze(-1), out, x), weights if depth in self._weights_at else None
 
 
+def past_length(stack, incremental_state: Dict) -> int:
+    """How many tokens of each sentence the caches of a decoder have."""
+    cache = stack[0].self_attn._get_input_buffer(stack[0].depth_cache(incremental_state, 0))
+    return cache["prev_key"].size(2) if "prev_key" in cache else 0
+
+
 def encoder_context(stack, x: Tensor, padding_mask: Optional[Tensor], tape_len: int = 0, read=None) -> Context:
     """The context of a dense run of encoder layers."""
     if stack.router is not None or stack.halting_kv != "recompute" or stack.without_padding:
@@ -299,6 +320,8 @@ def encoder_context(stack, x: Tensor, padding_mask: Optional[Tensor], tape_len: 
     return Context(x, padding_mask, tape_len)
 
 
-def every_state(context: Context, states: List[Tensor]) -> Tensor:
-    """The states of all depths, one after the other in the batch."""
-    return torch.cat([context.finish(each) for each in states], context.batch_dim)
+def every_state(context: Context, states: List[Tensor], merges: Sequence[Merges] = ()) -> Tensor:
+    """The states of all depths, one after the other in the batch; ``merges``: what stood for what at each."""
+    states = [context.finish(each) for each in states]
+    states = [each.spread(state) for each, state in zip(merges, states, strict=True)] if merges else states
+    return torch.cat(states, context.batch_dim)

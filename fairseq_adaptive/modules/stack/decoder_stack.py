@@ -16,6 +16,9 @@ from fairseq_adaptive.modules.tracing import refuse_tracing
 class DecoderStack(LayerStack):
     """:class:`LayerStack` of decoder layers."""
 
+    positioned = True
+    unmergeable = "a token of a causal decoder would hold later ones; take an encoder (--encoder-router)"
+
     def forward(
         self,
         x: Tensor,

@@ -172,6 +172,7 @@ class ForeignStack(LayerStack):
 
     changed = None  # layers are called as they are
     resizable = False  # each layer has a call
+    unmergeable = "layers of other libraries cannot be told how much a key weighs; choose another router"
 
     def check_layers(self):
         """What a layer needs here is tried."""

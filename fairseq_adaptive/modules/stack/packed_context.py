@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_adaptive.modules.stack.attention import attend_from, attend_within, heads
-from fairseq_adaptive.modules.stack.context import Reading
+from fairseq_adaptive.modules.stack.attention import attend_from, attend_sized, attend_within, heads, log_sizes
+from fairseq_adaptive.modules.stack.context import Reading, past_length
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packing import Groups, token_mask
 from fairseq_adaptive.ops.skim_attention import Sequences
@@ -33,10 +33,11 @@ class PackedContext:
     Attributes:
         states: B T x C, the last state of every token
         tokens: B x T, true at tokens
+        size: B T, for how many tokens each key stands; None: for one
     """
 
     padding_is_fresh = True  # nobody reads the keys of padding
-    read = None
+    read = size = None
 
     def __init__(
         self,
@@ -67,6 +68,10 @@ class PackedContext:
     def sentence(self, places: Tensor) -> Tensor:
         """P, the numbers of the sequences."""
         return places.div(self.tokens.size(1), rounding_mode="floor")
+
+    def position(self, stack, places: Tensor) -> Tensor:
+        """P, how many tokens of its sentence come before each."""
+        return (self.tokens.cumsum(1) - 1).flatten().index_select(0, places)
 
     def arguments(self, stack, depth: int, places: Tensor) -> Dict:
         """What the layer of a depth is called with beside the states of some places."""
@@ -101,6 +106,12 @@ class PackedContext:
     def show(self, places: Tensor):
         """Undo :meth:`hide`."""
         self.visible.view(-1)[places] = True
+
+    def weigh(self, places: Tensor, size: Tensor):
+        """Say for how many tokens those at some places stand, P."""
+        if self.size is None:
+            self.size, self._places = size.new_ones(self.tokens.numel()), None
+        self.size.index_copy_(0, places, size)
 
     def skip(self, stack, depth: int):
         """Say that nothing is computed at a depth; caches must have no gap."""
@@ -163,6 +174,9 @@ class PackedContext:
             for each in self.keys_and_values(stack, depth, places, x)
         )
         mask = groups.select(self.visible)[:, None, None] if self._hides else None
+        if self.size is not None:
+            size = self.size.view(shape).masked_fill(~self.visible, 0.0)
+            mask = log_sizes(groups.select(size)).to(x.dtype)
         if self.causal:
             place = groups.pad(places % shape[1])  # G x Q
             seen = torch.arange(shape[1], device=x.device) <= place[:, None, :, None]
@@ -197,6 +211,8 @@ class PackedContext:
             self._made[number] = *wide, self.widen(fresh, unneeded), self.widen(ever, unneeded)
         if self._done is not None:
             self._done = self.widen(self._done, nothing)
+        if self.size is not None:
+            self.size = self.widen(self.size, torch.ones_like(live))
         wider = length + live.size(1)
         place = torch.arange(batch * wider, device=x.device).view(batch, wider)[:, length:][live]
         return place, lambda places: places + places.div(length, rounding_mode="floor") * (wider - length)
@@ -221,12 +237,15 @@ class ActiveContext(PackedContext):
     def groups(self, places):
         if self._places is not places:
             numbers, batch = self.sentence(places), len(self.tokens)
-            self._groups = Groups(numbers, batch) if self.causal else Sequences(numbers.bincount(minlength=batch))
+            groups = self.causal or self.size is not None
+            self._groups = Groups(numbers, batch) if groups else Sequences(numbers.bincount(minlength=batch))
             self._places = places
         return self._groups
 
     def attend(self, x, stack, depth, places):
         attention, where = stack[depth].self_attn, self.groups(places)
+        if self.size is not None:
+            return attend_sized(attention, x, where, self.size.index_select(0, places))
         if not self.causal:
             return attend_within(attention, where, x)
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -252,6 +271,9 @@ class StepContext(PackedContext):
         super().__init__(x, padding_mask, True, cross, kv=kv)
         self._incremental_state, self._ran, self._appended = incremental_state, 0, set()
         self._nobody = self.tokens.new_zeros(0, dtype=torch.long)
+
+    def position(self, stack, places):
+        return torch.full_like(places, past_length(stack, self._incremental_state))
 
     def _append(self, stack, depth, places, x):
         """Add this step to the cache of a depth, and return it."""

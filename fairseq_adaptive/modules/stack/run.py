@@ -14,6 +14,7 @@ from torch import Tensor
 from fairseq_adaptive.modules.policies.base import Choice, where_token
 from fairseq_adaptive.modules.stack.context import ALL, Context, Shown, every_state
 from fairseq_adaptive.modules.stack.every_state import taker
+from fairseq_adaptive.modules.stack.merges import Merges
 from fairseq_adaptive.modules.stack.packed_context import PackedContext
 from fairseq_adaptive.modules.stack.trace import Step, Trace
 
@@ -49,9 +50,16 @@ def run_dense(
     done = None if rule is None and router is None else torch.zeros_like(running)
     protected = None if protected is None or router is None else context.take(protected)
     carry, routed = {} if rule is None else rule.start(x), {} if router is None else router.start(x)
+    if rule is not None and rule.reads_position:
+        carry["position"] = context.position(stack)
     began = x  # the states when the rule was asked last
     weighs = rule is not None and rule.weighs_depths
     every: Optional[List[Tensor]] = [] if stack.every_depth and weighs else None
+    merges, stood = Merges(context.tokens) if stack.merges else None, []  # stood: at each of every state
+
+    def finish(x):
+        return end.finish(x) if merges is None else merges.spread(end.finish(x))
+
     # a layer that some worker leaves out of a training step would have no gradient there; a router has one each depth
     least = max(map(stack.schedule.index, stack.schedule)) + 1 if stack.training else 1
     least = depths if stack.profiling or context.runs_all or (router is not None and stack.training) else least
@@ -63,6 +71,8 @@ def run_dense(
             x = end.start
             began = x if at_once else merge(began, new)
             every = every and [merge(each, new) for each in every]  # what reads later has been so far as it is read
+            if merges is not None:
+                merges, *stood = (each.extend(end.tape_len) for each in (merges, *stood))
             if done is not None:
                 live = end.take(end.read.live) if new.dim() > 2 else torch.ones_like(new[..., 0], dtype=torch.bool)
                 nothing = torch.zeros_like(live)
@@ -79,7 +89,7 @@ def run_dense(
         if depth not in going:
             end.skip(stack, depth, x)
             if taken is not None:
-                taken.append(end.finish(x))
+                taken.append(finish(x))
             continue
         before, alive, was_done, asked, choice, halting = x, running, done, running, None, None
         if router is not None:
@@ -88,11 +98,15 @@ def run_dense(
             open_to = torch.ones_like(choice.run) if kept is None or not router.monotone else kept
             kept = torch.where(done, open_to, open_to * choice.run)  # who has halted is not asked, and seen as it was
             choice = choice._replace(run=kept, carry=routed)
+            if choice.merged is not None:
+                began = choice.merged.state if began is x else began
+                before = x = choice.merged.state
+                merges = merges.add(end.take(merges.numbers).flatten(), choice.merged.into.flatten())
             alive = running & (kept > 0)
             left = running & ~alive
             missed = left if missed is None else missed | left
             running = alive if router.monotone else running
-        shown = _shown(stack, kept, done, before)
+        shown = _shown(stack, kept, done, before, choice)
         x, new = end.call(stack, depth, before, shown)
         if router is not None:
             x = router.combine(before, x, choice)
@@ -112,11 +126,14 @@ def run_dense(
         weights = weights if new is None else new
         if trace is not None:
             trace.steps.append(_dense_step(stack, end, depth, alive, asked, kept, was_done, done, choice, halting))
+            if halting is not None and "said" in carry:
+                trace.steps[-1].said = end.put(carry["said"])
         if every is not None and halting is not None:
             every.append(x)
+            stood += [] if merges is None else [merges]
         for wanted in (states, taken):
             if wanted is not None:
-                wanted.append(end.finish(x))
+                wanted.append(finish(x))
         if rule is not None and least <= depth + 1 < depths and not end.reads_after(depth) and not running.any():
             kept = kept if router is None or router.monotone else torch.ones_like(kept)  # who has halted is not asked
             for rest in range(depth + 1, depths):
@@ -134,10 +151,10 @@ def run_dense(
             trace.remainders = end.put(carry["remainders"])
         stack.record(trace, end.tape_len)
     if every is not None:
-        return every_state(end, every)
+        return every_state(end, every, stood)
     if rule is not None:
         x = rule.output(x, carry, None if missed is None else done | ~missed)
-    return end.finish(x)
+    return finish(x)
 
 
 def _run_plain(stack, context, states):
@@ -158,14 +175,15 @@ def _run_plain(stack, context, states):
     return context.finish(x)
 
 
-def _shown(stack, kept, done, x):
-    """What is seen at a depth of the tokens that are not computed there."""
+def _shown(stack, kept, done, x, choice=None):
+    """What is seen at a depth of the tokens that are not computed there, and for how many tokens each stands."""
     if not stack.hides and stack.kv == "recompute":
         return ALL
     visible = kept if stack.router is not None and stack.router_kv == "active" else None
     if stack.halting is not None and stack.halting_kv == "active":
         visible = (~done).to(x) if visible is None else visible.masked_fill(done, 0.0)
-    return Shown(visible, done)
+    merged = None if choice is None else choice.merged
+    return Shown(visible, done, None if merged is None else merged.size)
 
 
 def _dense_step(stack, context, depth, alive, asked, kept, was_done, done, choice, halting):
@@ -190,10 +208,13 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
     result, places = context.states.clone(), context.tokens.flatten().nonzero().squeeze(1)
     state = result.index_select(0, places)
     carry, routed = {} if rule is None else rule.start(state), {} if router is None else router.start(state)
+    if rule is not None and rule.reads_position:
+        carry["position"] = context.position(stack, places)
     began = None if rule is None or len(stack.halting_depths) == depths else state  # when the rule was asked last
     protected = None if protected is None or router is None else protected.flatten().index_select(0, places)
     missed = None if rule is None or router is None or router.monotone else torch.zeros_like(places, dtype=torch.bool)
     remainders = carry["remainders"].new_zeros(len(result)) if "remainders" in carry else None
+    merges = Merges(context.tokens) if stack.merges else None
 
     def put(values, at):
         return values.new_zeros(len(result)).index_copy_(0, at, values).view(context.tokens.shape)
@@ -222,8 +243,9 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
 
     def read():
         """Take in the tokens that a reader adds."""
-        nonlocal places, state, carry, routed, protected, missed, began, result, remainders
+        nonlocal places, state, carry, routed, protected, missed, began, result, remainders, merges
         new, moved = context.extend()
+        merges = None if merges is None else merges.extend(context.tape_len)
         result = context.widen(result, context.read.appended)
         blank = torch.zeros_like(context.read.live)
         remainders = None if remainders is None else context.widen(remainders, blank)
@@ -260,6 +282,9 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
                 step.kept, step.asked = put(choice.run.to(choice.probability), places), put(asked, places)
                 step.probability = step.keeping = put(choice.probability, places)
                 step.score = None if choice.score is None else put(choice.score, places)
+            if choice.merged is not None:
+                state, merges = choice.merged.state, merges.add(places, choice.merged.into)
+                context.weigh(places, choice.merged.size)
             run = choice.run > 0
             some = run.nonzero().squeeze(1)
             if router.weighs:
@@ -317,4 +342,5 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
     if trace is not None:
         trace.remainders = None if remainders is None else remainders.view(context.tokens.shape)
         stack.record(trace, context.tape_len)
-    return context.finish(stack, result)
+    result = context.finish(stack, result)
+    return result if merges is None else merges.spread(result)

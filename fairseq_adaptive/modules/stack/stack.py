@@ -80,6 +80,8 @@ class LayerStack(nn.Module):
 
     attention = "self_attn"  # its name in a block that attends
     resizable = True  # depths can be taken out and appended
+    positioned = False  # runs can say where in its sentence a token is
+    unmergeable = ""  # why no router can merge tokens here; empty: one can
 
     def __init__(
         self,
@@ -114,6 +116,13 @@ class LayerStack(nn.Module):
         for policy, flag in ((halting, "--halting"), (router, "--router")):
             if policy is not None and layerdrop:
                 raise UsageError(f"{flag} decides how many layers run: leave out layerdrop")
+        if halting is not None and halting.reads_position and not self.positioned:
+            raise UsageError(
+                f"--halting {halting.policy_name} with decay_over follows a sentence that grows word by word: it is for the "
+                "decoders of shared_transformer and shared_transformer_lm, in translation with --decoder-halting"
+            )
+        if router is not None and router.merges and self.unmergeable:
+            raise UsageError(f"--router {router.policy_name} merges tokens: {self.unmergeable}")
         self.router_kv, self.halting_kv = check_pairing(router, halting, router_kv, halting_kv, self.schedule)
         self.layerdrop = layerdrop
         self.layerdrop_by_depth, self.layerdrop_warmup_updates = layerdrop_by_depth, layerdrop_warmup_updates
@@ -209,6 +218,10 @@ class LayerStack(nn.Module):
                 raise UsageError(
                     f"{self.kv} keeps the keys and values of attention, but here {why}: choose recompute or active"
                 )
+            if self.merges:
+                raise UsageError(
+                    f"--router {self.router.policy_name} adds the sizes of tokens to the scores of attention, but here {why}"
+                )
         return why
 
     @property
@@ -220,6 +233,11 @@ class LayerStack(nn.Module):
     def adaptive(self) -> bool:
         """Whether tokens are left out or halt."""
         return self.halting is not None or self.router is not None
+
+    @property
+    def merges(self) -> bool:
+        """Whether a router puts tokens together."""
+        return self.router is not None and self.router.merges
 
     @property
     def hides(self) -> bool:

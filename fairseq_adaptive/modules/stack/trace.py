@@ -25,6 +25,7 @@ class Step:
         keeping: what a router's choice was drawn from, where a halting rule is there, too
         asked: true where a router was asked
         score: a router's logits, which its price is made of; None where it has none
+        said: the number of the word that the token would be here, of a rule that carries ``said``; in training
         counts: a halting rule is asked after this depth, so that it ends an update
     """
 
@@ -38,6 +39,7 @@ class Step:
     keeping: Optional[Tensor] = None
     asked: Optional[Tensor] = None
     score: Optional[Tensor] = None
+    said: Optional[Tensor] = None
     counts: bool = True
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.policies.base import where_token
 from fairseq_adaptive.modules.stack.context import ALL, Context
+from fairseq_adaptive.modules.stack.decoder_stack import DecoderStack
 from fairseq_adaptive.modules.stack.packed_context import PackedContext
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
 from fairseq_adaptive.modules.stack.stack import LayerStack
@@ -185,6 +186,7 @@ class SegmentStack(LayerStack):
 
     attention = "attention"
     resizable = False  # the decoder has a memory for each depth, of one kind
+    unmergeable = DecoderStack.unmergeable
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
