@@ -13,7 +13,7 @@ from cli.helpers import run
 from pages import PAGES, ROOT, calls, code_blocks, name_of
 
 EXAMPLES = {name: f"examples/{name}/README.md" for name in ("classification", "language_model", "question_answering")}
-EXAMPLES |= {name: f"examples/{name}/README.md" for name in ("pretraining", "translation", "adatape")}
+EXAMPLES |= {name: f"examples/{name}/README.md" for name in ("pretraining", "translation", "adatape", "gallery")}
 # what a page takes for given
 TEXT = [f"MYTEXT/{split}.txt" for split in ("train", "valid", "test")]
 THERE = {
@@ -30,6 +30,10 @@ THERE = {
             for folder in ("general-english", "tokenised")
             for split in ("train", "valid", "test")
         ),
+    ],
+    EXAMPLES["gallery"]: [
+        *TEXT,
+        *(f"RAW/{split}.{lang}" for split in ("train", "valid", "test") for lang in ("en", "de")),
     ],
     EXAMPLES["pretraining"]: [
         *TEXT,
@@ -66,6 +70,7 @@ ONLY_READ = {
     r"bash examples/\w+/download\.sh|bash .*/prepare-wmt14en2de\.sh|bash .*/prepare\.sh wikitext": "downloads; "
     "tests/cli/test_{wmt14,classification,language_model}_example.py run it on small archives",
     r"bash examples/language_model/small\.sh|bash .*/tradeoff\.sh": "downloads, or trains several models",
+    r"(bash|python) examples/gallery/": "trains for an hour; tests/report/test_gallery.py reads its commands",
     r"bash .*/train-(published|wmt14|imagenet)|.*\bwmt14\b|.*wikitext-103/bin": "days on several GPUs",
     r"python scripts/benchmark/": "measures for minutes; tests of their own run parts of them",
     r"bash examples/classification/|python examples/classification/|python scripts/predict": "tests/cli/"
@@ -90,6 +95,7 @@ ONLY_READ_PAGES = {
     "docs/report.md": "tests/report/test_compute_report.py",
     "examples/adatape/README.md": "tests/cli/test_adatape.py",
     "examples/classification/README.md": "tests/cli/test_classification_example.py",
+    "examples/gallery/README.md": "tests/report/test_gallery.py",
     "examples/language_model/README.md": "tests/cli/test_par_search.py and test_segmented_language_modeling.py",
     "examples/pretraining/README.md": "tests/cli/test_albert_act.py",
     "examples/translation/README.md": "tests/cli/test_alignment.py",

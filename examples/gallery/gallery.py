@@ -23,6 +23,7 @@ from fairseq_adaptive.ranges import ROUNDS, Parser, Range
 
 COUNT = Range(int, 1, 1_000_000)
 MEASURED = ("--batch-size", "16", "--texts", "64")  # of all reports and dials
+TIMED = ("--batch-size", "64", "--texts", "256")  # of the times
 
 
 def parse(argv=None):
@@ -111,9 +112,13 @@ class Gallery:
         languages = ["--task", "translation", "--source-lang", pair[0], "--target-lang", pair[1]] if pair else []
         return ["fairseq-train", str(self.data / "bin"), "--user-dir", self.args.user_dir, *languages, *words]
 
-    def report(self, checkpoints, output, *flags):
-        words = ["fairseq-adaptive", "report", *map(str, checkpoints), "--data", str(self.data / "bin"), *MEASURED]
+    def report(self, checkpoints, output, *flags, measured=MEASURED):
+        words = ["fairseq-adaptive", "report", *map(str, checkpoints), "--data", str(self.data / "bin"), *measured]
         return [*words, "--device", "cpu", *flags, "--json", str(output)]
+
+    def times(self, checkpoints, output):
+        flags = ("--subset", "test", "--no-quality", "--rounds", str(self.args.rounds))
+        return self.report(checkpoints, output, *flags, measured=TIMED)
 
     def dial(self, folder, depth, share):
         words = ["fairseq-adaptive", "dial", str(folder / "checkpoint_last.pt"), "--compute", share]

@@ -1,23 +1,22 @@
 #!/usr/bin/env python3
 """Draws quality over measured time for every mechanism, from the results.json of run.sh: a panel for each file.
 
-A point is the mean over the seeds, its lines go from the least to the greatest of them in both directions.
+A point is the mean over the seeds, its lines go from the least to the greatest of them in both directions. Of cells far outside
+the legend has the number.
 """
 
+import collections
+import statistics
+
 from cells import CELLS
-from results import NAMES, QUALITY, by_cell, read_results
+from results import DIGITS, NAMES, QUALITY, by_cell, read_results
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.ranges import Parser
 from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
 
-KINDS = {
-    "plain": ("k", "s"),
-    "schedule": ("C0", "o"),
-    "halting": ("C1", "^"),
-    "router": ("C2", "v"),
-    "several": ("C3", "D"),
-}
+KINDS = {"plain": "s", "schedule": "o", "halting": "^", "router": "v", "several": "D"}  # of cells.py, and their markers
+FAR = 3  # times the range of the middle half of the cells
 
 
 def points(found):
@@ -36,29 +35,46 @@ def whiskers(values):
     return middle, [[middle - min(values)], [max(values) - middle]]
 
 
+def ends(values):
+    """From where to where qualities are drawn: without those that lie far from the middle half, to which an arrow points."""
+    first, _, last = statistics.quantiles(values, n=4)
+    low, high = first - FAR * (last - first), last + FAR * (last - first)
+    inside = [each for each in values if low <= each <= high]
+    room = 0.25 * (max(inside) - min(inside) or 1.0)
+    return min(inside) - room, max(inside) + room
+
+
 def draw(panel, title, found):
-    """A panel; returns what is drawn."""
-    drawn = points(found)
-    for number, (name, kind, times, qualities) in enumerate(drawn):
-        (colour, marker), (x, left), (y, down) = KINDS[kind], whiskers(times), whiskers(qualities)
-        panel.errorbar(x, y, yerr=down, xerr=left, color=colour, marker=marker, linewidth=1, markersize=5, capsize=2)
-        place = ((6, 4), (6, -9), (-6, 5), (-6, -10))[number % 4]
-        panel.annotate(
-            CELLS[name].title,
-            (x, y),
-            xytext=place,
-            textcoords="offset points",
-            fontsize=7,
-            ha="left" if place[0] > 0 else "right",
+    """A panel; returns what is drawn. A marker is a kind of cell, and a colour a cell of that kind."""
+    drawn, used, quality = points(found), collections.Counter(), QUALITY[found["task"]]
+    low, high = ends([whiskers(qualities)[0] for *_, qualities in drawn])
+    lower = quality == "bits"
+    for name, kind, times, qualities in sorted(drawn, key=lambda row: sum(row[3]) / len(row[3]), reverse=not lower):
+        (x, across), (y, along), title_of = whiskers(times), whiskers(qualities), CELLS[name].title
+        colour = "k" if kind == "plain" else f"C{used[kind]}"
+        filled = colour if kind != "plain" or not used[kind] else "w"
+        used[kind] += 1
+        outside = not low <= y <= high
+        panel.errorbar(
+            x,
+            min(max(y, low), high),
+            xerr=across,
+            yerr=None if outside else along,
+            color=colour,
+            markerfacecolor=filled,
+            marker=KINDS[kind],
+            linewidth=1,
+            markersize=6,
+            capsize=2,
+            clip_on=False,
+            label=f"{title_of}: {y:.{DIGITS[quality]}f}{' (outside)' if outside else ''}",
         )
-    lower = QUALITY[found["task"]] == "bits"
-    if lower:
-        panel.invert_yaxis()
-    panel.margins(0.2, 0.1)
+    panel.set_ylim((high, low) if lower else (low, high))
+    panel.set_xlim(0, 1.08 * max(max(times) for _, _, times, _ in drawn))
     panel.grid(alpha=0.25)
-    better = "lower is better: up" if lower else "higher is better"
-    panel.set(title=title, xlabel=f"ms a text (test, batches of {found['batch_size']}, 1 thread)")
-    panel.set_ylabel(f"{NAMES[QUALITY[found['task']]]} ({better})")
+    panel.set(title=title, xlabel=f"ms a text (test, batches of {found['batch_size']}, {found['threads']} thread)")
+    panel.set_ylabel(f"{NAMES[quality]} ({'lower is better: up' if lower else 'higher is better'})")
+    panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return drawn
 
 
@@ -71,12 +87,9 @@ def main():
     parts = [each.rpartition("=")[::2] for each in args.results]
     found = [read_results(path) for _, path in parts]
     plt = pyplot()
-    figure, panels = plt.subplots(1, len(found), figsize=(6.6 * len(found), 5.2), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(1, len(found), figsize=(7.2 * len(found), 4.2), squeeze=False, layout="constrained")
     for panel, (title, _), each in zip(panels[0], parts, found):
         draw(panel, title, each)
-    for kind, (colour, marker) in KINDS.items():
-        panels[0][0].plot([], [], color=colour, marker=marker, linestyle="", label=kind)
-    panels[0][0].legend(fontsize=7)
     save_figure(figure, args.output, dpi=110)
     print("wrote", args.output)
 

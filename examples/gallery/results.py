@@ -126,8 +126,7 @@ def time_all(gallery, paths) -> Dict:
             times.unlink()
     if not times.exists():
         print(f"timing {len(paths)} models in turn, {rounds} rounds", flush=True)
-        flags = ("--subset", "test", "--no-quality", "--rounds", str(rounds))
-        gallery.do(gallery.report(paths, times, *flags), gallery.out / "times.log")
+        gallery.do(gallery.times(paths, times), gallery.out / "times.log")
     return read_json(times)
 
 
