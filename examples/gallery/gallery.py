@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains, scores and times the cells of the gallery, one after another; run.sh, keys.sh and priors.sh call it.
 
-Every step is a command that is printed first. They run in processes that are forked from this one, which has imported
+Every step is a command, which its log begins with. They run in processes that are forked from this one, which has imported
 fairseq once. A step that was finished is not done again.
 """
 
