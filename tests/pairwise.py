@@ -9,6 +9,11 @@ import os
 from typing import Hashable, List, Sequence, Tuple
 
 
+def all_cases() -> bool:
+    """Whether nothing is to be left out."""
+    return os.environ.get("TEST_CASES") == "all"
+
+
 def pairwise(cases: Sequence[Tuple[Hashable, ...]]) -> List[Tuple[Hashable, ...]]:
     """Cases in their order without those that bring no new pair of values, chosen greedily.
 
@@ -16,7 +21,7 @@ def pairwise(cases: Sequence[Tuple[Hashable, ...]]) -> List[Tuple[Hashable, ...]
         cases: tuples of one length, a value of each parameter; those of a product that make sense together
     """
     cases = list(cases)
-    if os.environ.get("TEST_CASES") == "all":
+    if all_cases():
         return cases
     pairs = [_pairs(case) for case in cases]
     missing, chosen = set().union(*pairs), []

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import os
 import re
 from argparse import Namespace
 
@@ -14,6 +13,7 @@ from fairseq.optim import OPTIMIZER_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
+from pairwise import all_cases
 
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ops import matmul
@@ -25,7 +25,7 @@ for _number, _name in enumerate(FAMILIES):
     PAIRS += [
         (_name, optimizer)
         for place, optimizer in enumerate(OPTIMIZERS)
-        if optimizer == "adam" or (_number + place) % 3 == 0 or os.environ.get("TEST_CASES") == "all"
+        if optimizer == "adam" or (_number + place) % 3 == 0 or all_cases()
     ]
 TRANSLATING = [name for name, family in FAMILIES.items() if family.data == "pairs"]
 

@@ -30,7 +30,7 @@ _PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from cli.commands import end, serve
-path, module, code = serve(sys.argv[1:])
+path, module, code = serve()
 del sys.path[0], sys.modules["cli"], sys.modules["cli.commands"], serve
 import runpy
 try:
@@ -49,7 +49,7 @@ end(None)
 # what is there in a process of each kind before it becomes a command, and before it becomes a program (``python -c``):
 # a program finds fairseq and ours not yet imported, but the libraries that take longest; torch's optimizers import dynamo
 _LARGE = ("torch", "torch._dynamo", "sklearn.metrics", "sacrebleu")
-_IMPORTED = {"commands": (*_LARGE, "fairseq", "fairseq.trainer"), "programs": _LARGE}
+_IMPORTED = {"programs": _LARGE, "commands": ("fairseq", "fairseq.trainer")}  # what each has beside the one before
 _AT_START = ("PYTHON", "TRITON", "LD_", "OMP_", "CUDA")  # variables that are read when a program starts or imports
 _COMMANDS = "adaptive eval-lm generate hydra-train interactive preprocess score train validate"
 NAMES = ("python", "torchrun", *(f"fairseq-{name}" for name in _COMMANDS.split()))
@@ -67,16 +67,18 @@ def at_start(environment) -> Dict[str, str]:
     return {name: value for name, value in environment.items() if is_read_at_start(name)}
 
 
-def serve(imported):
-    """Fork for each job that comes to the socket; return in the forked process: path, module and code of what it is to run.
-
-    Args:
-        imported: names of modules
-    """
-    for name in imported:
-        importlib.import_module(name)
+def serve():
+    """Fork for each job that comes to the socket of a kind; return in the forked process: path, module and code of what it is
+    to run."""
+    for kind, imported in _IMPORTED.items():
+        for name in imported:
+            importlib.import_module(name)
+        if kind == [*_IMPORTED][-1] or not os.fork():
+            break
     sys.pycache_prefix, sys.dont_write_bytecode = os.environ["TESTS_CACHE"], False  # compile what commands import once
-    if "fairseq" in imported:  # what hydra else learns of its grammar, and inspect of all files, in every process anew
+    if (
+        "fairseq" in sys.modules
+    ):  # what hydra else learns of its grammar, and inspect of all files, in every process anew
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         OverridesParser.create().parse_overrides(
@@ -88,7 +90,7 @@ def serve(imported):
     gc.collect(), gc.freeze()  # what is imported is not looked at in each process, which would copy it
     own, parent = at_start(os.environ), os.getppid()
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(os.environ["TESTS_SOCKET"])
+    listener.bind(f"{os.environ['TESTS_FORK']}-{kind}")
     listener.listen(64)
     listener.settimeout(10)
     while os.getppid() == parent:
@@ -206,21 +208,18 @@ def stubs(environment) -> Dict[str, str]:
             path.chmod(0o755)
     number = hashlib.sha256(json.dumps(sorted(at_start(environment).items())).encode()).hexdigest()[:8]
     variables = {"TESTS_FORK": str(Path(_folder.name, number)), "TESTS_PYTHON": sys.executable}
-    for kind, imported in _IMPORTED.items():
-        _start(f"{variables['TESTS_FORK']}-{kind}", imported, {**environment, **variables})
+    _start([f"{variables['TESTS_FORK']}-{kind}" for kind in _IMPORTED], {**environment, **variables})
     return {**variables, "PYTHON_EXEC": str(Path(_folder.name, "python"))}
 
 
-def _start(address, imported, environment):
-    """Start a process that forks, where there is none yet."""
-    if os.path.exists(address):
+def _start(addresses, environment):
+    """Start the processes that fork, one of them the other's child, where there are none yet."""
+    if all(map(os.path.exists, addresses)):
         return
-    of_server = {"TESTS_SOCKET": address, "TESTS_CACHE": str(Path(_folder.name, "cache"))}
-    server = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *imported], env={**environment, **of_server}, start_new_session=True
-    )
+    environment = {**environment, "TESTS_CACHE": str(Path(_folder.name, "cache"))}
+    server = subprocess.Popen([sys.executable, "-c", _PROGRAM], env=environment, start_new_session=True)
     atexit.register(server.kill)
-    while not os.path.exists(address):
+    while not all(map(os.path.exists, addresses)):
         assert server.poll() is None, "the process that forks commands has ended"
         time.sleep(0.05)
 
