@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from fairseq.dataclass import ChoiceEnum
-from fairseq.models import register_model, register_model_architecture
+from fairseq.models import ARCH_CONFIG_REGISTRY, register_model, register_model_architecture
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
@@ -171,29 +171,12 @@ _MERGING = {"tape_tokens": 0, "read_out": "class", "router": "token_merging"}
 def token_merging_vit_s16(args):
     """A plain ViT-S/16 with a class token, in which 13 tokens are merged before each depth but the first: of an image of
     224 x 224, with 197 tokens, 54 are left at the last."""
-    width, ffn, heads, depth = SIZES["s"]
-    fill_defaults(
-        args,
-        encoder_embed_dim=width,
-        encoder_ffn_embed_dim=ffn,
-        encoder_attention_heads=heads,
-        encoder_layers=depth,
-        patch_size=16,
-        router_args='{"r": 13}',
-        **_MERGING,
-    )
+    fill_defaults(args, router_args='{"r": 13}', **_MERGING)
+    ARCH_CONFIG_REGISTRY["adatape_vit_s16"](args)
 
 
 @register_model_architecture("adatape_vit", "token_merging_vit_mini")
 def token_merging_vit_mini(args):
     """For images of 28 x 28: patches of 4, width 64, 4 layers; 10 of 50 tokens are merged before each depth but the first."""
-    fill_defaults(
-        args,
-        encoder_embed_dim=64,
-        encoder_ffn_embed_dim=128,
-        encoder_attention_heads=4,
-        encoder_layers=4,
-        patch_size=4,
-        router_args='{"r": 10}',
-        **_MERGING,
-    )
+    fill_defaults(args, patch_size=4, router_args='{"r": 10}', **_MERGING)
+    adatape_vit_mini(args)

@@ -80,11 +80,9 @@ def test_padding_before_a_sentence_is_no_part_of_it(build, batch, dictionary, pa
     torch.testing.assert_close(model.decoder(padded, out)[0][:, 3:], whole, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("args", (OVER, None))
+# the others without arguments are in test_beam_generator.py
+@pytest.mark.parametrize("rule, args", [*((rule, OVER) for rule in RULES), ("exit_head", None)])
 def test_a_search_equals_fairseq(build, batch, dictionary, rule, args):
-    if args is None and rule != "exit_head":
-        pytest.skip("in test_beam_generator.py")
     model, options = decoder_of(build, rule, args), {"max_len_b": 16, "beam": 4}
     theirs = search([model], dictionary, batch, SequenceGenerator, **options)
     for fast in (False, True):
