@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fairseq_adaptive.plugin  # noqa: F401  registers tasks, models and criterions
 from fairseq_adaptive.command import run
 from fairseq_adaptive.criterions.distillation import without_teacher
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser
 
 
@@ -44,6 +45,7 @@ def load(path, args):
 
 
 @torch.no_grad()
+@constant_weights()  # as fairseq-validate and predict do
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="the folder that the models were trained on")

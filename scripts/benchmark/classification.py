@@ -22,6 +22,7 @@ from fairseq.models.roberta import RobertaModel
 from fairseq_adaptive.command import run
 from fairseq_adaptive.files import require_new, whole_file
 from fairseq_adaptive.modules import recording
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.modules.stack.compute import stack_macs
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser
 
@@ -68,6 +69,7 @@ def batches(dataset, size, texts):
 
 
 @torch.no_grad()
+@constant_weights()  # as fairseq-validate and predict do
 def evaluate(classifier, some):
     """Share of right labels, and multiply-adds of the dense model as a multiple of those that were spent."""
     right = texts = spent = dense = 0
@@ -84,6 +86,7 @@ def evaluate(classifier, some):
 
 
 @torch.no_grad()
+@constant_weights()
 def seconds(classifiers, some, rounds, clock):
     """For each classifier the seconds of every round, all in turn."""
     times = [[] for _ in classifiers]

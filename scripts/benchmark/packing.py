@@ -16,6 +16,7 @@ from skimming import build, plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_adaptive.command import run
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
 
 MOVES = ("index_select", "index_copy_", "index", "nonzero")
@@ -41,6 +42,7 @@ def timed(function):
 
 
 @torch.no_grad()
+@constant_weights()
 def shares(args):
     """Print the share of the moves in the time of a packed run, for each share of tokens that stays."""
     ours, model = build(args)

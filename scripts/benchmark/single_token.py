@@ -19,6 +19,7 @@ from fairseq.data import Dictionary
 from fairseq_adaptive.command import run
 from fairseq_adaptive.models.defaults import with_defaults
 from fairseq_adaptive.models.par_transformer_xl import PARTransformerXLConfig, PARTransformerXLModel
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH, FFN_WIDTH, HEADS, LAYERS, POSITIONS, ROUNDS, WIDTH, Parser
 
 NEVER = -20.0  # bias of a unit whose probabilities never add up to the threshold
@@ -60,6 +61,7 @@ def measure(model, tokens, count, clock):
     return (clock() - start) / count * 1e3
 
 
+@constant_weights()  # as in fairseq-eval-lm
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--pairs", type=LAYERS, default=8, help="of an attention and a feed-forward block")

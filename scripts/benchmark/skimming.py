@@ -3,8 +3,8 @@
 
 Which tokens are skimmed is drawn, so that a layer keeps the same share of what comes to it in every layer and the mean
 share over layers is the one asked for. The predictors run all the same. Texts have no padding: with it, the peers
-compute padding and ours does not. Both models are as ``make_generation_fast_`` leaves them; that lays out our matrices
-for the processor.
+compute padding and ours does not. Both models are as ``make_generation_fast_`` leaves them, and
+no weights change.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from fairseq.models.roberta import RobertaModel
 from fairseq_adaptive import command
 from fairseq_adaptive.models.transkimmer import TranskimmerModel
 from fairseq_adaptive.modules import recording
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.modules.policies import Choice
 from fairseq_adaptive.modules.stack.compute import stack_macs
 from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
@@ -86,6 +87,7 @@ def plan(router, kept, batch, length):
     router.choose = choose
 
 
+@constant_weights()  # as in fairseq-validate: our matrices are laid out for the processor
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--arch", default="transkimmer_minilm_l6")

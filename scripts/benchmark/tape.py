@@ -16,9 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.models.adatape_vit import AdaTapeViT, AdaTapeViTConfig
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH, POSITIVE, ROUNDS, WIDTH, Parser
 
 
+@constant_weights()
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--arch", default="adatape_vit_s16", help="an architecture of adatape_vit")

@@ -34,9 +34,11 @@ class PackedContext:
         states: B T x C, the last state of every token
         tokens: B x T, true at tokens
         size: B T, for how many tokens each key stands; None: for one
+        remembers: whether tokens that have left the run may be seen
     """
 
     padding_is_fresh = True  # nobody reads the keys of padding
+    remembers = True
     read = size = None
 
     def __init__(
@@ -224,6 +226,8 @@ class PackedContext:
 
 class ActiveContext(PackedContext):
     """Nobody sees a token that is not computed: attention is within what is."""
+
+    remembers = False
 
     def changed(self, places, state):
         if self.reading is not None:

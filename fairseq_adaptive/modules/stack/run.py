@@ -205,7 +205,8 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
     """Run only what is computed; for inference. Arguments and result are those of :func:`run_dense`."""
     rule, router, depths = stack.halting, stack.router, len(stack)
     trace = None if stack.recorder is None else Trace(context.tokens, depths, most=len(stack.halting_depths))
-    result, places = context.states.clone(), context.tokens.flatten().nonzero().squeeze(1)
+    result = context.states.clone() if context.remembers or context.reading is not None else context.states
+    places = context.tokens.flatten().nonzero().squeeze(1)
     state = result.index_select(0, places)
     carry, routed = {} if rule is None else rule.start(state), {} if router is None else router.start(state)
     if rule is not None and rule.reads_position:
@@ -222,19 +223,23 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
     def leave(stay, kv, finished):
         """Take the tokens that do not stay out of the run; the others go on seeing them, or not."""
         nonlocal places, state, carry, routed, protected, missed, began
-        gone, stay = (~stay).nonzero().squeeze(1), stay.nonzero().squeeze(1)
-        if not gone.numel():
+        all_of_them, stay = stay, stay.nonzero().squeeze(1)
+        if stay.numel() == places.numel():
             return
-        out, over, where = state.index_select(0, gone), _at(carry, gone), places.index_select(0, gone)
-        if rule is not None:
-            out = rule.output(out, over, None if finished is None else finished.index_select(0, gone))
-        result.index_copy_(0, where, out)
-        if remainders is not None:
-            remainders.index_copy_(0, where, over["remainders"])
-        if kv == "active":
-            context.hide(where)
-        elif kv is not None:
-            context.done(where)
+        if rule is None and not (kv and context.remembers):  # who stays is written, too: cheaper than to find who goes
+            result.index_copy_(0, places, state)
+        else:
+            gone = (~all_of_them).nonzero().squeeze(1)
+            out, over, where = state.index_select(0, gone), _at(carry, gone), places.index_select(0, gone)
+            if rule is not None:
+                out = rule.output(out, over, None if finished is None else finished.index_select(0, gone))
+            result.index_copy_(0, where, out)
+            if remainders is not None:
+                remainders.index_copy_(0, where, over["remainders"])
+            if kv == "active":
+                context.hide(where)
+            elif kv is not None:
+                context.done(where)
         places, state = places.index_select(0, stay), state.index_select(0, stay)
         carry, routed = _at(carry, stay), _at(routed, stay)
         began = None if began is None else began.index_select(0, stay)
@@ -286,7 +291,8 @@ def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None
                 state, merges = choice.merged.state, merges.add(places, choice.merged.into)
                 context.weigh(places, choice.merged.size)
             run = choice.run > 0
-            some = run.nonzero().squeeze(1)
+            if router.weighs or not router.monotone:
+                some = run.nonzero().squeeze(1)
             if router.weighs:
                 choice = Choice(*(each.index_select(0, some) for each in choice[:2]), _at(routed, some))
             else:
