@@ -18,6 +18,9 @@ from fairseq.data import Dictionary  # noqa: E402
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY  # noqa: E402
 
 import fairseq_adaptive.plugin  # noqa: E402, F401  registers models
+import quick_hydra  # noqa: E402
+
+quick_hydra.install()
 
 
 # the models are so small that a second thread only waits, and for long where other processes use the cores

@@ -76,14 +76,10 @@ def serve():
         if kind == [*_IMPORTED][-1] or not os.fork():
             break
     sys.pycache_prefix, sys.dont_write_bytecode = os.environ["TESTS_CACHE"], False  # compile what commands import once
-    if (
-        "fairseq" in sys.modules
-    ):  # what hydra else learns of its grammar, and inspect of all files, in every process anew
-        from hydra.core.override_parser.overrides_parser import OverridesParser
+    if "fairseq" in sys.modules:  # what hydra else does, and inspect learns of all files, in every process anew
+        import quick_hydra
 
-        OverridesParser.create().parse_overrides(
-            ["a.b=1", "a='b c'", "a=[1,2.0]", "a=1e-05", "a=null", "a=True", "a=b/c"]
-        )
+        quick_hydra.install(), quick_hydra.prime()
         inspect.stack()
     logging.getLogger().handlers.clear()  # commands set up their log before they import fairseq, which writes to it
     logging.getLogger().setLevel(logging.WARNING)
