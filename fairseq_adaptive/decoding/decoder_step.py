@@ -254,7 +254,7 @@ class _StepContext:
     made once for every layer at the end.
     """
 
-    causal, reading, tape_len = True, None, 0
+    causal, reading, tape_len, remembers = True, None, 0, True
 
     def __init__(self, step: DecoderStep, x: Tensor, own, masks, written, keys, values):
         self._step, self._own, self._masks, self._cache = step, own, masks, (written, keys, values)
