@@ -19,7 +19,7 @@ def main(argv=None, prog=None):
         metavar="FOLDER",
         help="config.json with model.safetensors or "
         "pytorch_model.bin; with --format albert_act also a checkpoint of fairseq, to go back; with --format fairseq the "
-        "checkpoint of a transformer or transformer_lm",
+        "checkpoint of a transformer, transformer_lm or roberta",
     )
     parser.add_argument("--output", required=True, metavar="OUT", help="the new folder; must not exist")
     chosen = Parser(prog=prog, add_help=False)

@@ -1,4 +1,4 @@
-"""fairseq's plain Transformer as a model with shared layers, which differ from depth to depth by low-rank maps.
+"""fairseq's plain Transformer or RoBERTa as a model with shared layers, which differ from depth to depth by low-rank maps.
 
 Bae et al., *Relaxed Recursive Transformers: Effective Parameter Sharing with Layer-wise LoRA* (ICLR 2025,
 arXiv:2410.20672), section 3: the layers that are tied become one, and what each was beyond it the product of rank r that is
@@ -17,7 +17,7 @@ from torch import Tensor
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import whole_folder
 from fairseq_adaptive.interop.checkpoint import load_checkpoint, model_options, save_checkpoint
-from fairseq_adaptive.interop.unrolling import unroll_checkpoint
+from fairseq_adaptive.interop.unrolling import LAYERS_OF, unroll_checkpoint
 from fairseq_adaptive.interop.verifying import built, require_readable, require_same, scores, sequences
 from fairseq_adaptive.modules import STRATEGIES, layer_schedule
 from fairseq_adaptive.modules.layers.depth_lora import check_rank
@@ -27,6 +27,7 @@ STARTS = ("average", "stepwise", "lower", "upper")
 _SHARED = {
     "transformer": ("shared_transformer", ("encoder", "decoder")),
     "transformer_lm": ("shared_transformer_lm", ("decoder",)),
+    "roberta": ("transkimmer", ("encoder",)),
 }
 
 
@@ -90,7 +91,8 @@ def write(args) -> str:
 def share_layers(
     state: Dict[str, Any], unique: int, schedule: str = "cycle", rank: int = 0, start: str = "average"
 ) -> Converted:
-    """Return a checkpoint of ``shared_transformer`` (or ``shared_transformer_lm``) made of a plain Transformer's.
+    """Return a checkpoint of ``shared_transformer`` (or ``shared_transformer_lm``, or ``transkimmer --no-skimming``) made of
+    one of ``transformer`` (or ``transformer_lm``, or ``roberta``).
 
     At depth d the layer W that serves it, and what that depth was beyond it, ``W_d - W = U S V^T``: ``B = U_r S_r`` and
     ``A = V_r^T``. Biases and norms keep their differences whole where the rank is above 0. A layer that serves one depth
@@ -112,8 +114,8 @@ def share_layers(
     arch = ARCH_MODEL_NAME_REGISTRY.get(options["_name"])
     if arch not in _SHARED:
         raise UsageError(
-            f"the checkpoint is of architecture {options['_name']}: only fairseq's own transformer and transformer_lm can "
-            "be given shared layers"
+            f"the checkpoint is of architecture {options['_name']}: only fairseq's own transformer, transformer_lm and "
+            "roberta can be given shared layers"
         )
     shared, sides = _SHARED[arch]
     depths = {side: int(options[f"{side}_layers"]) for side in sides}
@@ -126,9 +128,11 @@ def share_layers(
     if rank:
         check_rank(rank, min(least, default=0))
     for side in sides:
-        weights = _share(weights, side, plans[side], unique, rank, start, norms)
+        weights = _share(weights, LAYERS_OF.get(arch, side), plans[side], unique, rank, start, norms)
     options.update({f"{side}_unique_layers": unique for side in sides})
     options.update(_name=shared, arch=shared, layer_sharing=schedule, depth_lora_rank=rank, init="default")
+    if arch == "roberta":
+        options["no_skimming"] = True
     kept = {
         name: value for name, value in state.items() if name not in ("last_optimizer_state", "args", "cfg", "model")
     }
@@ -152,7 +156,7 @@ def _all_options(options):
 
 def _share(weights, side, schedule, unique, rank, start, norms):
     """Weights with M layers for N; to ``norms`` goes, for every difference, its squared norm and what is lost of it."""
-    layer_name = re.compile(rf"{side}\.layers\.(\d+)\.(.+)")
+    layer_name = re.compile(rf"{re.escape(side)}\.layers\.(\d+)\.(.+)")
     found, layers = {}, [{} for _ in schedule]
     for name, tensor in weights.items():
         match = layer_name.fullmatch(name)

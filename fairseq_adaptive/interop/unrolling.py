@@ -1,4 +1,4 @@
-"""A model with shared layers as fairseq's plain Transformer."""
+"""A model with shared layers as fairseq's plain Transformer or RoBERTa."""
 
 import argparse
 import re
@@ -18,11 +18,15 @@ from fairseq_adaptive.modules.layers.depth_lora import PARTS, with_difference
 _PLAIN = {
     "shared_transformer": ("transformer", ("encoder", "decoder")),
     "shared_transformer_lm": ("transformer_lm", ("decoder",)),
+    "transkimmer": ("roberta", ("encoder",)),
 }
+# where the layers of an encoder are in a model, ours or fairseq's, where they are elsewhere
+LAYERS_OF = dict.fromkeys(("transkimmer", "roberta"), "encoder.sentence_encoder")
+_OF_TRANSKIMMER = "no_skimming skim_bias skim_noise protect_separators token_types layer_norm_eps int8".split()
 
 
 def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
-    """Return the checkpoint of a plain ``transformer`` (or ``transformer_lm``) that computes the same.
+    """Return the checkpoint of a plain ``transformer`` (or ``transformer_lm``, or ``roberta``) that computes the same.
 
     A layer that serves several depths gets one name a depth, all for the same tensors: saved, they take the space of
     one. With ``--depth-lora-rank`` each depth has tensors of its own, sums of what is shared and its differences. The
@@ -43,12 +47,12 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
     if model in _PLAIN:
         plain, sides = _PLAIN[model]
         options = _all_options(options, sides)
-    elif model in ("transformer", "transformer_lm"):
+    elif model in ("transformer", "transformer_lm", "roberta"):
         plain, sides = arch, ()
     else:
         raise UsageError(
-            f"the checkpoint is of architecture {arch}: only {', '.join(_PLAIN)} and fairseq's own transformer and "
-            "transformer_lm can be exported"
+            f"the checkpoint is of architecture {arch}: only {', '.join(_PLAIN)} and fairseq's own transformer, "
+            "transformer_lm and roberta can be exported"
         )
     weights = dict(state["model"])
     if options.get("init") == "admin" or any(".layers.residual." in name for name in weights):
@@ -56,12 +60,14 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
             "the model was trained with --init admin: fairseq's plain Transformer has no residual scales to take over, "
             "so it cannot be exported; train without --init admin"
         )
-    _refuse_policies(options, sides, weights)
+    title = "RoBERTa" if model in LAYERS_OF else "Transformer"
+    _refuse_policies(options, sides, weights, title)
     for side in sides:
         unique = options.pop(f"{side}_unique_layers")
-        weights = _unroll(weights, side, layer_schedule(options["layer_sharing"], unique, options[f"{side}_layers"]))
+        schedule = layer_schedule(options["layer_sharing"], unique, options[f"{side}_layers"])
+        weights = _unroll(weights, LAYERS_OF.get(model, side), schedule)
     ours = [f"{side}{flag}" for flag in FLAGS for side in ("", "encoder_", "decoder_")]
-    for name in ("layer_sharing", "init", "depth_lora_rank", "arch", "user_dir", *ours):
+    for name in ("layer_sharing", "init", "depth_lora_rank", "arch", "user_dir", *ours, *_OF_TRANSKIMMER):
         options.pop(name, None)
     options["_name"] = plain
     cfg = {**state["cfg"], "model": options}
@@ -69,7 +75,7 @@ def unroll_checkpoint(state: Dict[str, Any]) -> Dict[str, Any]:
     left_out = ("last_optimizer_state", "args", "cfg", "model")
     kept = {name: value for name, value in state.items() if name not in left_out}
     unrolled = {"args": None, "cfg": cfg, "model": weights, **kept}
-    require_same_model(unrolled, state, "the plain Transformer")
+    require_same_model(unrolled, state, f"the plain {title}")
     return unrolled
 
 
@@ -84,7 +90,7 @@ def write_plain(unrolled: Dict[str, Any], output) -> None:
         require_readable(part, unrolled)
 
 
-def _refuse_policies(options, sides, weights):
+def _refuse_policies(options, sides, weights, title):
     # some rules have no weights, others' may have been left out of flags
     found = (re.search(r"\.(?:layers\.)?(router|halting|reader)\.", name) for name in weights)
     kinds = {match[1]: match[1] for match in found if match}
@@ -93,7 +99,7 @@ def _refuse_policies(options, sides, weights):
         kinds.update((kind, f"{kind} {getattr(policies, kind)}") for kind in KINDS if getattr(policies, kind) != "none")
     if kinds:
         raise UsageError(
-            f"the model has a policy ({', '.join(sorted(kinds.values()))}): fairseq's plain Transformer computes every "
+            f"the model has a policy ({', '.join(sorted(kinds.values()))}): fairseq's plain {title} computes every "
             "token at every depth, so it cannot be exported; train without it"
         )
 
@@ -107,7 +113,7 @@ def _all_options(options, sides):
 
 
 def _unroll(weights, side, schedule):
-    layer_name = re.compile(rf"{side}\.layers\.(\d+)\.(.+)")
+    layer_name = re.compile(rf"{re.escape(side)}\.layers\.(\d+)\.(.+)")
     unrolled = {}
     for name, tensor in weights.items():
         match = layer_name.fullmatch(name)

@@ -42,7 +42,7 @@ def vocabulary_size(weights: Mapping[str, Tensor], side: str) -> int:
     Args:
         weights: of a Transformer, plain or with an adaptive input
     """
-    table = re.compile(rf"{side}\.embed_tokens\.(weight|embeddings\.\d+\.0\.weight|tables\.\d+)")
+    table = re.compile(rf"{side}\.(?:sentence_encoder\.)?embed_tokens\.(weight|embeddings\.\d+\.0\.weight|tables\.\d+)")
     return sum(tensor.size(0) for name, tensor in weights.items() if table.fullmatch(name))
 
 
@@ -54,11 +54,12 @@ def built(state: Dict[str, Any]):
     """
     options, weights = model_options(state), state["model"]
     sizes = [vocabulary_size(weights, side) for side in ("encoder", "decoder")]
-    if not sizes[1]:
+    if not any(sizes):
         raise UsageError("the embeddings of the model are of a kind that cannot be exported")
-    target = numbered_dictionary(sizes[1])
+    target = numbered_dictionary(sizes[1] or sizes[0])
     source = target if sizes[0] in (0, sizes[1]) else numbered_dictionary(sizes[0])
     options.update(encoder_embed_path=None, decoder_embed_path=None)  # where embeddings once came from
+    options["load_checkpoint_heads"] = True  # of classifiers
     if not sizes[0]:  # a language model reads the longest sample of its task
         options.setdefault("tokens_per_sample", 512)
         options["max_target_positions"] = options.get("max_target_positions") or options["tokens_per_sample"]
@@ -74,8 +75,8 @@ def built(state: Dict[str, Any]):
 
 
 def sequences(model) -> Tuple[Tensor, ...]:
-    """What :func:`scores` reads of a model: sources [B, T] padded on the left, where there is an encoder, and previous
-    words [B, T] padded on the right, of the lengths ``LENGTHS``; always the same random words."""
+    """What :func:`scores` reads of a model: sources [B, T] padded on the left, where there are encoder and decoder, and words
+    [B, T] padded on the right, of the lengths ``LENGTHS``; always the same random words."""
     generator = torch.Generator().manual_seed(1)
 
     def rows(dictionary, left):
@@ -86,14 +87,16 @@ def sequences(model) -> Tuple[Tensor, ...]:
             row[slice(-length, None) if left else slice(length)] = words
         return found
 
-    encoder = getattr(model, "encoder", None)
+    encoder, decoder = (getattr(model, side, None) for side in ("encoder", "decoder"))
+    if decoder is None:
+        return (rows(encoder.dictionary, left=False),)
     sources = () if encoder is None else (rows(encoder.dictionary, left=True),)
-    return *sources, rows(model.decoder.dictionary, left=False)
+    return *sources, rows(decoder.dictionary, left=False)
 
 
 @torch.no_grad()
 def scores(model, inputs: Tuple[Tensor, ...]) -> Tensor:
-    """Log-probabilities [P, V] that a fairseq Transformer gives at the P words of :func:`sequences`."""
+    """Log-probabilities [P, V] that a fairseq Transformer or RoBERTa gives at the P words of :func:`sequences`."""
     *sources, previous = inputs
     lengths = torch.tensor(LENGTHS)
     out = model(*sources, lengths, previous) if sources else model(previous)

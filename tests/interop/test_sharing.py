@@ -1,6 +1,7 @@
 """A plain Transformer becomes one with shared layers, and at full rank computes the same."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from fairseq_adaptive.modules import layer_schedule
 
 SIDES = ("encoder", "decoder")
 SIZES = {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 6}
+TASKS = {"transformer": "translation", "transformer_lm": "language_modeling", "roberta_base": "masked_lm"}
 LM = {**{f"decoder_{name}": value for name, value in SIZES.items()}, "decoder_input_dim": 16, "decoder_output_dim": 16}
 
 
@@ -31,9 +33,11 @@ def plain(checkpoint):
         if arch == "transformer":
             sizes = {f"{side}_{name}": value for side in SIDES for name, value in SIZES.items()}
             sizes.update(max_source_positions=64, max_target_positions=64)
+        elif arch == "roberta_base":
+            sizes = {f"encoder_{name}": value for name, value in SIZES.items()} | {"max_positions": 64}
         else:
             sizes = {**LM, "tokens_per_sample": 64}
-        task = "translation" if arch == "transformer" else "language_modeling"
+        task = TASKS[arch]
         model, state = checkpoint(arch, task, **{**sizes, **flags})
         torch.manual_seed(7)
         with torch.no_grad():
@@ -80,6 +84,24 @@ def test_full_rank_of_a_language_model(plain, batch, flags):
     with torch.no_grad():
         expected, found = (each.get_normalized_probs(each(tokens), True) for each in (model, shared))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", (16, 3))
+def test_a_classifier(plain, batch, rank):
+    """Of fairseq's RoBERTa, heads and all; it goes back as one."""
+    model, state = plain("roberta_base")
+    model.register_classification_head("topic", num_classes=3)
+    state["model"] = {name: each.clone() for name, each in model.state_dict().items()}
+    found = share_layers(state, 2, "cycle", rank)
+    shared = built(found.state)
+    assert found.exact == (rank == 16) and shared.encoder.sentence_encoder.layers.unique_layers == 2
+    tokens = batch["src_tokens"].flip(1)
+    with torch.no_grad():
+        expected, scored = (each(tokens, classification_head_name="topic")[0] for each in (model, shared))
+        assert torch.allclose(scored, expected, rtol=1e-5, atol=1e-5) == found.exact
+        back = built(unroll_checkpoint(found.state))
+        assert type(back).__name__ == "RobertaModel"
+        torch.testing.assert_close(back(tokens, classification_head_name="topic")[0], scored, rtol=1e-5, atol=1e-5)
 
 
 def test_generation_is_the_original(plain, batch, dictionary):
@@ -184,38 +206,55 @@ def test_refuses_what_cannot_differ(plain, flags_of, checkpoint):
         share_layers(plain(scale_heads=True)[1], 2, "cycle", 4)
     with pytest.raises(UsageError, match="of architecture shared_transformer: only fairseq's own"):
         share_layers(checkpoint("shared_transformer", **flags_of())[1], 2)
+    sizes = {f"encoder_{name}": value for name, value in SIZES.items()} | {"max_positions": 64}
+    _, state = checkpoint("transkimmer_base", "masked_lm", **sizes)
+    with pytest.raises(UsageError, match=r"the model has a policy \(router\): fairseq's plain RoBERTa computes"):
+        unroll_checkpoint(state)
+    _, state = checkpoint("transkimmer_base", "masked_lm", **sizes, no_skimming=True, layer_norm_eps=0.1)
+    with pytest.raises(UsageError, match="the plain RoBERTa computes something else"):
+        unroll_checkpoint(state)
 
 
-def test_a_training_is_converted_and_goes_on(tmp_path, monkeypatch):
+SHARING, CONVERSION = (f"--{name} sequence --depth-lora-rank 32" for name in ("layer-sharing", "schedule"))
+_TRANSLATION = FAMILIES["shared_transformer"].flags
+_CLASSIFIER = f"{FAMILIES['transkimmer'].flags} --encoder-layers 4"
+_CLASSIFIER = re.sub(" --skim-factor [0-9.]+", "", _CLASSIFIER.replace("skim_loss", "sentence_prediction"))
+STOCK = {
+    "pairs": (re.sub(r"--arch \w+|--\w+-unique-layers \d+", "", _TRANSLATION) + " --arch transformer", _TRANSLATION),
+    "labels": (
+        _CLASSIFIER.replace("transkimmer_base", "roberta_base"),
+        f"{_CLASSIFIER} --no-skimming --encoder-unique-layers 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("data", STOCK)
+def test_a_training_is_converted_and_goes_on(data, tmp_path, monkeypatch):
     """What fairseq's trainer wrote, read back as fairseq-generate does, and the start of a training that moves it."""
-    folder = write_data(tmp_path / "data")
-    sizes = FAMILIES["shared_transformer"].flags.replace("--arch shared_transformer", "")
-    stock = sizes.replace("--encoder-unique-layers 2 --decoder-unique-layers 2", "--arch transformer")
-    monkeypatch.setitem(FAMILIES, "stock", Family("pairs", stock))
+    folder, (stock, tuned) = write_data(tmp_path / "data"), STOCK[data]
+    monkeypatch.setitem(FAMILIES, "stock", Family(data, stock))
+    monkeypatch.setitem(FAMILIES, "tuned", Family(data, f"{tuned} {SHARING}"))
     trainer, batches = build_trainer("stock", folder)
+    assert not type(trainer.model).__module__.startswith("fairseq_adaptive")
     train(trainer, batches, 3)
     trainer.consolidate_optimizer()
     path = tmp_path / "plain.pt"
     trainer.save_checkpoint(str(path), {"train_iterator": {"epoch": 1, "version": 2, "iterations_in_epoch": 3}})
     out = tmp_path / "out"
-    convert.main(
-        f"--format fairseq --input {path} --share 2 --schedule sequence --depth-lora-rank 32 --output {out}".split()
-    )
+    convert.main(f"--format fairseq --input {path} --share 2 {CONVERSION} --output {out}".split())
     (model,), _, task = load_model_ensemble_and_task([str(out / "checkpoint.pt")])
-    sample = next(iter(batches))["net_input"]
-    with torch.no_grad():
-        expected = trainer.model.eval()(**sample)[0]
-        torch.testing.assert_close(model.eval()(**sample)[0], expected, rtol=1e-5, atol=1e-5)
-    flags = [
-        "--layer-sharing",
-        "sequence",
-        "--depth-lora-rank",
-        "32",
-        "--finetune-from-model",
-        str(out / "checkpoint.pt"),
-    ]
-    tuned, batches = build_trainer("shared_transformer", folder, *flags, "--save-dir", str(tmp_path / "new"))
+    inputs = dict(next(iter(batches))["net_input"])
+    if data == "labels":
+        inputs.update(features_only=True, classification_head_name="sentence_classification_head")
+
+    def compared(found):
+        with torch.no_grad():
+            expected, found = (each.eval()(**inputs)[0] for each in (trainer.model, found))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+    compared(model)
+    start = ["--finetune-from-model", str(out / "checkpoint.pt"), "--save-dir", str(tmp_path / "new")]
+    tuned, batches = build_trainer("tuned", folder, *start)
     load_checkpoint_of(tuned.cfg.checkpoint, tuned, disable_iterator_cache=True)
-    with torch.no_grad():
-        torch.testing.assert_close(tuned.model.eval()(**sample)[0], expected, rtol=1e-5, atol=1e-5)
+    compared(tuned.model)
     assert len(train(tuned, batches, 2)) == 2
