@@ -2,7 +2,6 @@
 programs are wrappers that call ``cli/shrunk.py``, forked from a process that has imported fairseq."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -20,9 +19,14 @@ MIRRORS = {
     "examples/language_model/prepare.sh wikitext-103": "wikitext_archives",
 }
 # what else scripts are told
-MORE = {"examples/language_model/small.sh": "MYTEXT", "examples/gallery/run.sh": "--only plain-6,plain-3,act"}
-MORE |= {"examples/translation/evaluate.sh": "--last 1"}
-MORE |= {"examples/gallery/keys.sh": "--only shared", "examples/gallery/priors.sh": "--only loop_gate"}
+MORE = {
+    "scripts/demo.sh": "--here --updates 8 --data RAW --out demo",
+    "examples/language_model/small.sh": "MYTEXT",
+    "examples/gallery/run.sh": "--only plain-3,act",
+    "examples/gallery/keys.sh": "--only shared",
+    "examples/gallery/priors.sh": "--only loop_gate",
+    "examples/translation/evaluate.sh": "--last 1",
+}
 _WRAPPER = r"""#!/bin/bash
 name=${0##*/} separator=$'\x1f'
 IFS=$separator
@@ -83,7 +87,12 @@ def run_page(page: Path, folder: Path, data: Path, before=(), values=(), without
         block = plain(block, dict(values))
         if not within and not block.startswith(tuple(without)):
             start = next((start for start in before if block.startswith(start)), None)
-            script += [f"export PAGE_LINE={line} PAGE_WITHIN=before", before.pop(start, ":"), "export PAGE_WITHIN=", block]
+            script += [
+                f"export PAGE_LINE={line} PAGE_WITHIN=before",
+                before.pop(start, ":"),
+                "export PAGE_WITHIN=",
+                block,
+            ]
     assert not before, f"{name_of(page)} has no block that begins so: {[*before]}"
     record = folder / ".record"
     record.touch()
@@ -114,7 +123,3 @@ def run_page(page: Path, folder: Path, data: Path, before=(), values=(), without
 def lines_of(page: Path, without=()) -> List[int]:
     """Where the blocks of commands begin."""
     return [line for line, within, block in shell_blocks(page) if not within and not block.startswith(tuple(without))]
-
-
-def is_only_read(call: str, only_read) -> bool:
-    return any(re.match(pattern, call) for pattern in only_read)

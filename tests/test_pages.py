@@ -1,7 +1,5 @@
-"""Every command of every page: bash reads it, the scripts that it calls run, and its real parser knows all of its flags.
-
-``test_pages_run.py`` runs many of them at small size. What is neither there nor in the tests of the examples is named here,
-with the reason.
+"""Every command of every page, those in sentences too: bash reads it, the scripts that it calls run, and its real parser knows
+all of its flags, at the size that the page has. ``test_pages_run.py`` runs them small.
 """
 
 import json
@@ -10,6 +8,7 @@ import re
 import pytest
 
 from cli.helpers import run
+from page_tables import VALUES, WITHOUT
 from pages import PAGES, ROOT, calls, code_blocks, name_of
 
 EXAMPLES = {name: f"examples/{name}/README.md" for name in ("classification", "language_model", "question_answering")}
@@ -17,6 +16,10 @@ EXAMPLES |= {name: f"examples/{name}/README.md" for name in ("pretraining", "tra
 # what a page takes for given
 TEXT = [f"MYTEXT/{split}.txt" for split in ("train", "valid", "test")]
 THERE = {
+    "docs/dial.md": [
+        *(f"general-english/{split}.txt" for split in ("train", "valid", "test")),
+        *(f"RAW/{split}.{lang}" for split in ("train", "valid", "test") for lang in ("en", "de")),
+    ],
     EXAMPLES["classification"]: [
         *(f"{folder}/{name}" for folder in ("MODEL", "minilm/fairseq") for name in ("checkpoint.pt", "dict.txt")),
         "MYTEXTS/train.txt",
@@ -53,66 +56,6 @@ DOWNLOADED = {
         *(f"wmt14/bin/{name}" for name in ("train.en-de.en.bin", "test.en-de.en.bin")),
         "wmt14/test.de",
     ],
-}
-VALUES = {
-    EXAMPLES["translation"]: {"ROW": "cycle_rev-3-6"},
-    EXAMPLES["language_model"]: {
-        "ROW": "transformer-xl",
-        "...": "--user-dir fairseq_adaptive --task segmented_language_modeling",
-    },
-}
-WITHOUT = {"docs/fairseq-test-suite.md": ["mkdir suite"]}  # copies fairseq's tests, which no package has
-
-# what is only read, and why; the first that fits
-ONLY_READ = {
-    r"(bash|python) (scripts/(setup|test|demo)\.sh|examples/adatape/demo\.sh)|pre-commit|pip": "installs or takes minutes; "
-    "tests/test_recipe.py runs the demo",
-    r"bash examples/\w+/download\.sh|bash .*/prepare-wmt14en2de\.sh|bash .*/prepare\.sh wikitext": "downloads; "
-    "tests/cli/test_{wmt14,classification,language_model}_example.py run it on small archives",
-    r"bash examples/language_model/small\.sh|bash .*/tradeoff\.sh": "downloads, or trains several models",
-    r"(bash|python) examples/gallery/": "trains for an hour; tests/report/test_gallery.py reads its commands",
-    r"bash .*/train-(published|wmt14|imagenet)|.*\bwmt14\b|.*wikitext-103/bin": "days on several GPUs",
-    r"python scripts/benchmark/": "measures for minutes; tests of their own run parts of them",
-    r"bash examples/classification/|python examples/classification/|python scripts/predict": "tests/cli/"
-    "test_classification_example.py",
-    r"bash examples/question_answering/|python scripts/answer": "tests/cli/test_question_answering.py",
-    r"bash examples/pretraining/|python scripts/plot_depth": "tests/cli/test_pretraining_example.py and "
-    "tests/report/test_plot_depth.py",
-    r"bash examples/(language_model|adatape|translation)/|python examples/adatape": "tests/cli/test_language_model_example.py, "
-    "test_adatape.py and test_translation_example.py",
-    r"python scripts/": "tests/test_command_line.py and the tests of each command",
-    r"python (-m pytest|tests/)": "tests of the tests, or fairseq's own",
-    r"fairseq-adaptive (predict|answer|calibrate|convert|derive|dial|report)": "tests of each command",
-    r"sacrebleu|fairseq-preprocess|fairseq-hydra-train": "tests/cli/test_{eval_bleu,alignment,hydra}.py",
-}
-
-# pages whose trainings are only read
-ONLY_READ_PAGES = {
-    "docs/dial.md": "tests/report/test_dial.py",
-    "docs/explore.md": "tests/explore/test_pages.py",
-    "docs/hub.md": "tests/hub/test_hub.py",
-    "docs/pictures.md": "tests/report/test_search_map.py, tests/report/test_tradeoff.py and tests/explore/test_explorer.py",
-    "docs/report.md": "tests/report/test_compute_report.py",
-    "examples/adatape/README.md": "tests/cli/test_adatape.py",
-    "examples/classification/README.md": "tests/cli/test_classification_example.py",
-    "examples/gallery/README.md": "tests/report/test_gallery.py",
-    "examples/language_model/README.md": "tests/cli/test_par_search.py and test_segmented_language_modeling.py",
-    "examples/pretraining/README.md": "tests/cli/test_albert_act.py",
-    "examples/translation/README.md": "tests/cli/test_alignment.py",
-    "docs/losses.md": "tests/cli/test_adaptive_compute_loss.py",
-    "docs/mechanisms/early-exit.md": "tests/decoding/test_beam_generator.py and tests/report/test_calibrate.py",
-    "docs/mechanisms/act.md": "tests/cli/test_alignment.py and tests/cli/test_hydra.py",
-    "docs/from-other-toolkits.md": "tests/cli/test_shared_transformer.py",
-    "docs/mechanisms/adatape.md": "tests/cli/test_adatape.py",
-    "docs/mechanisms/attention-search.md": "tests/cli/test_par_search.py",
-    "docs/mechanisms/mixture-of-depths.md": "tests/cli/test_mixtures.py",
-    "docs/mechanisms/mixture-of-recursions.md": "tests/cli/test_mixtures.py",
-    "docs/mechanisms/parameter-sharing.md": "tests/cli/test_shared_transformer.py and tests/cli/test_torchrun.py",
-    "docs/mechanisms/pondernet.md": "tests/cli/test_halting_transformer_xl.py",
-    "docs/mechanisms/self-speculative-decoding.md": "tests/cli/test_self_speculative.py",
-    "docs/mechanisms/skimming.md": "tests/cli/test_transkimmer.py",
-    "docs/mechanisms/token-merging.md": "tests/modules/test_token_merging.py",
-    "docs/performance.md": "tests/cli/test_transkimmer.py",
 }
 CHOOSE = (
     "--arch",
@@ -214,22 +157,3 @@ def test_extras_that_pages_name_are_there():
         for each in group.split(",")
     }
     assert named and named <= known
-
-
-def test_tests_that_are_named_are_there():
-    said = " ".join([*ONLY_READ.values(), *ONLY_READ_PAGES.values()])
-    named = re.findall(r"tests/[\w/]+\.py", said)
-    assert len(named) > 10 and [name for name in named if not (ROOT / name).exists()] == []
-
-
-def test_what_is_only_read_has_a_reason(every):
-    """The rest is in ``test_pages_run.py``, which has every page that is not named here."""
-    from test_pages_run import RUN
-
-    rest = [
-        call
-        for call in every
-        if not call.within and not any(re.match(pattern, " ".join(call.words)) for pattern in ONLY_READ)
-    ]
-    unknown = {call.page for call in rest} - {page for page, *_ in RUN} - set(ONLY_READ_PAGES)
-    assert not unknown, unknown

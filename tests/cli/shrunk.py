@@ -55,7 +55,6 @@ MORE = {
     "derive_architecture.py": "--batch-size 2 --tokens-per-sample 16",
     "calibrate": "--tolerance 0.9 --confidence 0.5 --cpu",
     "optimal_cutoffs.py": "--tokens 32 --hidden-dim 16",
-    "plot_tape.py": "",
     "gallery.py": "--updates 2 --width 8 --rounds 1 --seeds 1",
     "adaptive_softmax.py": "--rounds 1 --vocab-size 200 --cutoffs 10,50 --hidden-dim 16 --tokens 32",
     "calibration.py": "--resamples 2 --tolerance 0.9 --confidence 0.5 --grid 0.9,0.5",
@@ -68,12 +67,13 @@ MORE = {
     "relative_attention.py": "--rounds 1 --length 8 --memory 8 --embed-dim 16 --heads 2 --head-dim 8 --batch-size 2 "
     "--eval-lengths 1 --eval-memory 8",
     "self_speculative.py": "--rounds 1 --sentences 8 --batch-sizes 4",
-    "single_token.py": f"{TINY} --pairs 1 --memory 8 --batch-sizes 1 --steps 2",
+    "single_token.py": f"{TINY} --pairs 4 --memory 8 --batch-sizes 1 --steps 2",
     "skimming.py": "--rounds 1 --lengths 8 --batch-sizes 2 --kept 0.5",
-    "time_shares.py": f"{TINY} --layers 2 --unique-layers 1 --tokens 64 --length 8 --vocab-size 50",
+    "time_shares.py": f"{TINY} --layers 2 --unique-layers 1 --tokens 64 --length 8 --vocab-size 50 "
+    "--models shared_transformer shared_transformer_lm",
     "training.py": f"{TINY} --updates 1 --layers 2 --unique-layers 1 --max-tokens 256",
-    "fairseq-hydra-train": "common.cpu=true optimization.max_update=2 optimization.update_freq=[1] model.encoder_embed_dim=16 "
-    "model.encoder_ffn_embed_dim=32 model.decoder_embed_dim=16 model.decoder_ffn_embed_dim=32 dataset.num_workers=0 "
+    "fairseq-hydra-train": "common.cpu=true optimization.max_update=2 optimization.update_freq=[1] ++model.encoder_embed_dim=16 "
+    "++model.encoder_ffn_embed_dim=32 ++model.decoder_embed_dim=16 ++model.decoder_ffn_embed_dim=32 dataset.num_workers=0 "
     "dataset.required_batch_size_multiple=1 dataset.max_tokens=256 distributed_training.distributed_world_size=1 "
     "common.fp16=false",
 }

@@ -187,6 +187,31 @@ def test_trains_scores_and_writes_submissions(prepared, build, tmp_path):
     assert done.stdout.count("\n| ") == 3 and (tmp_path / "a.png").stat().st_size > 5000
 
 
+def test_words_as_they_are(tmp_path):
+    """Every 20th text is held out, the first words stay, rare ones and those beyond the dictionary are unknown."""
+    (tmp_path / "texts").mkdir()
+    lines = [f"{'ab'[number % 2]}\tOften both w{number} cut" for number in range(40)]
+    (tmp_path / "texts" / "train.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "texts" / "test.txt").write_text("a often Never\n")
+    flags = ("--first", "3", "--lower", "--threshold", "2")
+    bash(EXAMPLE / "words.sh", tmp_path / "texts", tmp_path / "out", *flags)
+    text = {split: (tmp_path / "out" / "text" / f"{split}.input0").read_text() for split in ("train", "dev", "test")}
+    assert text["dev"] == "often both w19\noften both w39\n" and text["test"] == "often never\n"
+    assert text["train"].count("\n") == 38 and "cut" not in text["train"]
+    words = Dictionary.load(str(tmp_path / "out" / "bin" / "input0" / "dict.txt"))
+    assert {"often", "both"} == {word for word in words.symbols[words.nspecial :] if not word.startswith("madeup")}
+    assert Dictionary.load(str(tmp_path / "out" / "bin" / "label" / "dict.txt")).symbols[-2:] == ["a", "b"]
+    bash(EXAMPLE / "words.sh", tmp_path / "texts", tmp_path / "few", "--words", "5")
+    assert len(Dictionary.load(str(tmp_path / "few" / "bin" / "input0" / "dict.txt"))) == 8
+    for arguments, message in (
+        ([tmp_path / "texts", tmp_path / "few"], "few exists and is left as it is"),
+        ([tmp_path / "few", tmp_path / "new"], "train.txt is missing or empty"),
+        ([tmp_path / "texts", tmp_path / "new", "--first", "0"], "--first takes a positive number, not '0'"),
+    ):
+        done = bash(EXAMPLE / "words.sh", *arguments, check=False)
+        assert done.returncode == 1 and message in done.stderr and not (tmp_path / "new").exists()
+
+
 def recipe(tmp_path, *arguments):
     """The flags with which train.sh calls fairseq-train."""
     (tmp_path / "bin").mkdir(exist_ok=True)
