@@ -1,5 +1,9 @@
-"""Runs the commands of a page as they stand there, small: one bash script in a folder of its own, as in :mod:`pages`, but the
-programs are wrappers that call ``cli/shrunk.py``, forked from a process that has imported fairseq."""
+"""Runs the commands of a page as they stand there, small.
+
+A page is one bash script, which runs in a folder of its own as a user's commands run from the root of the repository: loops,
+arrays, pipes and variables are bash's, and the scripts of the examples are run by it. The programs are wrappers that call
+``cli/shrunk.py``, forked from a process that has imported fairseq.
+"""
 
 import os
 import shlex

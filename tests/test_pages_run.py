@@ -52,6 +52,7 @@ and then
         ),
         ("--arch shared_transformer_tiny", "--arch shared_transformer_tinier", "line 3 ends at: fairseq-train"),
         ("flags lamb_torch", "flags lamb_torches", "line 8 ends at: fairseq-adaptive flags lamb_torches"),
+        ("fairseq-adaptive flags", "python scripts/no_such_script.py", "line 8 ends at: python scripts/no_such"),
         ("DATA --user-dir", "--data DATA --user-dir", "line 3 ends at: fairseq-train"),
     ],
 )
