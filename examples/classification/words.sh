@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prepares texts with labels for --task sentence_prediction by words as they are, for models that start from random weights:
-# no published encoder, no pieces. fairseq-adaptive predict reads texts for such a model word by word, too.
+# no published encoder, no pieces.
 #
 # usage: bash words.sh TEXTS OUT [options]
 #   TEXTS          folder with train.txt, dev.txt and test.txt: a line is a label, a tab or a space, and a text. Without dev.txt

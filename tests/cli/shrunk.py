@@ -198,13 +198,14 @@ def end_epoch(folder, words):
 
 
 def once(words, train):
-    """Train, unless the page has trained so but for numbers and folders of its own: then what that made is copied."""
+    """Train, unless it has been trained so but for numbers and folders of its own: then what that made is copied."""
     folder = value(words, "--save-dir", "checkpoints")
     if "--save-dir" not in words:
         shutil.rmtree(folder, ignore_errors=True)  # of the training before, which a user would keep
     kind = [word for before, word in zip(["", *words], words) if before not in ("--seed", "--save-dir")]
     kind = hashlib.sha256(re.sub(r"\d+(\.\d+)?(e-?\d+)?", "N", " ".join(kind)).encode()).hexdigest()[:12]
-    made = Path(".trained", kind)
+    shared = words[0].startswith(os.environ["PAGE_DATA"]) and not {"--restore-file", "--finetune-from-model"} & {*words}
+    made = Path(os.environ["PAGE_DATA"] if shared else ".", ".trained", kind)  # with other pages
     if not made.exists():
         out = os.dup(1)
         made.parent.mkdir(exist_ok=True)
