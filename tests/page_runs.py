@@ -103,7 +103,12 @@ def run_page(page: Path, folder: Path, data: Path, before=(), values=(), without
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PAGE_RECORD": str(record)}
     environment |= commands.stubs(environment)
     commands.serve_pages(environment)
-    environment |= {"PAGE_DATA": str(data), "PAGE_ROOT": str(ROOT), "PAGE_STUBS": commands.stub_folder()}
+    environment |= {
+        "PAGE_DATA": str(data),
+        "PAGE_ROOT": str(ROOT),
+        "PAGE_STUBS": commands.stub_folder(),
+        "HF_HUB_OFFLINE": "1",
+    }
     environment |= {"PAGE_ONLY_READ": "|".join(only_read) or "$^"}
     folders = (str(folder / ".bin"), commands.stub_folder(), str(Path(sys.executable).parent), os.environ["PATH"])
     environment["PATH"] = os.pathsep.join(folders)
