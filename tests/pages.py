@@ -1,13 +1,8 @@
-"""The commands of the pages, taken from the pages: what bash makes of every block, and stand-ins for what it calls.
-
-A page is one bash script, which runs in a folder of its own as a user's commands run from the root of the repository: loops,
-arrays, pipes and variables are bash's, and the scripts of the examples are run by it. The programs that they call are
-stand-ins, which write down how they were called and leave the files behind that the next command asks for.
+"""The commands of the pages, taken from the pages; and stand-ins for the programs that scripts call, which write down how they
+were called and leave the files behind that the next command asks for.
 """
 
 import re
-import shutil
-import subprocess
 import textwrap
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Tuple
@@ -157,12 +152,7 @@ case $name in
   bash)
     case ${1-} in
       scripts/*.sh | */scripts/*.sh) [ -f "$1" ] ;;
-      *)
-        PAGE_WITHIN=script /bin/bash "$@" && exit
-        status=$?
-        [ -e "$PAGE_RECORD.download" ] || exit "$status"
-        rm "$PAGE_RECORD.download" # all that it did before is right
-        leave $PAGE_DOWNLOADED ;;
+      *) PAGE_WITHIN=script exec /bin/bash "$@" ;;
     esac ;;
   python | python3)
     case ${1-} in
@@ -204,7 +194,6 @@ case $name in
   fairseq-score) echo 'BLEU4 = 1' ;;
   fairseq-eval-lm) echo 'Loss (base 2): 1' ;;
   fairseq-adaptive) into --output "$@" ;;
-  curl) touch "$PAGE_RECORD.download"; exit 77 ;;
   sacremoses | subword-nmt) cat > /dev/null; echo 1 ;;
   sacrebleu) echo 'BLEU = 1' ;;
 esac
@@ -218,49 +207,3 @@ def stand_ins(folder: Path):
     for name in PROGRAMS:
         folder.joinpath(name).write_text(_STAND_IN)
         folder.joinpath(name).chmod(0o755)
-
-
-def calls(page: Path, folder: Path, there=(), values=(), without=(), downloaded=()) -> List[Call]:
-    """Run a page with stand-ins, and return all calls of programs, those within scripts, too.
-
-    Args:
-        page: it
-        folder: new, where it runs
-        there: files that the page takes for given
-        values: what words stand for, by word
-        without: beginnings of commands that are left out
-        downloaded: files that are there once a script could not download
-
-    Raises:
-        AssertionError: when a command of the page fails
-    """
-    folder.mkdir(parents=True)
-    for name in ("examples", "scripts", "fairseq_adaptive", "tests", "constraints.txt", "pyproject.toml"):
-        folder.joinpath(name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "docs", folder / "docs")  # to which a command writes
-    for name in there:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("1 a\n" if path.name.startswith("test.") else "1 a\n" * 40 + "\n")
-    stand_ins(folder / ".bin")
-    script = ["set -euo pipefail"]
-    for line, within, block in shell_blocks(page):
-        block = plain(block, dict(values))
-        script += [] if block.startswith(tuple(without)) else [f"export PAGE_LINE={line} PAGE_WITHIN={within}", block]
-    record = folder / ".record"
-    record.touch()
-    environment = {"PATH": f"{folder / '.bin'}:/usr/bin:/bin", "PAGE_RECORD": str(record), "HOME": str(folder)}
-    environment["PAGE_DOWNLOADED"] = " ".join(downloaded)
-    done = subprocess.run(
-        ["/bin/bash", "-c", "\n".join(script)],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    made = [each.split("\x1f") for each in record.read_text(encoding="utf-8").split("\x1e")[:-1]]
-    where = made[-1] if made else "its first command"
-    assert done.returncode == 0, f"{name_of(page)} ends at {where}: {done.stderr[-2000:]}"
-    return [Call(name_of(page), int(line), within, tuple(words)) for line, within, *words in made]

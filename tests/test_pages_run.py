@@ -1,87 +1,87 @@
-"""Commands of pages that run, as they stand there but small: widths, batches and updates are cut down (``cli/shrunk.py``), and
-what stands for data of one's own is tiny data, made here."""
+"""Every command of every page runs, as it stands there but small (``page_runs.py``), in the order of the page, and ends well.
 
-import os
-import random
-import subprocess
-import sys
-from pathlib import Path
+What a page takes for given is made before, from tiny data; that, and what is only read, is in ``page_tables.py``.
+"""
+
+import re
 
 import pytest
 
-from cli import commands
-from cli.helpers import run, tiny_translation_data
-from pages import ROOT, plain, shell_blocks
+from page_runs import lines_of, run_page
+from page_tables import BEFORE, ONLY_READ, VALUES, WITHOUT
+from pages import PAGES, name_of, shell_blocks
 
-TRAIN = "fairseq-train data-bin --user-dir fairseq_adaptive --arch shared_transformer --save-dir checkpoints"
-# page, how each of its blocks begins that run in turn in one folder, and what runs before them
-RUN = (
-    ("README.md", ["pip install -c"], ""),
-    ("README.md", ["fairseq-train data-bin/wikitext"], ""),
-    ("docs/add-a-mechanism.md", ["fairseq-train"], ""),
-    (
-        "docs/checkpoints.md",
-        ["python scripts/average", "python scripts/export_checkpoint.py averaged.pt --to fairseq"],
-        TRAIN + "\nfor n in {1..10}; do cp checkpoints/checkpoint_last.pt checkpoints/checkpoint$n.pt; done",
-    ),
-)
 FAST = "README.md"
-WRAPPER = '#!/bin/bash\nexec python "$PAGE_ROOT/tests/cli/shrunk.py" "${0##*/}" "$@"\n'
-
-
-def begins(block, starts):
-    return block.lstrip().startswith(tuple(starts))
-
-
-def preprocess(out, *flags):
-    run("fairseq-preprocess", "--only-source", "--destdir", out, *flags)
+RUN = [page for page in PAGES if lines_of(page, WITHOUT.get(name_of(page), ()))]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with tiny data for each task."""
-    folder, rng = tmp_path_factory.mktemp("data"), random.Random(1)
-    bin_of = tiny_translation_data(folder / "text", n_train=30, n_valid=6, n_test=6, n_words=30)
-    (folder / "translation").symlink_to(bin_of)
-    for split, count in (("train", 12), ("valid", 4), ("test", 4)):
-        sentences = [" ".join(rng.choices([f"w{number}" for number in range(40)], k=12)) for _ in range(count)]
-        (folder / f"{split}.txt").write_text("\n".join(sentences) + "\n")
-    splits = ("train", "valid", "test")
-    text = [word for name in splits for word in (f"--{name}pref", folder / f"{name}.txt")]
-    preprocess(folder / "language_modeling", *text)
-    return folder
+    """Where small data are kept, each made when it is first asked for."""
+    return tmp_path_factory.mktemp("data")
 
 
 @pytest.mark.parametrize(
-    "page, starts, before",
+    "page", [pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] * (name_of(page) != FAST)) for page in RUN]
+)
+def test_all_commands_run(page, data, tmp_path):
+    name = name_of(page)
+    without = WITHOUT.get(name, ())
+    made = run_page(page, tmp_path / "page", data, BEFORE.get(name, {}), VALUES.get(name, {}), without, ONLY_READ)
+    assert {call.line for call in made} == set(lines_of(page, without))
+
+
+PAGE = """# A page
+
+    fairseq-train DATA --user-dir fairseq_adaptive --arch shared_transformer_tiny --lr 0.001
+    fairseq-generate DATA --user-dir fairseq_adaptive --path checkpoints/checkpoint_best.pt
+
+and then
+
+    fairseq-adaptive flags lamb_torch > flags.txt
+"""
+
+
+@pytest.mark.parametrize(
+    "right, wrong, message",
     [
-        pytest.param(*each, id=f"{each[0]}-{number}", marks=[pytest.mark.slow] * (each[0] != FAST))
-        for number, each in enumerate(RUN)
+        (
+            "--path checkpoints/checkpoint_best.pt",
+            "--path found/checkpoint_best.pt",
+            "line 3 ends at: fairseq-generate",
+        ),
+        ("--arch shared_transformer_tiny", "--arch shared_transformer_tinier", "line 3 ends at: fairseq-train"),
+        ("flags lamb_torch", "flags lamb_torches", "line 8 ends at: fairseq-adaptive flags lamb_torches"),
+        ("fairseq-adaptive flags", "python scripts/no_such_script.py", "line 8 ends at: python scripts/no_such"),
+        ("DATA --user-dir", "--data DATA --user-dir", "line 3 ends at: fairseq-train"),
     ],
 )
-def test_commands_run(page, starts, before, data, tmp_path):
-    for name in ("examples", "scripts", "fairseq_adaptive"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / ".bin").mkdir()
-    for name in ("train", "generate", "validate", "eval-lm"):
-        (tmp_path / ".bin" / f"fairseq-{name}").write_text(WRAPPER)
-        (tmp_path / ".bin" / f"fairseq-{name}").chmod(0o755)
-    (tmp_path / ".bin" / "pip").write_text("#!/bin/sh\n")
-    (tmp_path / ".bin" / "pip").chmod(0o755)
-    blocks = [block for _, within, block in shell_blocks(ROOT / page) if not within and begins(block, starts)]
-    assert len(blocks) >= len(starts)
-    script = "\n".join(["set -euo pipefail", before, *(plain(block, {}) for block in blocks)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment.update(commands.stubs(environment))
-    folders = (str(tmp_path / ".bin"), commands.stub_folder(), str(Path(sys.executable).parent), os.environ["PATH"])
-    environment |= {"PATH": os.pathsep.join(folders), "PAGE_DATA": str(data), "PAGE_ROOT": str(ROOT)}
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+def test_a_wrong_command_is_found_at_its_line(right, wrong, message, data, tmp_path):
+    assert PAGE.count(right) >= 1
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.replace(right, wrong))
+    with pytest.raises(AssertionError, match=message):
+        run_page(page, tmp_path / "page", data)
+
+
+def test_a_right_page_runs_as_it_stands(data, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    made = run_page(page, tmp_path / "page", data)
+    assert [(call.line, call.words[0]) for call in made] == [
+        (3, "fairseq-train"),
+        (3, "fairseq-generate"),
+        (8, "fairseq-adaptive"),
+    ]
+    assert "--lr" in made[0].words and (tmp_path / "page" / "flags.txt").read_text()
+
+
+def test_what_is_only_read_is_there_and_not_more():
+    """Every expression is of a command of a page, and it is no more than the programs that its reason is about."""
+    said = {block for page in PAGES for _, within, block in shell_blocks(page) if not within}
+    lines = [line.strip() for block in said for line in block.replace("\\\n", " ").split("\n")]
+    for pattern in ONLY_READ:
+        assert any(re.match(pattern, line) for line in lines), pattern
+    calls = [line for line in lines if re.match(r"(fairseq-|python |bash |sacrebleu)", line)]
+    skipped = [line for line in calls if any(re.match(pattern, line) for pattern in ONLY_READ)]
+    assert len(calls) > 150 and len(skipped) < 12, skipped

@@ -83,6 +83,11 @@ def serve():
         inspect.stack()
     logging.getLogger().handlers.clear()  # commands set up their log before they import fairseq, which writes to it
     logging.getLogger().setLevel(logging.WARNING)
+    return listen(kind)
+
+
+def listen(kind):
+    """Fork for each job that comes to the socket of a kind, from this process as it is; see :func:`serve`."""
     gc.collect(), gc.freeze()  # what is imported is not looked at in each process, which would copy it
     own, parent = at_start(os.environ), os.getppid()
     listener = socket.socket(socket.AF_UNIX)
@@ -217,6 +222,24 @@ def _start(addresses, environment):
     atexit.register(server.kill)
     while not all(map(os.path.exists, addresses)):
         assert server.poll() is None, "the process that forks commands has ended"
+        time.sleep(0.05)
+
+
+def serve_pages(environment):
+    """Start the process from which programs of pages are forked (``page_server.py``), where there is none yet; they find it by
+    ``TESTS_KIND=pages``.
+
+    Args:
+        environment: with what :func:`stubs` returns
+    """
+    address = f"{environment['TESTS_FORK']}-pages"
+    if os.path.exists(address):
+        return
+    program = [str(Path(stub_folder(), "python")), str(Path(__file__).with_name("page_server.py"))]
+    server = subprocess.Popen(program, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    atexit.register(server.kill)
+    while not os.path.exists(address):
+        assert server.poll() is None, "the process that forks programs of pages has ended"
         time.sleep(0.05)
 
 

@@ -13,7 +13,7 @@ import sys
 
 def main():
     folder, name = os.path.split(os.path.abspath(sys.argv[0]))
-    python, argv, kind = os.environ["TESTS_PYTHON"], sys.argv[1:], "commands"
+    python, argv, kind = os.environ["TESTS_PYTHON"], sys.argv[1:], os.environ.get("TESTS_KIND", "commands")
     if name == "python":
         given, argv = argv, argv[1:] if argv[:1] == ["-u"] else argv
         program = {"argv": argv} if argv and os.path.isfile(argv[0]) else None

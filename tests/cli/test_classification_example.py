@@ -4,13 +4,12 @@ import csv
 import importlib
 import io
 import json
-import random
 import re
 import sys
 import tarfile
-import zipfile
 
 import pytest
+from cli.glue import GLUE, WORDS, rows_of, write_glue
 from cli.wmt14 import ROOT, bash, sha256
 from fairseq.data import Dictionary
 from sklearn.metrics import accuracy_score, f1_score
@@ -21,7 +20,6 @@ from fairseq_adaptive.interop.checkpoint import save_checkpoint
 from fairseq_adaptive.interop.conversion import new_state
 
 EXAMPLE = ROOT / "examples" / "classification"
-WORDS = "good bad film was the a story , . it never works plot".split()
 FLAGS = {
     "encoder_layers": 2,
     "encoder_embed_dim": 16,
@@ -30,34 +28,6 @@ FLAGS = {
     "max_positions": 24,
 }
 MODEL = [part for name, value in FLAGS.items() for part in ("--" + name.replace("_", "-"), value)]
-GLUE = {  # header of the labelled files, one of test, columns of the texts and the label
-    "CoLA": (None, "index sentence", (3,), 1),
-    "SST-2": ("sentence label", "index sentence", (0,), 1),
-    "MRPC": ("Quality,#1 ID,#2 ID,#1 String,#2 String", None, (3, 4), 0),
-    "STS-B": (
-        "index genre filename year old_index source1 source2 sentence1 sentence2 score",
-        "index genre filename year old_index source1 source2 sentence1 sentence2",
-        (7, 8),
-        9,
-    ),
-    "QQP": ("id qid1 qid2 question1 question2 is_duplicate", "id question1 question2", (3, 4), 5),
-    "MNLI": (
-        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse "
-        "sentence2_parse sentence1 sentence2 label1 gold_label",
-        "index sentence1 sentence2",
-        (8, 9),
-        11,
-    ),
-    "QNLI": ("index question sentence label", "index question sentence", (1, 2), 3),
-    "RTE": ("index sentence1 sentence2 label", "index sentence1 sentence2", (1, 2), 3),
-    "WNLI": ("index sentence1 sentence2 label", "index sentence1 sentence2", (1, 2), 3),
-}
-LABELS = {
-    "MNLI": ["entailment", "neutral", "contradiction"],
-    "QNLI": ["entailment", "not_entailment"],
-    "RTE": ["entailment", "not_entailment"],
-    "STS-B": ["0.250", "4.000"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -69,50 +39,11 @@ def texts():
         sys.path.remove(str(EXAMPLE))
 
 
-def rows_of(task, count, seed):
-    """``count`` rows of a labelled file; a text says whether it is good or bad, and the label is that."""
-    header, _, places, label = GLUE[task]
-    columns = 4 if header is None else len(re.split("[ ,](?!String|ID)", header))
-    rng, labels = random.Random(seed), LABELS.get(task, ["0", "1"])
-    for number in range(count):
-        row, kind = [str(number)] * columns, rng.randrange(len(labels))
-        for place in places:
-            row[place] = " ".join([["bad", "good", "story"][kind], *rng.choices(WORDS[2:], k=rng.randint(2, 5))])
-        row[label] = labels[kind]
-        yield row
-
-
-def table(header, rows, end="\n"):
-    header = [] if header is None else [re.split(" " if "," not in header else ",", header)]
-    return "".join("\t".join(row) + end for row in [*header, *rows])
-
-
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
     """Small archives of the layout and the names of the real ones, and their checksums."""
     folder = tmp_path_factory.mktemp("archives")
-    for task, (header, test, places, _) in GLUE.items():
-        files = {"train": table(header, rows_of(task, 48, 1)), "dev": table(header, rows_of(task, 16, 2))}
-        if task == "QQP":
-            files["train"] += "7\t8\n"  # the first edition has such rows
-        short = [[str(number), *["a good film"] * len(places)] for number in range(3)]
-        whole = [[str(number)] * 7 + ["a film", "a plot"] for number in range(3)]
-        files["test"] = table(test, whole if task == "STS-B" else short)
-        if task == "MNLI":
-            both = {f"{name}_{kind}": files[name] for name in ("dev", "test") for kind in ("matched", "mismatched")}
-            files = {"train": files["train"], **both}
-            (folder / "AX.tsv").write_text(files["test_matched"])
-        if task == "MRPC":
-            rows = list(rows_of(task, 64, 1))
-            (folder / "msr_paraphrase_train.txt").write_bytes(table(header, rows, "\r\n").encode("utf-8-sig"))
-            (folder / "msr_paraphrase_test.txt").write_text(table(header, rows[:3]), encoding="utf-8-sig")
-            (folder / "mrpc_dev_ids.tsv").write_text("".join(f"{row[1]}\t{row[2]}\n" for row in rows[5::4]))
-            continue
-        name = {"QQP": "QQP-clean", "QNLI": "QNLIv2"}.get(task, task)
-        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-            for split, text in files.items():
-                archive.writestr(f"{task}/{split}.tsv", text)
-            archive.writestr("__MACOSX/ignored", "x")
+    write_glue(folder)
     reviews = io.StringIO()
     csv.writer(reviews, quoting=csv.QUOTE_ALL).writerows([["5", 'so "good",\\n it works'], ["1", "bad"]])
     trees = {
@@ -254,6 +185,31 @@ def test_trains_scores_and_writes_submissions(prepared, build, tmp_path):
     assert one["accuracy"] == pytest.approx(accuracy, abs=0.01) == two["accuracies"][1]
     assert one["flops_speedup"] == pytest.approx(1 / logged["flops"], rel=1e-3) and two["speed"]["4"]
     assert done.stdout.count("\n| ") == 3 and (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_words_as_they_are(tmp_path):
+    """Every 20th text is held out, the first words stay, rare ones and those beyond the dictionary are unknown."""
+    (tmp_path / "texts").mkdir()
+    lines = [f"{'ab'[number % 2]}\tOften both w{number} cut" for number in range(40)]
+    (tmp_path / "texts" / "train.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "texts" / "test.txt").write_text("a often Never\n")
+    flags = ("--first", "3", "--lower", "--threshold", "2")
+    bash(EXAMPLE / "words.sh", tmp_path / "texts", tmp_path / "out", *flags)
+    text = {split: (tmp_path / "out" / "text" / f"{split}.input0").read_text() for split in ("train", "dev", "test")}
+    assert text["dev"] == "often both w19\noften both w39\n" and text["test"] == "often never\n"
+    assert text["train"].count("\n") == 38 and "cut" not in text["train"]
+    words = Dictionary.load(str(tmp_path / "out" / "bin" / "input0" / "dict.txt"))
+    assert {"often", "both"} == {word for word in words.symbols[words.nspecial :] if not word.startswith("madeup")}
+    assert Dictionary.load(str(tmp_path / "out" / "bin" / "label" / "dict.txt")).symbols[-2:] == ["a", "b"]
+    bash(EXAMPLE / "words.sh", tmp_path / "texts", tmp_path / "few", "--words", "5")
+    assert len(Dictionary.load(str(tmp_path / "few" / "bin" / "input0" / "dict.txt"))) == 8
+    for arguments, message in (
+        ([tmp_path / "texts", tmp_path / "few"], "few exists and is left as it is"),
+        ([tmp_path / "few", tmp_path / "new"], "train.txt is missing or empty"),
+        ([tmp_path / "texts", tmp_path / "new", "--first", "0"], "--first takes a positive number, not '0'"),
+    ):
+        done = bash(EXAMPLE / "words.sh", *arguments, check=False)
+        assert done.returncode == 1 and message in done.stderr and not (tmp_path / "new").exists()
 
 
 def recipe(tmp_path, *arguments):

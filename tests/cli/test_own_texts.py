@@ -86,7 +86,7 @@ def test_a_second_call_goes_on_where_the_first_one_stopped(tmp_path):
     stand_ins(tmp_path / "bin")
     record = tmp_path / "record"
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "PAGE_LINE": "", "PAGE_WITHIN": ""}
-    environment |= {"PAGE_RECORD": str(record), "PAGE_DOWNLOADED": ""}
+    environment |= {"PAGE_RECORD": str(record)}
 
     def call(*flags):
         record.write_text("")

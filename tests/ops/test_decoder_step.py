@@ -241,3 +241,13 @@ def test_large_steps_go_to_who_is_faster(monkeypatch):
     )
     monkeypatch.undo()
     assert all(0.01 < each < 10000 for each in native.speeds(64, 128, 32, 1))
+
+
+def test_a_product_of_no_whole_vectors_is_measured_within_its_memory(monkeypatch):
+    """A vocabulary is a multiple of 8, and a vector may have 16 numbers."""
+    written = []
+    made = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args: written.append(args[1:]) or made(*args))
+    native.speeds.__wrapped__(16, 37, 5, 1)
+    lanes = native.library().lanes()
+    assert (5, -(-37 // lanes) * lanes) in written
