@@ -31,7 +31,29 @@ hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+# the files that take longest, which begin first: so no worker waits for another at the end
+LONGEST = (
+    "test_pages_run.py",
+    "test_precision.py",
+    "test_outputs.py",
+    "test_binaries.py",
+    "test_golden_losses.py",
+    "test_torchrun.py",
+    "test_kills.py",
+    "test_untrusted_flags.py",
+    "test_evaluation_follows_training.py",
+    "test_presets.py",
+    "test_plugin.py",
+    "test_changed_modules.py",
+    "test_compute_report.py",
+    "test_calibrate.py",
+)
 HOOK = sys.excepthook
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True)
