@@ -75,7 +75,7 @@ for seed in ${seeds//,/ }; do
       --finetune-from-model "$out/converted-$r-$seed/checkpoint_last.pt"
     line+=$'\t'$(bleu "converted-$r-$seed")$'\t'$(bleu "tuned-$r-$seed")
   done
-  awk -F '\t' '{ won = ($2 > $3) ? ($6 - $3) / ($2 - $3) : 1; printf "%s\t%.1f%%\n", $0, 100 * won }' <<< "$line" |
+  awk -F '\t' '{ lost = $2 - $3; won = lost ? ($6 - $3) / lost : 1; printf "%s\t%.1f%%\n", $0, 100 * won }' <<< "$line" |
     tee -a "$scores.part"
 done
 mv "$scores.part" "$scores"
