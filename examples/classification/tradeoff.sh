@@ -28,8 +28,6 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 [ ! -e "$out/results.json" ] || { echo "error: $out/results.json exists and is left as it is" >&2; exit 1; }
 updates=$((($(wc -l < "$data/text/train.input0") + batch - 1) / batch))
 mkdir -p "$out"
-# keeps the C library from giving memory back to the system and taking it again in every update
-export MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000
 
 fine_tune() { # NAME FROM EPOCHS dense|skim [flags]
   local name=$1 from=$2 epochs=$3 kind=$4

@@ -1,4 +1,4 @@
-"""The only place that patches fairseq, torch or NumPy; each patch has its reason and a test that fails without it.
+"""The only place that patches fairseq, torch, NumPy or the C library; each patch has its reason and a test that fails without it.
 
 ``--user-dir`` is imported while the command line is parsed, before fairseq reads a checkpoint or starts its workers, so
 that patches made at import reach all of it (``fairseq-hydra-train`` imports it later: see
@@ -7,6 +7,7 @@ that patches made at import reach all of it (``fairseq-hydra-train`` imports it 
 
 from fairseq_adaptive.compat import (
     aliases,
+    allocation,
     batches,
     binaries,
     checkpoints,
@@ -39,6 +40,7 @@ from fairseq_adaptive.compat import (
 
 PATCHES = (
     noise.silence_warnings,
+    allocation.keep_memory,
     batches.restore_np_compat,
     checkpoints.load_safely,
     literals.read_literals,
