@@ -35,10 +35,11 @@ def _for_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _traced(x: Tensor) -> bool:
-    """Whether ``x`` stands for other tensors, so that what is measured now says nothing."""
+def stands_for_others(x: Tensor) -> bool:
+    """Whether ``x`` is traced, or stands for several tensors, so that what is measured now says nothing."""
     return (
-        torch.compiler.is_compiling()
+        torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
         or type(x) not in (Tensor, nn.Parameter)  # FakeTensor
         or torch._C._functorch.peek_interpreter_stack() is not None  # vmap, grad
     )
@@ -61,7 +62,7 @@ def choose(x: Tensor, weight: Tensor, constant: bool = False) -> str:
     if torch.jit.is_tracing():  # which has no name for an argument of oneDNN's product
         return "torch"
     kinds, asked = probe.KINDS if constant else probe.KINDS[1:], probe.requested()
-    if asked != "auto" or _traced(x):
+    if asked != "auto" or stands_for_others(x):
         return "torch" if asked == "torch" else kinds[0]
     rows, weights = x.numel() // max(1, x.size(-1)), weight.numel()
     return probe.figures(torch.get_num_threads()).faster(rows, weights, kinds)

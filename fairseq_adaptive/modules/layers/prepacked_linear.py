@@ -29,6 +29,7 @@ class PrepackedWeights:
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
         self.weight, self.bias, self._packed, self._used = weight, bias, None, False
+        self._kinds: Dict[int, str] = {}  # what was chosen, by the number of elements
         self.place = weight.data_ptr(), weight.dtype
         self._least = matmul.LEAST / weight.size(0) if matmul.can_prepack(weight) else float("inf")
 
@@ -36,7 +37,7 @@ class PrepackedWeights:
         """... x I -> ... x O"""
         if x.numel() < self._least or torch.is_autocast_enabled("cpu"):
             return F.linear(x, self.weight, self.bias)
-        if matmul.choose(x, self.weight, constant=True) != "prepacked":
+        if self._kind(x) != "prepacked":
             return matmul.linear(x, self.weight, self.bias)
         if self._packed is None:
             if not self._used:
@@ -44,6 +45,14 @@ class PrepackedWeights:
                 return matmul.linear(x, self.weight, self.bias)
             self._packed = matmul.Prepacked(self.weight, self.bias)
         return self._packed(x)
+
+    def _kind(self, x):
+        if matmul.stands_for_others(x):
+            return matmul.choose(x, self.weight, constant=True)
+        kind = self._kinds.get(x.numel())
+        if kind is None:
+            kind = self._kinds[x.numel()] = matmul.choose(x, self.weight, constant=True)
+        return kind
 
 
 # a layer's packed weights by the layer; what others make of weights by keys of their own
