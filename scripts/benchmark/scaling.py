@@ -37,7 +37,7 @@ SIZES = {
     "vocabulary": (10000, 30000, 90000, 267000),
     "workers": (1, 2, 4),
 }
-SMALL = {"length": (36, 64), "depth": (1, 2), "batch": (1, 2), "vocabulary": (40, 80), "workers": (1, 2)}
+SMALL = {"length": (36, 64), "depth": (2, 3), "batch": (1, 2), "vocabulary": (40, 80), "workers": (1, 2)}
 BASE = {"length": 128, "depth": 6, "batch": 4, "vocabulary": 10000, "workers": 1}
 STEPS = ("training", "inference")
 WITHOUT_WORDS = ("adatape_parity", "adatape_vit")

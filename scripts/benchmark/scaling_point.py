@@ -58,7 +58,7 @@ def folder_of(point: Point, parts: Path) -> Path:
 
 def write_data(point: Point, folder: Path) -> None:
     """Write two batches of one length for each of 4 workers into an empty folder; words by Zipf's law."""
-    rng, count = np.random.default_rng(1), 8 * point.batch
+    rng, count = np.random.default_rng(1), max(8 * point.batch, CLASSES)
     if point.data == "images":
         (folder / "images").mkdir()
         side = PATCH * round(point.length**0.5)
@@ -111,7 +111,7 @@ def sizes_of(point: Point, args) -> SimpleNamespace:
         tokens=point.batch * point.length,
         length=point.length,
         device="cpu",
-        flags=f"--batch-size {point.batch} --required-batch-size-multiple 1{more}",
+        flags=f"--batch-size {point.batch} --required-batch-size-multiple 1 --ddp-backend legacy_ddp{more}",
     )
 
 
