@@ -8,6 +8,7 @@ logarithms, over the upper half of the sizes. The length of an image is its patc
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -97,7 +98,7 @@ def table(all_curves: Sequence[Curve], found: Dict[Point, Dict]) -> str:
         for axis in axes:
             curve = by_key.get((model, step, axis))
             slopes = [exponent(*series(curve, found, figure)) for figure in FIGURES] if curve else [None, None]
-            cells += ["-" if slope is None else f"{slope:.2f}" for slope in slopes]
+            cells += ["-" if slope is None else f"{round(slope, 2) + 0:.2f}" for slope in slopes]
         lines.append(f"| {model}{'' if model in FAMILIES else ' (stock)'} | {step} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -108,17 +109,23 @@ def figure_of(all_curves: Sequence[Curve], found: Dict[Point, Dict]):
     axes = list(dict.fromkeys(curve.axis for curve in all_curves))
     columns = [(step, figure) for figure in FIGURES for step in STEPS]
     models = list(dict.fromkeys(curve.model for curve in all_curves))
-    colours = dict(zip(models, map(ramp, shares(len(models)))))
+    colours, markers = dict(zip(models, map(ramp, shares(len(models))))), dict(zip(models, itertools.cycle("osv^D*")))
     figure, places = plt.subplots(len(axes), 4, figsize=(16, 3.4 * len(axes)), squeeze=False, layout="constrained")
     for curve in all_curves:
         for (step, kind), place in zip(columns, places[axes.index(curve.axis)]):
             sizes, values = series(curve, found, kind)
             if step == curve.step and sizes:
                 stroke = "-" if curve.model in FAMILIES else "--"
-                place.plot(sizes, values, stroke, color=colours[curve.model], marker=".", label=curve.model)
+                place.plot(
+                    sizes, values, stroke, color=colours[curve.model], marker=markers[curve.model], label=curve.model
+                )
     for axis, row in zip(axes, places):
         for (step, kind), place in zip(columns, row):
             place.set(xscale="log", yscale="log", xlabel=axis, ylabel=FIGURES[kind], title=f"{step}, {kind}")
+            sizes = sorted({size for line in place.get_lines() for size in line.get_xdata()})
+            place.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            place.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+            place.set_visible(bool(sizes))  # workers only train
     handles = {
         label: handle for row in places for each in row for handle, label in zip(*each.get_legend_handles_labels())
     }
