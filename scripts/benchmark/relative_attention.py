@@ -238,18 +238,19 @@ def main():
     names = ["ours", "plain"] + (["public"] if args.peer else [])
     models = {name: build(name, args) for name in names}
     record, by = describe(args), CLOCKS[args.processor_time]
+    peer = "public" if args.peer else "plain"
     largest_difference(models, args)
     times = time_training(models, args)
     report("forward and backward", {name: 1e3 * median(each, by) for name, each in times.items()}, "ms")
     memory = {name: peak_memory(name, model, args) for name, model in models.items()}
     report("peak memory", memory, "MiB")
-    record.add(f"forward and backward, {args.batch_size} x {args.length}", times, "plain", memory_mib=memory)
+    record.add(f"forward and backward, {args.batch_size} x {args.length}", times, peer, memory_mib=memory)
     for length in args.eval_lengths:
         times = time_evaluation(models, args, length)
         report(
             f"evaluation, {length} at a time", {name: 1 / median(each, by) for name, each in times.items()}, "tokens/s"
         )
-        record.add(f"a token, {length} at a time", times, "plain")
+        record.add(f"a token, {length} at a time", times, peer)
     record.write()
 
 

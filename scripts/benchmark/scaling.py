@@ -69,10 +69,12 @@ def curves(models: Sequence[str], axes: Sequence[str], small: bool) -> List[Curv
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> Optional[float]:
-    """The slope of least squares between logarithms over the upper half of the sizes; None where it has not two of them."""
+    """The slope of least squares between logarithms over the upper half of the sizes, two at least; None where there is one."""
     pairs = sorted(pair for pair in zip(sizes, values) if pair[1] > 0)
-    upper = np.log(np.array(pairs[len(pairs) // 2 :], float)) if pairs else ()
-    return float(np.polyfit(*np.transpose(upper), 1)[0]) if len(upper) > 1 else None
+    if len(pairs) < 2:
+        return None
+    upper = np.log(pairs[-max(2, len(pairs) - len(pairs) // 2) :])
+    return float(np.polyfit(*upper.T, 1)[0])
 
 
 def series(curve: Curve, found: Dict[Point, Dict], figure: str):
@@ -122,10 +124,10 @@ def figure_of(all_curves: Sequence[Curve], found: Dict[Point, Dict]):
     for axis, row in zip(axes, places):
         for (step, kind), place in zip(columns, row):
             place.set(xscale="log", yscale="log", xlabel=axis, ylabel=FIGURES[kind], title=f"{step}, {kind}")
-            sizes = sorted({size for line in place.get_lines() for size in line.get_xdata()})
+            sizes = sorted({size for curve in all_curves if curve.axis == axis for size in curve.points})
             place.set_xticks(sizes, [f"{size:,}" for size in sizes])
             place.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-            place.set_visible(bool(sizes))  # workers only train
+            place.set_visible(bool(place.get_lines()))  # workers only train
     handles = {
         label: handle for row in places for each in row for handle, label in zip(*each.get_legend_handles_labels())
     }

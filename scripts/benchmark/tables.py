@@ -19,6 +19,7 @@ from fairseq_adaptive.ranges import Parser
 QUIET = 0.05  # of a machine's processors, which others may take
 KERNELS = "kernels"
 _PART = re.compile(r"(<!-- table: (\S+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+_KEY = ("case", "name", "against")
 Found = Dict[str, Dict[str, Dict]]
 
 
@@ -79,16 +80,16 @@ def _cells(row: Optional[Dict], machine: Dict, memory: bool) -> List[str]:
 
 def table(machines: Dict[str, Dict]) -> str:
     """The rows of a benchmark that wrote them with :class:`record.Record`, one machine beside the other."""
-    rows = {name: {(row["case"], row["name"]): row for row in machine["rows"]} for name, machine in machines.items()}
+    rows = {name: {tuple(map(row.get, _KEY)): row for row in machine["rows"]} for name, machine in machines.items()}
     memory = any("memory_mib" in row for of_one in rows.values() for row in of_one.values())
     columns = ["ms, clock / processor", "times as fast (rounds)", "of a product in fp32", *["peak MiB"] * memory]
     heads = [f"{name}: {column}" for name in machines for column in columns]
     lines = ["| " + " | ".join(["case", "what", "beside", *heads]) + " |", "|---" * (3 + len(heads)) + "|"]
-    for case, what in dict.fromkeys(key for of_one in rows.values() for key in of_one):
-        here = {name: of_one.get((case, what)) for name, of_one in rows.items()}
-        against = next((row["against"] for row in here.values() if row and "against" in row), "-")
-        cells = [cell for name, row in here.items() for cell in _cells(row, machines[name], memory)]
-        lines.append("| " + " | ".join([case, what, against, *cells]) + " |")
+    keys = list(dict.fromkeys(key for of_one in rows.values() for key in of_one))
+    cases = list(dict.fromkeys(case for case, _, _ in keys))
+    for key in sorted(keys, key=lambda each: cases.index(each[0])):
+        cells = [cell for name, of_one in rows.items() for cell in _cells(of_one.get(key), machines[name], memory)]
+        lines.append("| " + " | ".join([*(each or "-" for each in key), *cells]) + " |")
     return "\n".join([*lines, "", *(_about(name, machine) + "\\" for name, machine in machines.items())])[:-1]
 
 

@@ -19,6 +19,7 @@ def test_exponents_are_those_of_the_upper_half(scaling):
     bent = [100.0, 100.0, 100.0, *(size**2 for size in sizes[3:])]
     assert scaling.exponent(sizes, bent) == pytest.approx(2)
     assert scaling.exponent([1, 2, 4], [9, 2, 4]) == pytest.approx(1)
+    assert scaling.exponent([4, 2], [8, 2]) == pytest.approx(2)
     assert scaling.exponent([], []) is None and scaling.exponent([4], [1.0]) is None
 
 
