@@ -133,7 +133,11 @@ def measure(cfg, point, args):
                 found = [spent(step) for _ in range(args.rounds)]
     if cfg.distributed_training.distributed_rank == 0:
         clock, processor = ([getattr(each, by) for each in found] for by in ("clock", "processor"))
-        peak = {"peak_mib": resident("VmHWM") / 2**20, "start_mib": args.start / 2**20}
+        peak = {
+            "tokens": int(batch.get("ntokens", 0)),
+            "peak_mib": resident("VmHWM") / 2**20,
+            "start_mib": args.start / 2**20,
+        }
         write_json(
             args.json, {**point._asdict(), "seconds": {"clock": spread(clock), "processor": spread(processor)}, **peak}
         )

@@ -100,5 +100,6 @@ def test_a_point_is_measured(scaling, tmp_path, monkeypatch):
     assert scaling.measure(point, tmp_path / "found.json", scaling.parse()) is None
     found = json.loads((tmp_path / "found.json").read_text())
     assert scaling.Point(**{name: found[name] for name in point._fields}) == point
+    assert found["tokens"] == 2 * 36
     assert 0 < found["seconds"]["clock"]["least"] <= found["seconds"]["clock"]["most"] < 60
     assert found["peak_mib"] > found["start_mib"] > 50
