@@ -73,7 +73,6 @@ def exportable(pretrained, counterpart: bool = False) -> Exportable:
     return Exportable(load_state(plain, pretrained.model))
 
 
-@torch.no_grad()
 def write_onnx(pretrained, path, counterpart: bool = False) -> None:
     """Write an ONNX model: ``tokens``, [batch, length] of int64, to ``scores`` or ``states``; read back and compared.
 
@@ -84,7 +83,14 @@ def write_onnx(pretrained, path, counterpart: bool = False) -> None:
     Raises:
         UsageError: where the file exists, onnx or onnxruntime is not installed, and as :func:`exportable`
     """
-    path, model = require_new(path), exportable(pretrained, counterpart).cpu()
+    path = require_new(path)
+    write_graph(exportable(pretrained, counterpart).cpu(), path)
+
+
+@torch.no_grad()
+def write_graph(model: Exportable, path) -> None:
+    """As :func:`write_onnx`, of a model in a form of fixed shape."""
+    path = require_new(path)
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

@@ -9,13 +9,13 @@ not weights.
 import argparse
 import ctypes
 import statistics
-import time
 
 import public_transformer_xl
 import torch
 import torch.nn.functional as F
 from common import describe
 from fairseq.modules import AdaptiveSoftmax as FairseqAdaptiveSoftmax
+from record import CLOCKS, add_json, median, ratios, spent
 
 from fairseq_adaptive.command import device, run
 from fairseq_adaptive.modules.vocabulary.adaptive_softmax import AdaptiveSoftmax
@@ -34,8 +34,9 @@ def main():
     parser.add_argument("--peer", metavar="FOLDER", help="a checkout of kimiyoung/transformer-xl to measure beside")
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     parser.add_argument("--device", type=device, default="cpu")
+    add_json(parser)
     args = parser.parse_args()
-    describe(args)
+    record, by = describe(args), CLOCKS[args.processor_time]
     torch.manual_seed(1)
     cutoffs = [int(cutoff) for cutoff in args.cutoffs.split(",")]
     shape = args.vocab_size, cutoffs, args.hidden_dim, args.factor
@@ -75,15 +76,15 @@ def main():
             raise SystemExit("they differ")
         losses["public"] = public, public_loss
 
-    clock = time.process_time if args.processor_time else time.perf_counter
-
     def step(module, loss):
         module.zero_grad()
         hidden.grad = None
-        start = clock()
-        loss().backward()
-        synchronize(args.device)
-        return clock() - start
+
+        def both():
+            loss().backward()
+            synchronize(args.device)
+
+        return spent(both)
 
     times = {name: [] for name in losses}
     for round in range(args.rounds + 1):
@@ -91,18 +92,22 @@ def main():
             seconds = step(module.to(args.device), loss)
             if round:  # the first is for warming up
                 times[name].append(seconds)
-    reference = statistics.median(times["full softmax"])
+    reference, used = median(times["full softmax"], by), {}
     for name, (module, loss) in losses.items():
         module.zero_grad()
         hidden.grad = None
         start_memory(args.device)
         step(module, loss)
-        seconds, memory = statistics.median(times[name]), used_memory(args.device)
+        seconds, memory = median(times[name], by), used_memory(args.device)
+        used[name] = memory / 2**20
         compared = [f"{reference / seconds:.2f} x the full softmax"]
         if args.peer:
-            ratio = statistics.median(theirs / mine for theirs, mine in zip(times["public"], times[name]))
+            ratio = statistics.median(ratios(times["public"], times[name], by))
             compared.append(f"{ratio:.2f} x the public code")
         print(f"{name}: {1000 * seconds:.1f} ms, {memory / 2**20:.0f} MiB, {', '.join(compared)}")
+    case = f"{args.tokens} of {args.vocab_size} words, factor {args.factor:g}"
+    record.add(case, times, "public" if args.peer else "fairseq", memory_mib=used)
+    record.write()
 
 
 @torch.no_grad()

@@ -6,12 +6,12 @@ Every model is evaluated by the criterion that it was trained with; the time is 
 
 import argparse
 import statistics
-import time
 
 import torch
 from common import describe
 from fairseq import checkpoint_utils, utils
 from fairseq.logging import metrics
+from record import add_json, in_turn, median, ratios
 from torch.utils.flop_counter import FlopCounterMode
 
 import fairseq_adaptive.plugin  # noqa: F401  registers tasks, models and criterions
@@ -55,26 +55,30 @@ def main():
     parser.add_argument("--max-tokens", type=COUNT)
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
     parser.add_argument("--log", nargs="*", default=["accuracy"], metavar="NAME", help="of the values that are logged")
+    add_json(parser)
     args = parser.parse_args()
-    describe(args)
+    record = describe(args)
 
     runs = [load(path, args) for path in args.checkpoints]
-    seconds = [[] for _ in runs]
-    for _ in range(args.rounds):
-        for (model, criterion, batches, *_), times in zip(runs, seconds):
-            start = time.perf_counter()
-            for batch in batches:
-                criterion(model, batch)
-            times.append(time.perf_counter() - start)
-    for path, (*_, batches, values, flops), times in zip(args.checkpoints, runs, seconds):
+
+    def evaluate(model, criterion, batches):
+        for batch in batches:
+            criterion(model, batch)
+
+    ways = {path: lambda run=run: evaluate(*run[:3]) for path, run in zip(args.checkpoints, runs)}
+    times, first = in_turn(ways, args.rounds), args.checkpoints[0]
+    for path, (*_, batches, values, flops) in zip(args.checkpoints, runs):
         size = sum(int(batch["nsentences"]) for batch in batches)
-        ratios = sorted(first / own for first, own in zip(seconds[0], times))
+        faster = ratios(times[first], times[path])
         print(
             f"{path}: {' '.join(f'{name} {values[name]}' for name in args.log if name in values)}, "
             f"{flops / 1e6:.2f} MFLOPs a sentence ({runs[0][-1] / flops:.2f} times fewer), "
-            f"{size / statistics.median(times):.1f} sentences/s, {statistics.median(ratios):.2f} times as fast "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            f"{size / median(times[path]):.1f} sentences/s, {statistics.median(faster):.2f} times as fast "
+            f"({faster[0]:.2f} to {faster[-1]:.2f})"
         )
+    flops = {path: size * run[-1] for path, run in zip(args.checkpoints, runs)}
+    record.add(f"{size} sentences", times, first, flops=flops, sentences=size)
+    record.write()
 
 
 if __name__ == "__main__":

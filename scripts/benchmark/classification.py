@@ -11,13 +11,13 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from datetime import date
 
 import common
 import torch
 from fairseq import checkpoint_utils
 from fairseq.models.roberta import RobertaModel
+from record import CLOCKS, add_json, in_turn, median, ratios
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.files import require_new, whole_file
@@ -87,23 +87,13 @@ def evaluate(classifier, some):
 
 @torch.no_grad()
 @constant_weights()
-def seconds(classifiers, some, rounds, clock):
-    """For each classifier the seconds of every round, all in turn."""
-    times = [[] for _ in classifiers]
-    for _ in range(rounds + 1):
-        for classifier, taken in zip(classifiers, times):
-            start = clock()
-            for batch in some:
-                classifier(batch)
-            taken.append(clock() - start)
-    return [taken[1:] for taken in times]
+def seconds(classifiers, some, rounds):
+    """For each classifier, by its name, the seconds of every round, all in turn."""
+    ways = {name: lambda each=each: [each(batch) for batch in some] for name, each in classifiers.items()}
+    return in_turn(ways, rounds, warm=1)
 
 
-def ratio(theirs, ours):
-    return statistics.median(a / b for a, b in zip(theirs, ours))
-
-
-def measure(args, groups):
+def measure(args, groups, record):
     peers, rows = None, []
     for name, paths in groups:
         scores, speed = [], {}
@@ -115,14 +105,14 @@ def measure(args, groups):
             if place >= args.timed_checkpoints:
                 continue
             if peers is None:
-                peers = [classifier, Stock(classifier)]
+                peers = {"the dense one": classifier, "stock fairseq": Stock(classifier)}
             for size in args.batch_sizes:
                 some = batches(dataset, size, args.timed_texts)
-                dense, stock, own = seconds([*peers, classifier], some, args.rounds, args.clock)
+                times = seconds({**peers, name: classifier}, some, args.rounds)
                 count = sum(len(batch["id"]) for batch in some)
-                speed.setdefault(size, []).append(
-                    (ratio(dense, own), ratio(stock, own), count / statistics.median(own))
-                )
+                record.add(f"{count} texts, batch {size}, {path}", times, "stock fairseq", texts=count)
+                faster = [statistics.median(ratios(times[peer], times[name], args.clock)) for peer in peers]
+                speed.setdefault(size, []).append((*faster, count / median(times[name], args.clock)))
         rows.append(
             {
                 "name": name,
@@ -171,18 +161,20 @@ def main():
         "--cpu-time",
         dest="clock",
         action="store_const",
-        const=time.process_time,
-        default=time.perf_counter,
+        const=CLOCKS[1],
+        default=CLOCKS[0],
         help="seconds of the processor, where others use it too",
     )
     parser.add_argument("--output", metavar="JSON", help="write what was measured there; must not exist")
+    add_json(parser)
     args = parser.parse_args()
     if args.output:
         require_new(args.output)
-    common.describe(args)
+    record = common.describe(args)
     columns = "".join(f" against dense, batch {size} | against stock |" for size in args.batch_sizes)
     print(f"| model | accuracy | FLOPs speed-up |{columns}\n|---|---|---|{'---|---|' * len(args.batch_sizes)}")
-    rows = measure(args, args.models)
+    rows = measure(args, args.models, record)
+    record.write()
     if args.output:
         about = {
             "date": str(date.today()),
@@ -190,7 +182,7 @@ def main():
             "threads": torch.get_num_threads(),
             "processor": platform.processor() or platform.machine(),
             "subset": args.subset,
-            "clock": "processor" if args.clock is time.process_time else "wall",
+            "clock": "wall" if args.clock == CLOCKS[0] else args.clock,
             "rounds": args.rounds,
         }
         with whole_file(args.output) as part, open(part, "w", encoding="utf-8") as file:

@@ -10,6 +10,7 @@ import warnings
 import torch
 from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from record import Record, add_json, median, ratios
 
 import fairseq_adaptive.plugin  # noqa: F401  registers our models
 from fairseq_adaptive.ranges import ROUNDS, Parser
@@ -30,6 +31,7 @@ def parser(description):
     parser.add_argument("--ffn-embed-dim", default="256")
     parser.add_argument("--attention-heads", default="4")
     parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often the two are measured in turn")
+    add_json(parser)
     return parser
 
 
@@ -65,19 +67,26 @@ def build_pair(args, *flags, ours=()):
     return pair
 
 
-def compare(name, measure, rounds):
-    """Print the medians of ``measure(0)`` (stock) and ``measure(1)`` (ours), and of their ratio round by round."""
+def compare(record, name, measure, rounds, by):
+    """Print updates per second of ``measure(0)`` (stock) and ``measure(1)`` (ours), which return seconds of an update.
+
+    Args:
+        record: gets them, too
+        by: the clock, of :data:`record.CLOCKS`
+    """
     measure(0), measure(1)
-    pairs = [(measure(0), measure(1)) for _ in range(rounds)]
-    stock, ours = (statistics.median(values) for values in zip(*pairs))
-    ratios = sorted(our / stock for stock, our in pairs)
+    stock, ours = zip(*((measure(0), measure(1)) for _ in range(rounds)))
+    record.add(name, {"stock": stock, "ours": ours}, "stock")
+    faster = ratios(stock, ours, by)
     print(
-        f"{name}: stock {stock:.2f}, ours {ours:.2f}, ratio {statistics.median(ratios):.2f} "
-        f"(rounds {ratios[0]:.2f} to {ratios[-1]:.2f})",
+        f"updates/s, {name}: stock {1 / median(stock, by):.2f}, ours {1 / median(ours, by):.2f}, "
+        f"ratio {statistics.median(faster):.2f} (rounds {faster[0]:.2f} to {faster[-1]:.2f})",
         flush=True,
     )
 
 
 def describe(args):
+    """Print where this runs and how it was called; return what ``--json`` asks for, a :class:`record.Record`."""
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(" ".join(["python", *sys.argv]))
+    return Record(getattr(args, "json", None))

@@ -12,7 +12,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from unittest import mock
 
 import torch
@@ -20,6 +19,7 @@ from common import describe
 from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.sequence_generator import SequenceGenerator
+from record import CLOCKS, add_json, in_turn, median, ratios
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.interop import convert_to_ctranslate2, load_checkpoint, save_checkpoint, unroll_checkpoint
@@ -104,9 +104,9 @@ def main():
     parser.add_argument("--sentences", type=COUNT, default=192, help="of the test set, a round (an eighth at batch 1)")
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
     parser.add_argument("--cpu-time", action="store_true", help="of this process, for busy machines")
+    add_json(parser)
     args = parser.parse_args()
-    describe(args)
-    clock = time.process_time if args.cpu_time else time.perf_counter
+    record, by = describe(args), CLOCKS[args.cpu_time]
     with tempfile.TemporaryDirectory() as folder:
         plain, exports = os.path.join(folder, "plain.pt"), {}
         model, task, ours = fairseq_search(args, args.checkpoint)
@@ -136,22 +136,16 @@ def main():
         for name in runs:
             if name.startswith("ours"):
                 require_same(expected, runs[name](samples))
-        rounds = []
-        for _ in range(args.rounds):
-            speeds = {}
-            for name, decode in runs.items():
-                start = clock()
-                decode(samples)
-                speeds[name] = count / (clock() - start)
-            rounds.append(speeds)
-        for name in runs:
-            ratios = sorted(each[name] / each["stock"] for each in rounds)
+        times = in_turn({name: lambda decode=decode: decode(samples) for name, decode in runs.items()}, args.rounds)
+        record.add(f"{count} sentences, beam {args.beam}, batch {batch_size}", times, "stock", sentences=count)
+        for name, measured in times.items():
+            faster = ratios(times["stock"], measured, by)
             print(
-                f"sentences/s, beam {args.beam}, batch {batch_size}: {name} "
-                f"{statistics.median(each[name] for each in rounds):.1f}, ratio {statistics.median(ratios):.2f} "
-                f"(rounds {ratios[0]:.2f} to {ratios[-1]:.2f})",
+                f"sentences/s, beam {args.beam}, batch {batch_size}: {name} {count / median(measured, by):.1f}, "
+                f"ratio {statistics.median(faster):.2f} (rounds {faster[0]:.2f} to {faster[-1]:.2f})",
                 flush=True,
             )
+    record.write()
 
 
 if __name__ == "__main__":

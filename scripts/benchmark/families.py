@@ -81,6 +81,39 @@ FAMILIES: Dict[str, Family] = {
         "--tape-bank-patch-size 2 --batch-size {images}",
     ),
 }
+# stock fairseq's models that do the same tasks, and beside which of them each family stands
+STOCK: Dict[str, Family] = {
+    "transformer": Family(
+        "pairs",
+        _PAIRS.replace("shared_transformer", "transformer") + "--max-tokens {tokens} "
+        "--criterion label_smoothed_cross_entropy --label-smoothing 0.1",
+    ),
+    "transformer_lm": Family(
+        "text",
+        _LM + "--task language_modeling --arch transformer_lm --decoder-layers {layers} --decoder-input-dim {dim} "
+        "--decoder-output-dim {dim} --adaptive-input --adaptive-input-cutoff {cutoffs} --adaptive-softmax-cutoff {cutoffs} "
+        "--tokens-per-sample {length} --batch-size {rows} --criterion adaptive_loss",
+    ),
+    "roberta": Family(
+        "text",
+        _ENCODER
+        + "--task masked_lm --arch roberta --criterion masked_lm --tokens-per-sample {length} --batch-size {rows}",
+    ),
+    "roberta_classifier": Family(
+        "labels",
+        _ENCODER + "--task sentence_prediction --num-classes 10 --max-positions 512 --init-token 0 --arch roberta "
+        "--criterion sentence_prediction --max-tokens {tokens}",
+    ),
+}
+BESIDE = {
+    "shared_transformer": "transformer",
+    "universal_transformer": "transformer",
+    "shared_transformer_lm": "transformer_lm",
+    "par_transformer_xl": "transformer_lm",
+    "par_supernet": "transformer_lm",
+    "transkimmer": "roberta_classifier",
+    "albert_act": "roberta",
+}
 
 
 def add_sizes(parser: ArgumentParser) -> None:
@@ -97,7 +130,7 @@ def add_sizes(parser: ArgumentParser) -> None:
 
 
 def flags_of(name: str, args, folder: Path) -> list:
-    """Return the arguments of fairseq-train for a family: data, task, model and loss."""
+    """Return the arguments of fairseq-train for a family, or one of :data:`STOCK`: data, task, model and loss."""
     sizes = {
         "layers": args.layers,
         "unique": args.unique_layers,
@@ -111,7 +144,7 @@ def flags_of(name: str, args, folder: Path) -> list:
         "images": max(1, args.tokens // 64),
         "cutoffs": f"{args.vocab_size // 8},{args.vocab_size // 3}",
     }
-    family = FAMILIES[name]
+    family = {**FAMILIES, **STOCK}[name]
     data = [str(folder / family.data)] if family.data else []
     return [*data, *family.flags.format(**sizes).split()]
 

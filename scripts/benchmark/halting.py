@@ -9,11 +9,11 @@ import argparse
 import importlib.util
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 from common import describe
+from record import add_json, in_turn, median, ratios
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_adaptive.command import device, run
@@ -79,8 +79,9 @@ def main():
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
     parser.add_argument("--device", type=device, default="cpu")
     parser.add_argument("--seed", type=SEED, default=1)
+    add_json(parser)
     args = parser.parse_args()
-    describe(args)
+    record = describe(args)
     config, model = build(args)
     stack = model.model.encoder.layers
     peer = build_peer(args.peer, config, model) if args.peer else None
@@ -91,12 +92,10 @@ def main():
         stack.packed = kind == "packed"
         return model(ids)
 
-    def measure(kind, ids):
-        start = time.perf_counter()
+    def forward_and_wait(kind, ids):
         forward(kind, ids)
         if ids.is_cuda:
             torch.cuda.synchronize()
-        return time.perf_counter() - start
 
     for batch in args.batch_sizes:
         ids = torch.randint(4, config["vocab_size"], (batch, args.tokens), device=args.device)
@@ -115,17 +114,21 @@ def main():
                 f"batch {batch}: {kind} differs from dense by {float(difference):.1e}, updates equal: "
                 f"{torch.equal(theirs.long().view_as(updates), updates)}"
             )
-        rounds = [{kind: measure(kind, ids) for kind in kinds} for _ in range(args.rounds)]
-        seconds = {kind: statistics.median(each[kind] for each in rounds) for kind in kinds}
-        saving = statistics.median(each["dense"] / each["packed"] for each in rounds)
+        ways = {kind: lambda kind=kind, ids=ids: forward_and_wait(kind, ids) for kind in kinds}
+        times = in_turn(ways, args.rounds)
+        seconds = {kind: median(measured) for kind, measured in times.items()}
+        saving = statistics.median(ratios(times["dense"], times["packed"]))
+        depth = float(updates.double().mean())
+        record.add(f"{batch} x {args.tokens}", times, "dense", flops=flops, depth=depth)
         arithmetic = flops["dense"] / flops["packed"]
         print(
-            f"batch {batch}: mean depth {updates.double().mean():.2f} of {int(updates.max())}; "
+            f"batch {batch}: mean depth {depth:.2f} of {int(updates.max())}; "
             + ", ".join(f"{kind} {value:.2f} s" for kind, value in seconds.items())
             + f"; saving in time {saving:.2f}, in arithmetic {arithmetic:.2f}, ratio {saving / arithmetic:.2f}"
             + (f"; public / packed {seconds['public'] / seconds['packed']:.2f}" if peer else ""),
             flush=True,
         )
+    record.write()
 
 
 if __name__ == "__main__":

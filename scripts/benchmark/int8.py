@@ -8,10 +8,10 @@ on the texts of --texts, a label, a space and a text in a line.
 
 import argparse
 import statistics
-import time
 
 import common
 import torch
+from record import CLOCKS, add_json, in_turn, median, ratios
 from skimming import build, plan
 
 from fairseq_adaptive import command
@@ -23,29 +23,26 @@ from fairseq_adaptive.ops.int8_linear import int8_weights
 from fairseq_adaptive.ops.int8_linear.eager import way
 from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
 
+KINDS, PROCESSOR = ("fp32", "int8"), CLOCKS[1]
 
-def in_turn(ways, rounds):
-    """Seconds of the processor of each of several functions, called in turn; what they return first is kept."""
-    results, times = [each() for each in ways], [[] for _ in ways]
-    for _ in range(rounds):
-        for each, spent in zip(ways, times):
-            start = time.process_time()
-            each()
-            spent.append(time.process_time() - start)
-    return results, times
+
+def both_in_turn(ways, rounds):
+    """What the two return first, and their seconds when they are called in turn."""
+    results = [each() for each in ways]
+    return results, in_turn(dict(zip(KINDS, ways)), rounds)
 
 
 def ratio(times):
     """The median of the ratios of the first to the second, round by round, and their range."""
-    ratios = sorted(one / other for one, other in zip(*times))
-    return f"{statistics.median(ratios):5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    found = ratios(*times.values(), PROCESSOR)
+    return f"{statistics.median(found):5.2f} ({found[0]:.2f} to {found[-1]:.2f})"
 
 
 def milliseconds(times):
-    return " ".join(f"{1e3 * statistics.median(each):9.2f}" for each in times)
+    return " ".join(f"{1e3 * median(each, PROCESSOR):9.2f}" for each in times.values())
 
 
-def products(rounds):
+def products(rounds, record):
     print("map, rows          fp32 ms   int8 ms  speed-up (rounds)        difference")
     for inputs, outputs in ((384, 384), (384, 1536), (1536, 384)):
         weight, bias = torch.randn(outputs, inputs) * inputs**-0.5, torch.zeros(outputs)
@@ -53,19 +50,20 @@ def products(rounds):
         for rows in (16, 128, 1024):
             x = torch.randn(rows, inputs)
             plain(x), plain(x)
-            (expected, found), times = in_turn((lambda: plain(x), lambda: small(x)), 5 * rounds)
-            difference = float((found - expected).norm() / expected.norm())
+            (expected, found), times = both_in_turn((lambda: plain(x), lambda: small(x)), 5 * rounds)
+            difference, flops = float((found - expected).norm() / expected.norm()), 2 * x.numel() * outputs
+            record.add(f"{inputs} x {outputs}, {rows} rows", times, "fp32", flops=flops, difference=difference)
             print(
                 f"{inputs:4} x {outputs:4}, {rows:4} {milliseconds(times)}  {ratio(times):24} {difference:.4f}",
                 flush=True,
             )
 
 
-def random_model(args):
+def random_model(args, record):
     plain, model = build(args)
     small, other = build(args)
     other.int8()
-    products(args.rounds)
+    products(args.rounds, record)
     print("batch length kept   fp32 ms   int8 ms  speed-up (rounds)        difference of states")
     for length in args.lengths:
         for batch in args.batch_sizes:
@@ -73,11 +71,11 @@ def random_model(args):
             for kept in args.kept:
                 for each in (model, other):
                     plan(each.encoder.sentence_encoder.layers.router, kept, batch, length)
-                (one, two), times = in_turn((lambda: plain(tokens)[0], lambda: small(tokens)[0]), args.rounds)
+                (one, two), times = both_in_turn((lambda: plain(tokens)[0], lambda: small(tokens)[0]), args.rounds)
+                moved = float((one - two).norm() / one.norm())
+                record.add(f"{batch} x {length}, {kept:.2f} kept", times, "fp32", difference=moved)
                 print(
-                    f"{batch:5} {length:6} {kept:4.2f} {milliseconds(times)}  {ratio(times):24} "
-                    f"{float((one - two).norm() / one.norm()):.4f}",
-                    flush=True,
+                    f"{batch:5} {length:6} {kept:4.2f} {milliseconds(times)}  {ratio(times):24} {moved:.4f}", flush=True
                 )
 
 
@@ -92,7 +90,7 @@ def difference(one, other):
     )
 
 
-def trained_model(args):
+def trained_model(args, record):
     rows = [line.split(None, 1) for line in read_lines(args.texts) if line.strip()]
     labels, texts = zip(*rows)
     models = [
@@ -102,17 +100,18 @@ def trained_model(args):
     models[0].model.make_generation_fast_()
     by_batch = []
     for batch in args.batch_sizes:
-        said, times = in_turn([lambda each=each: each.predict(texts, batch) for each in models], args.rounds)
+        said, times = both_in_turn([lambda each=each: each.predict(texts, batch) for each in models], args.rounds)
         by_batch.append(said)
-        for name, found in zip(("fp32", "int8"), said):
+        for name, found in zip(KINDS, said):
             right = sum(each.label == label for each, label in zip(found, labels))
             done = [updates for each in found for updates in each.updates]
             print(
                 f"batch {batch}, {name}: {100 * right / len(labels):.2f}% right, {statistics.mean(done):.3f} layers a token"
             )
         print(f"batch {batch}, int8 against fp32: {difference(*said)}")
+        record.add(f"{len(texts)} texts, batch {batch}", times, "fp32", texts=len(texts))
         print(f"batch {batch}: ms {milliseconds(times)}, speed-up {ratio(times)}", flush=True)
-    for name, one, other in zip(("fp32", "int8"), by_batch[0], by_batch[-1]):
+    for name, one, other in zip(KINDS, by_batch[0], by_batch[-1]):
         print(f"{name}, batch {args.batch_sizes[-1]} against {args.batch_sizes[0]}: {difference(one, other)}")
 
 
@@ -127,15 +126,17 @@ def main():
     parser.add_argument("--texts", metavar="FILE")
     parser.add_argument("--data", metavar="FOLDER", help="the binarised training data (default: as in training)")
     parser.add_argument("--tokenizer", metavar="FOLDER", help="with the vocabulary (default: that of the data)")
+    add_json(parser)
     args = parser.parse_args()
     if (args.checkpoint is None) != (args.texts is None):
         raise UsageError("--checkpoint and --texts go together: name both, or neither")
     args.lengths.sort()
     torch.manual_seed(1)
-    common.describe(args)
+    record = common.describe(args)
     print("seconds of the processor; int8 by", way().name)
     with torch.no_grad(), constant_weights():
-        (random_model if args.checkpoint is None else trained_model)(args)
+        (random_model if args.checkpoint is None else trained_model)(args, record)
+    record.write()
 
 
 if __name__ == "__main__":

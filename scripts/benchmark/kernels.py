@@ -12,10 +12,7 @@ and what is between.
 
 import argparse
 import datetime
-import importlib.metadata
-import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -25,9 +22,11 @@ import common  # noqa: F401  quiet
 import torch
 from adaptive_softmax import start_memory, used_memory
 from kernel_cases import CASES
+from record import Others, processor, version, write_json
+from tables import kernel_table
 
 from fairseq_adaptive.command import run
-from fairseq_adaptive.files import whole_file
+from fairseq_adaptive.files import read_json
 from fairseq_adaptive.ops import OPS
 from fairseq_adaptive.ops.matmul import linear
 from fairseq_adaptive.ranges import ROUNDS, Parser
@@ -133,13 +132,6 @@ def measure(name, case, args, clock, backward):
     return figures
 
 
-def version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def describe(args):
     cuda = args.device == "cuda"
     return {
@@ -150,52 +142,12 @@ def describe(args):
         "rounds": args.rounds,
         "kernels": os.environ.get("FAIRSEQ_ADAPTIVE_KERNELS", "auto"),
         "versions": {
-            "python": platform.python_version(),
+            "python": sys.version.split()[0],
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "triton": version("triton"),
         },
     }
-
-
-def processor():
-    with open("/proc/cpuinfo") as lines:
-        return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def table(found):
-    """Print what a run has found as Markdown."""
-    columns = "operation, type, pass, naive in ms, compiled, torch's, ours, speed of ours, of the ceiling, peak MiB"
-    print("| " + columns.replace(", ", " | ") + " |\n" + "|---" * 10 + "|")
-    for row in found["rows"]:
-        ways, ours = row["ways"], row["ways"]["ours"]
-        times = [
-            f"{each['seconds'] * 1e3:.3g} ({each['naive_over_it']:.2f} x)" if each else "-"
-            for each in (ways.get("compiled"), ways.get("library"), ours)
-        ]
-        rate = row["least"] / ours["seconds"]
-        prefix, factor = ("T", 1e12) if rate > 1e12 else ("G", 1e9)
-        memory = ", ".join(f"{name} {each['peak_mib']:.0f}" for name, each in ways.items())
-        print(
-            f"| `{row['operation']}`, {row['shape']} | {row['type']} | {row['pass']} | "
-            f"{ways['naive']['seconds'] * 1e3:.3g} | {' | '.join(times)} | "
-            f"{rate / factor:.3g} {prefix}{row['unit']}, {row['backend']} | {rate / row['ceiling']:.0%} | {memory} |"
-        )
-    differences = [
-        way["gradient_difference"]
-        for row in found["rows"]
-        if row["type"] == "fp32"
-        for way in row["ways"].values()
-        if "gradient_difference" in way
-    ]
-    print(
-        f"\n{found['device']}, time {found['clock']}, torch {found['versions']['torch']}, {found['date']}, medians "
-        f"of {found['rounds']} rounds."
-    )
-    if differences:
-        print(f"In fp32 gradients differ from those of the definition by at most {max(differences):.0e} of their norm.")
-    for kind, (copied, multiplied) in found["ceilings"].items():
-        print(f"Ceilings for {kind}: copy {copied / 1e9:.3g} GB/s, product {multiplied / 1e9:.3g} GFLOP/s.")
 
 
 def main():
@@ -210,13 +162,13 @@ def main():
     parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, print the table of such a file")
     args = parser.parse_args()
     if args.table:
-        return table(json.loads(args.table.read_text()))
+        return print(kernel_table(read_json(args.table)))
     if args.output and args.output.exists():
         parser.error(f"{args.output} is there already")
     missing = [name for name in args.operations if name not in CASES]
     if missing:
         parser.error(f"kernel_cases.py has no case of {', '.join(missing)}")
-    found = {**describe(args), "ceilings": {}, "rows": []}
+    others, found = Others(), {**describe(args), "ceilings": {}, "rows": []}
     with torch.device(args.device):
         clock = Clock(args.device)
         for kind in args.types:
@@ -242,12 +194,11 @@ def main():
                                 "ways": measure(name, case, args, clock, passed == "both"),
                             }
                         )
-    table(found)
+    found["others"] = others.share()
+    print(kernel_table(found))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(args.output) as part, open(part, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1)
-            file.write("\n")
+        write_json(args.output, found)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ random places, beside a copy of as many.
 
 import argparse
 import statistics
-import time
 
 import torch
 from common import describe
+from record import CLOCKS, add_json, in_turn, median, ratios
 from skimming import build, plan
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +19,7 @@ from fairseq_adaptive.command import run
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
 
+PROCESSOR = CLOCKS[1]  # what is printed
 MOVES = ("index_select", "index_copy_", "index", "nonzero")
 
 
@@ -35,15 +36,9 @@ class Moves(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def timed(function):
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
 @torch.no_grad()
 @constant_weights()
-def shares(args):
+def shares(args, record):
     """Print the share of the moves in the time of a packed run, for each share of tokens that stays."""
     ours, model = build(args)
     tokens = torch.randint(4, 1000, (args.batch, args.lengths[-1]))
@@ -57,14 +52,16 @@ def shares(args):
             for function, operands, settings in moves.calls:
                 function(*operands, **settings)
 
-        rounds = [timed(move) / timed(lambda: ours(tokens)) for _ in range(args.rounds)]
+        times = in_turn({"moves of tokens": move, "run": lambda: ours(tokens)}, args.rounds)
+        rounds = ratios(times["moves of tokens"], times["run"], PROCESSOR)
+        record.add(f"{args.batch} x {args.lengths[-1]}, {kept:.1f} kept", times, share=statistics.median(rounds))
         print(
             f"{kept:.1f} of the tokens kept: {statistics.median(rounds):.2%} of the time in {len(moves.calls)} moves "
             f"(rounds {min(rounds):.2%} to {max(rounds):.2%})"
         )
 
 
-def speed(args, rows=16384, width=384, calls=10):
+def speed(args, record, rows=16384, width=384, calls=10):
     """Print how fast half of the rows are taken and put back, beside a copy of as many."""
     x, half = torch.randn(rows, width), torch.randperm(rows)[: rows // 2].sort().values
     into, taken, source = x.clone(), x.index_select(0, half), torch.randn(len(half), width)
@@ -74,13 +71,13 @@ def speed(args, rows=16384, width=384, calls=10):
         "index_copy_": lambda: into.index_copy_(0, half, source),
     }
 
-    def measure(way):
-        return timed(lambda: [way() for _ in range(calls)])
-
-    rounds = [{name: measure(way) for name, way in ways.items()} for _ in range(args.rounds + 1)][1:]
+    repeated = {name: lambda way=way: [way() for _ in range(calls)] for name, way in ways.items()}
+    times = in_turn(repeated, args.rounds, warm=1)
+    times = {name: [each.per(calls) for each in measured] for name, measured in times.items()}
+    record.add(f"{len(half)} rows of {width}", times, "copy", bytes=2 * source.nbytes)
     for name in ways:
-        seconds = statistics.median(each[name] for each in rounds) / calls
-        of_copy = statistics.median(each["copy"] / each[name] for each in rounds)
+        seconds = median(times[name], PROCESSOR)
+        of_copy = statistics.median(ratios(times["copy"], times[name], PROCESSOR))
         moved = 2 * source.nbytes / seconds / 1e9
         print(f"{len(half)} rows of {width}: {name} {moved:.1f} GB/s, {of_copy:.2f} of a copy's")
 
@@ -92,10 +89,12 @@ def main():
     parser.add_argument("--lengths", type=POSITIONS, nargs=1, default=[128], help="of every text")
     parser.add_argument("--kept", type=SHARE, nargs="+", default=[0.2, 0.5], help="mean shares of tokens that stay")
     parser.add_argument("--rounds", type=ROUNDS, default=7)
+    add_json(parser)
     args = parser.parse_args()
-    describe(args)
-    shares(args)
-    speed(args)
+    record = describe(args)
+    shares(args, record)
+    speed(args, record)
+    record.write()
 
 
 if __name__ == "__main__":

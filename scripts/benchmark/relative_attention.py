@@ -6,13 +6,12 @@ and without the cache. Outputs and gradients are compared first.
 """
 
 import argparse
-import statistics
-import time
 
 import public_transformer_xl
 import torch
 import torch.nn.functional as F
 from common import describe
+from record import CLOCKS, add_json, in_turn, median, spent
 from torch import nn
 
 from fairseq_adaptive.command import device, run
@@ -170,47 +169,45 @@ def largest_difference(models, args):
 
 
 def time_training(models, args):
-    clock = time.process_time if args.processor_time else time.perf_counter
+    """Seconds of forward and backward of each, in turn."""
     runs = {name: training_inputs(args, name) for name in models}
-    times = {name: [] for name in models}
-    for round_number in range(args.rounds + 1):
-        for name, model in models.items():
-            weight = torch.ones_like(runs[name][0])
-            start = clock()
-            step(model, *runs[name], weight)
-            synchronize(args)
-            if round_number:
-                times[name].append(clock() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
+    weights = {name: torch.ones_like(x) for name, (x, _) in runs.items()}
+
+    def both(name):
+        step(models[name], *runs[name], weights[name])
+        synchronize(args)
+
+    return in_turn({name: lambda name=name: both(name) for name in models}, args.rounds, warm=1)
 
 
 @torch.no_grad()
 def time_evaluation(models, args, length):
-    """Tokens per second of a stream read in segments of ``length`` behind a full memory."""
-    clock = time.process_time if args.processor_time else time.perf_counter
+    """Seconds a token of a stream read in segments of ``length`` behind a full memory."""
     batch, past = args.eval_batch_size, segment(args, args.eval_batch_size, args.eval_memory, 5)
     tokens = segment(args, batch, max(length, 32), 6)
-    names = [*models, "ours, cached"]
-    speeds = {name: [] for name in names}
+
+    def read(model, cache):
+        memory = past
+        for part in tokens.split(length, 1):
+            if cache is None:
+                model(part, memory)
+                memory = torch.cat((memory, part), 1)[:, -args.eval_memory :]
+            else:
+                model(part, cache=cache)
+        synchronize(args)
+
+    times = {name: [] for name in [*models, "ours, cached"]}
     for round_number in range(args.rounds + 1):
-        for name in names:
+        for name, measured in times.items():
             model = models[name.split(",")[0]].eval()
             cache = KeyValueCache(args.eval_memory) if name.endswith("cached") else None
-            memory = past
             if cache is not None:
                 model(past, cache=cache)
                 model(tokens[:, :length], cache=cache)
-            start = clock()
-            for part in tokens.split(length, 1):
-                if cache is None:
-                    model(part, memory)
-                    memory = torch.cat((memory, part), 1)[:, -args.eval_memory :]
-                else:
-                    model(part, cache=cache)
-            synchronize(args)
+            seconds = spent(lambda: read(model, cache))  # noqa: B023  it is called at once
             if round_number:
-                speeds[name].append(batch * tokens.size(1) / (clock() - start))
-    return {name: statistics.median(each) for name, each in speeds.items()}
+                measured.append(seconds.per(batch * tokens.size(1)))
+    return times
 
 
 def report(title, figures, unit):
@@ -235,16 +232,26 @@ def main():
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     parser.add_argument("--threads", type=THREADS, default=torch.get_num_threads())
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add_json(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     names = ["ours", "plain"] + (["public"] if args.peer else [])
     models = {name: build(name, args) for name in names}
-    describe(args)
+    record, by = describe(args), CLOCKS[args.processor_time]
+    peer = "public" if args.peer else "plain"
     largest_difference(models, args)
-    report("forward and backward", {name: t * 1e3 for name, t in time_training(models, args).items()}, "ms")
-    report("peak memory", {name: peak_memory(name, model, args) for name, model in models.items()}, "MiB")
+    times = time_training(models, args)
+    report("forward and backward", {name: 1e3 * median(each, by) for name, each in times.items()}, "ms")
+    memory = {name: peak_memory(name, model, args) for name, model in models.items()}
+    report("peak memory", memory, "MiB")
+    record.add(f"forward and backward, {args.batch_size} x {args.length}", times, peer, memory_mib=memory)
     for length in args.eval_lengths:
-        report(f"evaluation, {length} at a time", time_evaluation(models, args, length), "tokens/s")
+        times = time_evaluation(models, args, length)
+        report(
+            f"evaluation, {length} at a time", {name: 1 / median(each, by) for name, each in times.items()}, "tokens/s"
+        )
+        record.add(f"a token, {length} at a time", times, peer)
+    record.write()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ hypotheses with drafts differ from those without, and how many drafts were said,
 import argparse
 import os
 import statistics
-import time
 from unittest import mock
 
 import torch
 from common import describe
 from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from record import CLOCKS, add_json, in_turn, median, ratios
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
@@ -60,8 +60,9 @@ def main():
     parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 64])
     parser.add_argument("--sentences", type=COUNT, default=1000, help="of the test set, a round (an eighth at batch 1)")
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
+    add_json(parser)
     args = parser.parse_args()
-    describe(args)
+    record, by = describe(args), CLOCKS[1]
     (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
         [args.checkpoint], arg_overrides={"data": args.data}
     )
@@ -81,28 +82,25 @@ def main():
         order = data.ordered_indices()[:: len(data) // count][:count].tolist()
         samples = [data.collater([data[i] for i in order[k : k + batch_size]]) for k in range(0, count, batch_size)]
         found = {name: decode(samples) for name, (decode, _) in runs.items()}
-        rounds = []
-        for _ in range(args.rounds):
-            seconds = {}
-            for name, (decode, _) in runs.items():
-                start = time.process_time()
-                decode(samples)
-                seconds[name] = time.process_time() - start
-            rounds.append(seconds)
+        ways = {name: lambda decode=decode: decode(samples) for name, (decode, _) in runs.items()}  # noqa: B023  at once
+        times = in_turn(ways, args.rounds)
+        named = {", ".join(name): measured for name, measured in times.items()}
+        record.add(f"{count} sentences, batch {batch_size}", named, f"{backends[0]}, plain", sentences=count)
         for (kernels, kind), (_, generator) in runs.items():
             name = kernels, kind
             told = f"batch {batch_size}, {kernels}, {kind}: "
-            told += f"{count / statistics.median(each[name] for each in rounds):.1f} sentences/s"
+            told += f"{count / median(times[name], by):.1f} sentences/s"
             if kind != "plain":
                 for other in backends:
-                    ratios = sorted(each[other, "plain"] / each[name] for each in rounds)
-                    told += f"; {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) of plain {other}"
+                    faster = ratios(times[other, "plain"], times[name], by)
+                    told += f"; {statistics.median(faster):.2f} ({faster[0]:.2f} to {faster[-1]:.2f}) of plain {other}"
                 tally = generator.tally
                 told += (
                     f"; {100 * tally.acceptance:.1f}% of drafts said, {tally.words / tally.rounds:.2f} words a round"
                 )
                 told += f"; {differing(found[name], found[kernels, 'plain'])} of {count} hypotheses differ"
             print(told, flush=True)
+    record.write()
 
 
 if __name__ == "__main__":

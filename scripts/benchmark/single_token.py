@@ -9,12 +9,12 @@ import argparse
 import logging
 import math
 import statistics
-import time
 from types import SimpleNamespace
 
 import torch
 from common import describe
 from fairseq.data import Dictionary
+from record import CLOCKS, add_json, median, ratios, spent
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.models.defaults import with_defaults
@@ -50,15 +50,18 @@ def build(args, halting, bias=0.0):
     return model.eval().requires_grad_(False)
 
 
-def measure(model, tokens, count, clock):
-    """Milliseconds of a step behind a memory; B x T tokens."""
+def measure(model, tokens, count):
+    """Seconds of a step behind a memory; B x T tokens."""
     state = {}
     model.decoder(tokens, incremental_state=state, features_only=True)
-    start = clock()
-    for _ in range(count):
-        tokens = torch.cat((tokens, tokens[:, :1]), 1)
-        model.decoder(tokens, incremental_state=state, features_only=True)
-    return (clock() - start) / count * 1e3
+
+    def steps():
+        longer = tokens
+        for _ in range(count):
+            longer = torch.cat((longer, tokens[:, :1]), 1)
+            model.decoder(longer, incremental_state=state, features_only=True)
+
+    return spent(steps).per(count)
 
 
 @constant_weights()  # as in fairseq-eval-lm
@@ -73,9 +76,9 @@ def main():
     parser.add_argument("--steps", type=POSITIONS, default=32, help="of a round")
     parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often all are measured in turn")
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
+    add_json(parser)
     args = parser.parse_args()
-    describe(args)
-    clock = time.process_time if args.processor_time else time.perf_counter
+    record, by = describe(args), CLOCKS[args.processor_time]
     share = 1.01 / (args.pairs // 2)  # of the threshold, at each pair
     models = {
         "no rule": build(args, None),
@@ -88,16 +91,18 @@ def main():
         times = {name: [] for name in models}
         for count in range(args.rounds + 1):
             for name, model in models.items():
-                found = measure(model, tokens, args.steps, clock)
+                found = measure(model, tokens, args.steps)
                 times[name] += [found] if count else []  # the first round warms up
         base = times["no rule"]
         for name, found in times.items():
-            ratios = sorted(one / other for one, other in zip(found, base))
+            of_base = ratios(found, base, by)
             print(
-                f"batch {batch}, {name}: {statistics.median(found):.2f} ms a step, {statistics.median(ratios):.2f} of no rule "
-                f"(rounds {ratios[0]:.2f} to {ratios[-1]:.2f})",
+                f"batch {batch}, {name}: {1e3 * median(found, by):.2f} ms a step, {statistics.median(of_base):.2f} of no rule "
+                f"(rounds {of_base[0]:.2f} to {of_base[-1]:.2f})",
                 flush=True,
             )
+        record.add(f"a step, batch {batch}", times, "no rule")
+    record.write()
 
 
 if __name__ == "__main__":

@@ -9,19 +9,24 @@ no weights change.
 
 import argparse
 import functools
+import logging
+import os
 import statistics
-import time
+import tempfile
 
 import common  # noqa: F401  quiet
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.roberta import RobertaModel
+from record import CLOCKS, add_json, in_turn, median, ratios
 
 from fairseq_adaptive import command
+from fairseq_adaptive.hub.exporting import Exportable, write_graph
 from fairseq_adaptive.models.transkimmer import TranskimmerModel
 from fairseq_adaptive.modules import recording
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
+from fairseq_adaptive.modules.plain_encoder import EncoderDescription, PlainEncoder
 from fairseq_adaptive.modules.policies import Choice
 from fairseq_adaptive.modules.stack.compute import stack_macs
 from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
@@ -33,6 +38,8 @@ PEERS = {
     "stock": "stock fairseq's RoBERTa of the same shape",
     "huggingface": "transformers' BERT of the same shape",
     "dense": "transkimmer with --no-skimming",
+    "onnxruntime": "ONNX Runtime with an encoder of the same shape, as fairseq-adaptive export --to onnx writes it",
+    "onnxruntime-int8": "the same in int8, quantised as it runs",
 }
 
 
@@ -54,6 +61,8 @@ def build(args, peer=None):
             add_pooling_layer=False,
         ).eval()
         return model, model
+    if peer is not None and peer.startswith("onnxruntime"):
+        return build_onnx(flags, peer.endswith("int8")), None
     words = Dictionary()
     for number in range(1000):
         words.add_symbol(f"word{number}")
@@ -65,6 +74,26 @@ def build(args, peer=None):
     )
     model.make_generation_fast_()
     return functools.partial(model, features_only=True), model
+
+
+def build_onnx(flags, int8):
+    """A function from tokens to states, by ONNX Runtime on as many threads as torch has."""
+    sizes = flags.encoder_embed_dim, flags.encoder_ffn_embed_dim, flags.encoder_attention_heads
+    own = {"max_positions": flags.max_positions, "embedding_norm": True, "activation_fn": "gelu"}
+    about = EncoderDescription(1005, *sizes, tuple(range(flags.encoder_layers)), **own)
+    with tempfile.TemporaryDirectory() as folder:
+        path, small = os.path.join(folder, "model.onnx"), os.path.join(folder, "int8.onnx")
+        write_graph(Exportable(PlainEncoder(about)), path)
+        import onnxruntime
+        from onnxruntime.quantization import quantize_dynamic
+
+        if int8:
+            logging.disable(logging.WARNING)  # it names what stays in float32
+            quantize_dynamic(path, small)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(small if int8 else path, options, providers=["CPUExecutionProvider"])
+    return lambda tokens: session.run(None, {"tokens": tokens.numpy()})
 
 
 def plan(router, kept, batch, length):
@@ -108,13 +137,14 @@ def main():
         "--cpu-time",
         dest="clock",
         action="store_const",
-        const=time.process_time,
-        default=time.perf_counter,
+        const=CLOCKS[1],
+        default=CLOCKS[0],
         help="seconds of the processor, where others use it too",
     )
+    add_json(parser)
     args = parser.parse_args()
     args.lengths.sort()
-    common.describe(args)
+    record = common.describe(args)
     (peer, _), (ours, model) = build(args, args.against), build(args)
     layers = model.encoder.sentence_encoder.layers
     print(f"batch length  kept {args.against[:7]:>7} ms   ours ms   speed-up   FLOPs ratio   of it")
@@ -127,21 +157,20 @@ def main():
                     ours(tokens)
                 trace = traces[STACK][0]
                 spent, dense = stack_macs(layers, trace)
-                times = [[], []]
-                for _ in range(args.rounds + 1):
-                    for run, measured in zip((peer, ours), times):
-                        start = args.clock()
-                        with torch.no_grad():
-                            run(tokens)
-                        measured.append(args.clock() - start)
-                theirs, mine = (statistics.median(measured[1:]) for measured in times)
-                speedup = statistics.median(a / b for a, b in zip(times[0][1:], times[1][1:]))
+                with torch.no_grad():
+                    ways = {args.against: lambda: peer(tokens), "ours": lambda: ours(tokens)}  # noqa: B023  at once
+                    times = in_turn(ways, args.rounds, warm=1)
+                theirs, mine = (median(measured, args.clock) for measured in times.values())
+                speedup = statistics.median(ratios(*times.values(), args.clock))
                 flops, share = float(dense / spent), float(trace.updates.float().mean()) / len(layers)
+                macs = {args.against: 2 * float(dense), "ours": 2 * float(spent)}
+                record.add(f"{batch} x {length}, {share:.2f} kept", times, args.against, flops=macs, kept=share)
                 print(
                     f"{batch:5} {length:6} {share:5.2f} {theirs * 1e3:10.1f} {mine * 1e3:9.1f} {speedup:10.2f} "
                     f"{flops:13.2f} {speedup / flops:7.2f}",
                     flush=True,
                 )
+    record.write()
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ The weights are random; --sharpness sets how certain the reading is, and so how 
 
 import argparse
 import statistics
-import time
 from types import SimpleNamespace
 
 import torch
 from common import describe
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from record import add_json, in_turn, median, ratios
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_adaptive.command import run
@@ -28,8 +28,9 @@ def main():
     parser.add_argument("--batch-size", type=BATCH, default=64)
     parser.add_argument("--sharpness", type=POSITIVE, default=1.5, help="scale of the normalised bank and query")
     parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often the two are measured in turn")
+    add_json(parser)
     args = parser.parse_args()
-    describe(args)
+    record = describe(args)
 
     flags = SimpleNamespace()
     ARCH_CONFIG_REGISTRY[args.arch](flags)
@@ -46,27 +47,25 @@ def main():
         with torch.set_grad_enabled(not packed):
             return model(images)
 
-    flops, seconds = [], ([], [])
-    for packed in (False, True):
+    flops, ways = {}, {"all tape tokens": lambda: run(False), "live ones": lambda: run(True)}
+    for name, way in ways.items():
         with FlopCounterMode(display=False) as counter:
-            run(packed)
-        flops.append(counter.get_total_flops())
-    for _ in range(args.rounds):
-        for packed in (False, True):
-            start = time.perf_counter()
-            run(packed)
-            seconds[packed].append(time.perf_counter() - start)
-    dense, packed = (statistics.median(times) for times in seconds)
-    ratios = sorted(slow / fast for slow, fast in zip(*seconds))
+            way()
+        flops[name] = counter.get_total_flops()
+    times = in_turn(ways, args.rounds)
+    dense, packed = map(median, times.values())
+    faster, (more, fewer) = ratios(*times.values()), flops.values()
     reading = run(True)[1]["tape"]
     lengths = reading.live.sum(1)
     difference = (run(True)[0] - run(False)[0]).abs().max()
     print(f"{model.embedding.count} patches, tape of {lengths.float().mean():.2f} on average, {lengths.max()} at most")
     print(
         f"images/s: all tape tokens {args.batch_size / dense:.1f}, live ones {args.batch_size / packed:.1f}, "
-        f"{statistics.median(ratios):.3f} times as fast (rounds {ratios[0]:.3f} to {ratios[-1]:.3f})"
+        f"{statistics.median(faster):.3f} times as fast (rounds {faster[0]:.3f} to {faster[-1]:.3f})"
     )
-    print(f"FLOPs: {flops[0] / flops[1]:.3f} times as many; largest difference of a logit {difference:.1e}")
+    print(f"FLOPs: {more / fewer:.3f} times as many; largest difference of a logit {difference:.1e}")
+    record.add(f"{args.batch_size} images", times, "all tape tokens", flops=flops, tape=float(lengths.float().mean()))
+    record.write()
 
 
 if __name__ == "__main__":

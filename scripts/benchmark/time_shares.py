@@ -12,9 +12,7 @@ host's time, and none on a GPU.
 import argparse
 import contextlib
 import re
-import statistics
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from fairseq.logging import metrics
 from fairseq.modules import FairseqDropout
 from fairseq.trainer import Trainer
 from families import add_sizes, flags_of, write_data
+from record import CLOCKS, add_json, median, spent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fairseq_adaptive.command import run
@@ -90,14 +89,18 @@ def shares_of(prof, device):
     return total, {group: groups[group] / total for group in COLUMNS}, (first, spent / total)
 
 
-def build(name, args, folder):
-    """Return a trainer of the family and a batch."""
+def configure(name, args, folder):
+    """Return what fairseq makes of a family's flags."""
     device = ["--cpu"] if args.device == "cpu" else []
     fixed = (
         "--optimizer adam --lr 0.0005 --clip-norm 1 --dropout 0.1 --attention-dropout 0.1 --max-update 1000 --seed 1"
     )
     command = [*flags_of(name, args, folder), *fixed.split(), "--num-workers", "0", *device, *args.flags.split()]
-    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), command))
+    return convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), command))
+
+
+def build(cfg):
+    """Return a trainer and a batch."""
     torch.manual_seed(1)
     task = tasks.setup_task(cfg.task)
     trainer = Trainer(cfg, task, task.build_model(cfg.model), task.build_criterion(cfg.criterion))
@@ -127,40 +130,41 @@ def main():
     parser.add_argument("--rounds", type=ROUNDS, default=3)
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     parser.add_argument("--flags", default="", help="more of fairseq-train, for all models, such as --bf16")
+    add_json(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    clock = time.process_time if args.processor_time else time.perf_counter
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (args.device == "cuda")]
-    describe(args)
+    record = describe(args)
     name_dropout()
     print("\n| model | step | ms |", " | ".join(COLUMNS), "| first operation |")
     print("|---" * (len(COLUMNS) + 4) + "|")
     with tempfile.TemporaryDirectory() as folder, metrics.aggregate(new_root=True):
         write_data(Path(folder), args)
         for name in args.models:
-            trainer, batch = build(name, args, Path(folder))
+            trainer, batch = build(configure(name, args, Path(folder)))
             for kind in args.steps:
                 step, samples = (trainer.train_step, [batch]) if kind == "training" else (trainer.valid_step, batch)
 
                 def run():
-                    start = clock()
                     step(samples)
                     if args.device == "cuda":
                         torch.cuda.synchronize()
-                    return 1000 * (clock() - start)
 
                 # weights change in training alone
                 with contextlib.nullcontext() if kind == "training" else constant_weights():
                     run()
-                    milliseconds = statistics.median(run() for _ in range(args.rounds))
+                    times = [spent(run) for _ in range(args.rounds)]
                     profiles = []
                     for _ in range(args.rounds):
                         with profile(activities=activities) as prof, record_function("step"):
                             run()
                         profiles.append(shares_of(prof, args.device))
                     _, shares, (first, share) = min(profiles, key=lambda each: each[0])
+                record.add(kind, {name: times}, shares={name: shares})
+                milliseconds = 1000 * median(times, CLOCKS[args.processor_time])
                 figures = " | ".join(f"{100 * shares[group]:.0f}%" for group in COLUMNS)
                 print(f"| {name} | {kind} | {milliseconds:.0f} | {figures} | {first} {100 * share:.0f}% |", flush=True)
+    record.write()
 
 
 if __name__ == "__main__":

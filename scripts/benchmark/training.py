@@ -5,12 +5,12 @@ An update is forward, loss, backward and Adam. The mean loss over the same updat
 """
 
 import statistics
-import time
 
 import torch
 from common import build_pair, compare, describe, parser
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
+from record import CLOCKS, spent
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.ranges import COUNT
@@ -36,8 +36,7 @@ def main():
     arguments.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     arguments.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"), help="of ours")
     args = arguments.parse_args()
-    describe(args)
-    clock = time.process_time if args.processor_time else time.perf_counter
+    record, by = describe(args), CLOCKS[args.processor_time]
     for precision in args.precision:
         trainers, batches = build_trainers(args, *(["--bf16"] if precision == "bf16" else []))
         losses = [[], []]
@@ -45,17 +44,15 @@ def main():
         def measure(which):
             torch.manual_seed(len(losses[which]))
             with metrics.aggregate(new_root=True) as log:
-                start = clock()
-                for batch in batches:
-                    trainers[which].train_step([batch])
-                seconds = clock() - start
+                seconds = spent(lambda: [trainers[which].train_step([batch]) for batch in batches])
             losses[which].append(log["loss"].avg)
-            return len(batches) / seconds
+            return seconds.per(len(batches))
 
-        compare(f"updates/s, stock in fp32, ours in {precision}", measure, args.rounds)
+        compare(record, f"stock in fp32, ours in {precision}", measure, args.rounds, by)
         first, last = ([round(float(each[index]), 3) for each in losses] for index in (0, -1))
         apart = statistics.median(abs(ours / stock - 1) for stock, ours in zip(*losses, strict=True))
         print(f"loss, stock and ours: first round {first}, last {last}, median difference {100 * apart:.2f}%")
+    record.write()
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ words are drawn from Zipf's law and read segment by segment, each with the memor
 
 import argparse
 import statistics
-import time
 from types import SimpleNamespace
 
 import public_transformer_xl
 import torch
 from common import describe
 from fairseq.data import Dictionary
+from record import CLOCKS, Seconds, add_json, median, ratios, spent
 from torch import nn
 
 from fairseq_adaptive.command import run
@@ -181,15 +181,15 @@ def main():
     parser.add_argument("--processor-time", action="store_true", help="leave out the time that other processes take")
     parser.add_argument("--threads", type=THREADS, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="print where the time of a step of each goes")
+    add_json(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    describe(args)
+    record, by = describe(args), CLOCKS[args.processor_time]
     torch.manual_seed(1)
     ours = Ours(args)
     public = Public(args, ours)
     models = {"ours": ours, "public": public}
     compare(ours, public, args, text(args, 2))
-    clock = time.process_time if args.processor_time else time.perf_counter
     optimizers = {name: torch.optim.Adam(model.parameters(), lr=1e-5) for name, model in models.items()}
     times = {name: [] for name in models}
     for model in models.values():
@@ -198,18 +198,18 @@ def main():
     for number, (tokens, target) in enumerate(segments(args, text(args, args.rounds + 2))):
         for name, model in models.items():
             model.zero_grad()
-            start = clock()
-            model(tokens, target).backward()
-            middle = clock()
-            optimizers[name].step()
+            both = spent(lambda: model(tokens, target).backward())  # noqa: B023  it is called at once
+            update = spent(optimizers[name].step)
             if number > 1:  # before, there is no full memory, or no state of Adam
-                times[name].append((middle - start, clock() - start))
+                times[name].append((both, Seconds(*map(sum, zip(both, update)))))
     for title, column in (("forward and backward", 0), ("and Adam", 1)):
         figures = {name: [each[column] for each in values] for name, values in times.items()}
-        ratios = sorted(theirs / mine for mine, theirs in zip(figures["ours"], figures["public"]))
-        medians = ", ".join(f"{name} {statistics.median(values) * 1e3:.0f}" for name, values in figures.items())
-        ratio = f"{statistics.median(ratios):.2f} times ours (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})"
+        faster = ratios(figures["public"], figures["ours"], by)
+        medians = ", ".join(f"{name} {median(values, by) * 1e3:.0f}" for name, values in figures.items())
+        ratio = f"{statistics.median(faster):.2f} times ours (rounds {faster[0]:.2f} to {faster[-1]:.2f})"
         print(f"{title}: {medians} ms, {ratio}")
+        record.add(f"{title}, {args.batch_size} x {args.length}", figures, "public")
+    record.write()
     if args.profile:
         for name, model in models.items():
             with torch.profiler.profile() as profile:

@@ -5,6 +5,7 @@ small data of its task. A program: ``shrunk.py NAME [flags]``, for example ``shr
 
 import dataclasses
 import hashlib
+import importlib
 import importlib.metadata
 import os
 import re
@@ -47,8 +48,8 @@ LEFT_OUT = ("--fp16", "--fp16-no-flatten-grads", "--amp")  # of a GPU
 TASKS = {"segmented_language_modeling": "language_modeling"}
 CRITERIONS = {"sentence_prediction": "sentence_prediction", "image_classification": "tape_ponder_loss"}
 # what else a program is told, behind what it is told by the page; by subcommand, or by file
-TINY = "--rounds 1 --embed-dim 16 --ffn-embed-dim 32 --attention-heads 2"
-MORE = {
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmark"))
+MORE = importlib.import_module("runs").SMALL | {
     "report": "--rounds 1 --texts 8 --device cpu",
     "dial": "--texts 8",
     "derive": "--batch-size 2 --tokens-per-sample 16",
@@ -56,27 +57,13 @@ MORE = {
     "calibrate": "--tolerance 0.9 --confidence 0.5 --cpu",
     "optimal_cutoffs.py": "--tokens 32 --hidden-dim 16",
     "gallery.py": "--updates 2 --width 8 --rounds 1 --seeds 1",
-    "adaptive_softmax.py": "--rounds 1 --vocab-size 200 --cutoffs 10,50 --hidden-dim 16 --tokens 32",
     "calibration.py": "--resamples 2 --tolerance 0.9 --confidence 0.5 --grid 0.9,0.5",
-    "checkpoints.py": "--rounds 1 --batch-size 4",
-    "classification.py": "--rounds 1 --timed-texts 4 --batch-sizes 4 32",
-    "decoding.py": "--rounds 1 --sentences 8 --batch-sizes 4 --max-len-b 10",
-    "halting.py": "--rounds 1 --layers 2 --tokens 8 --batch-sizes 2",
-    "int8.py": "--rounds 1 --batch-sizes 2",
-    "kernels.py": "--small --rounds 1",
-    "relative_attention.py": "--rounds 1 --length 8 --memory 8 --embed-dim 16 --heads 2 --head-dim 8 --batch-size 2 "
-    "--eval-lengths 1 --eval-memory 8",
-    "self_speculative.py": "--rounds 1 --sentences 8 --batch-sizes 4",
-    "single_token.py": f"{TINY} --pairs 4 --memory 8 --batch-sizes 1 --steps 2",
-    "skimming.py": "--rounds 1 --lengths 8 --batch-sizes 2 --kept 0.5",
-    "time_shares.py": f"{TINY} --layers 2 --unique-layers 1 --tokens 64 --length 8 --vocab-size 50 "
-    "--models shared_transformer shared_transformer_lm",
-    "training.py": f"{TINY} --updates 1 --layers 2 --unique-layers 1 --max-tokens 256",
     "fairseq-hydra-train": "common.cpu=true optimization.max_update=2 optimization.update_freq=[1] ++model.encoder_embed_dim=16 "
     "++model.encoder_ffn_embed_dim=32 ++model.decoder_embed_dim=16 ++model.decoder_ffn_embed_dim=32 dataset.num_workers=0 "
     "dataset.required_batch_size_multiple=1 dataset.max_tokens=256 distributed_training.distributed_world_size=1 "
     "common.fp16=false",
 }
+sys.path.pop(0)
 
 
 @dataclasses.dataclass

@@ -1,35 +1,17 @@
 """The benchmark of fused operations, at sizes that only show that it runs."""
 
-import importlib
 import json
-import logging
-import sys
-from pathlib import Path
 
 import pytest
 
 from fairseq_adaptive.ops import OPS
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmark"
 
+def test_measures_once_and_prints_the_table(script, tmp_path, capsys, call):
+    kernels = script("kernels")
 
-@pytest.fixture
-def kernels(monkeypatch):
-    """The script, as a module; what it sets for its process is undone."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    monkeypatch.delenv("FAIRSEQ_ADAPTIVE_KERNELS", raising=False)
-    level, known = logging.root.manager.disable, set(sys.modules)
-    yield importlib.import_module("kernels")
-    logging.disable(level)
-    for name in set(sys.modules) - known:
-        if str(SCRIPTS) in (getattr(sys.modules[name], "__file__", None) or ""):
-            del sys.modules[name]
-
-
-def test_measures_once_and_prints_the_table(kernels, tmp_path, monkeypatch, capsys):
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["kernels.py", *map(str, arguments)])
-        kernels.main()
+        call(kernels, *arguments)
         return capsys.readouterr().out
 
     file = tmp_path / "new" / "found.json"
