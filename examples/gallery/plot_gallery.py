@@ -37,7 +37,7 @@ def whiskers(values):
 
 def ends(values):
     """From where to where qualities are drawn: without those that lie far from the middle half, to which an arrow points."""
-    first, _, last = statistics.quantiles(values, n=4)
+    first, _, last = statistics.quantiles(values if len(values) > 1 else [*values, *values], n=4)
     low, high = first - FAR * (last - first), last + FAR * (last - first)
     inside = [each for each in values if low <= each <= high]
     room = 0.25 * (max(inside) - min(inside) or 1.0)

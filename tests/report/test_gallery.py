@@ -217,6 +217,13 @@ def test_points_of_a_file(example, tmp_path):
         example.results.read_results(path)
 
 
+def test_ends_of_one_cell_and_of_one_far_outside(example):
+    low, high = example.plot.ends([2.0])
+    assert low < 2 < high
+    low, high = example.plot.ends([2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 9.0])
+    assert low < 2 and 2.5 < high < 9
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("results/[lt]*.json")), ids=lambda path: path.stem)
 def test_committed_results_are_drawn(example, path):
     pytest.importorskip("matplotlib")
