@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "benchmark"
+NAMES = [path.stem for path in SCRIPTS.glob("*.py")]
 
 
 @pytest.fixture
@@ -15,12 +16,13 @@ def script(monkeypatch):
     """Imports a script by its name; what it sets for its process is undone."""
     monkeypatch.syspath_prepend(SCRIPTS)
     monkeypatch.delenv("FAIRSEQ_ADAPTIVE_KERNELS", raising=False)
-    level, known = logging.root.manager.disable, set(sys.modules)
+    level = logging.root.manager.disable
+    others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}  # such as tests/families.py
     yield importlib.import_module
     logging.disable(level)
-    for name in set(sys.modules) - known:
-        if str(SCRIPTS) in (getattr(sys.modules[name], "__file__", None) or ""):
-            del sys.modules[name]
+    for name in NAMES:
+        sys.modules.pop(name, None)
+    sys.modules.update(others)
 
 
 @pytest.fixture
