@@ -20,7 +20,7 @@ from time_shares import build, configure
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
-from fairseq_adaptive.ranges import ROUNDS, THREADS, Parser
+from fairseq_adaptive.ranges import FFN_WIDTH, HEADS, LAYERS, ROUNDS, THREADS, WIDTH, Parser
 
 PATCH = 4  # of images, as families.py has it
 
@@ -150,8 +150,9 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rounds", type=ROUNDS, default=3)
     parser.add_argument("--threads", type=THREADS, default=1)
-    for name in ("unique-layers", "embed-dim", "ffn-embed-dim", "attention-heads"):
-        parser.add_argument(f"--{name}", type=int, required=True)
+    sizes = {"unique-layers": LAYERS, "embed-dim": WIDTH, "ffn-embed-dim": FFN_WIDTH, "attention-heads": HEADS}
+    for name, within in sizes.items():
+        parser.add_argument(f"--{name}", type=within, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.start, point = resident("VmRSS"), Point(**args.point)

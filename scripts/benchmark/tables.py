@@ -8,6 +8,7 @@ Between "<!-- table: NAME -->" and "<!-- end -->" a page has the table of that b
 import argparse
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -176,7 +177,10 @@ def main():
     changed = with_tables(page, found)
     if changed == page:
         return print(f"{args.page} has these tables")
-    args.page.write_text(changed, encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=args.page.parent) as folder:
+        part = Path(folder, args.page.name)
+        part.write_text(changed, encoding="utf-8")
+        part.replace(args.page)
     print("wrote", args.page)
 
 

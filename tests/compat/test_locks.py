@@ -29,8 +29,8 @@ OTHER = textwrap.dedent("""
     locks.acquire(sys.argv[2])
     os.register_at_fork(after_in_child=locks._let_go)
     reader = os.fork()  # as a worker that reads data, which ends later than a training that is killed
-    if reader:
-        print(reader, flush=True)
+    if not reader:  # it says so once it has let go
+        print(os.getpid(), flush=True)
     time.sleep(100)
 """)
 
