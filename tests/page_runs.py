@@ -30,6 +30,7 @@ MORE = {
     "examples/gallery/keys.sh": "--only shared",
     "examples/gallery/priors.sh": "--only loop_gate",
     "examples/translation/evaluate.sh": "--last 1",
+    "examples/translation/depth-lora.sh": "--updates 10 --seeds 1",
 }
 _WRAPPER = r"""#!/bin/bash
 name=${0##*/} separator=$'\x1f'
