@@ -36,7 +36,7 @@ def install():
         ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(others), found)
         return found
 
-    options.compose, composed.cache = composed, cache
+    options.compose, composed.cache, composed.stock = composed, cache, compose
     ConfigStore.__deepcopy__ = lambda self, memo: self
     OverridesParser.parse_rule = lambda self, text, rule: copy.copy(_parsed(text, rule))
 
