@@ -10,10 +10,10 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from fairseq_adaptive.modules.policies.base import Reader
 from fairseq_adaptive.modules.stack.attention import attend_padded, attend_sized, attend_within
 from fairseq_adaptive.modules.stack.merges import Merges
 from fairseq_adaptive.modules.stack.packing import Groups, PackedTokens, token_mask
+from fairseq_adaptive.modules.stack.reading import Reading
 
 
 class Shown(NamedTuple):
@@ -31,20 +31,6 @@ class Shown(NamedTuple):
 
 
 ALL = Shown()
-
-
-class Reading(NamedTuple):
-    """A reader, with what there is to read in this call."""
-
-    reader: Reader
-    bank: Optional[Tensor] = None
-    bank_padding_mask: Optional[Tensor] = None
-
-    def __call__(self, x: Tensor, padding_mask: Optional[Tensor]):
-        """T x B x C and B x T -> what was read."""
-        padding_mask = ~token_mask(x, padding_mask)
-        rest = () if self.bank is None else (self.bank, self.bank_padding_mask)
-        return self.reader.read(x, padding_mask, *rest)
 
 
 class KeptKeys:

@@ -1,4 +1,4 @@
-"""What a layer must have to run under policies."""
+"""What a layer must have to run under policies, and to be packed."""
 
 import inspect
 from typing import Optional
@@ -6,6 +6,7 @@ from typing import Optional
 from torch import nn
 
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.layers.known import change, first_change, say_once
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "num_heads", "head_dim")
 
@@ -42,3 +43,33 @@ def check_layer(
         lacks += [f"the argument {each} of forward" for each in needs if each not in given]
     if lacks:
         raise UsageError(f"{name} cannot {to}: it lacks {', '.join(lacks)}; {advice}")
+
+
+def changed_layers(stack) -> Optional[str]:
+    """What makes layers or attention of a stack other than packed runs know them, in words, or None.
+
+    Raises:
+        UsageError: where that leaves no way to give tokens the keys and values that they are to read
+    """
+    why = None
+    for layer in map(stack.layer, range(stack.unique_layers)):
+        block = getattr(layer, "attends", None)
+        replaced = (getattr(block, name, None) for name in (stack.attention, "encoder_attn"))
+        why = (
+            why
+            or change(layer, called=True)
+            or (block is not None and change(block, called=True))
+            or first_change(each for each in replaced if each is not None)
+        )
+    why = why or None
+    if why is not None and stack.adaptive:
+        say_once("packed runs", why)
+        if stack.kv != "recompute":
+            raise UsageError(
+                f"{stack.kv} keeps the keys and values of attention, but here {why}: choose recompute or active"
+            )
+        if stack.merges:
+            raise UsageError(
+                f"--router {stack.router.policy_name} adds the sizes of tokens to the scores of attention, but here {why}"
+            )
+    return why

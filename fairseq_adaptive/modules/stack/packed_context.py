@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_adaptive.modules.stack.attention import attend_from, attend_sized, attend_within, heads, log_sizes
-from fairseq_adaptive.modules.stack.context import Reading, past_length
+from fairseq_adaptive.modules.stack.context import past_length
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
 from fairseq_adaptive.modules.stack.packing import Groups, token_mask
+from fairseq_adaptive.modules.stack.reading import Reading
 from fairseq_adaptive.ops.skim_attention import Sequences
 
 

@@ -16,7 +16,7 @@ from fairseq_adaptive.modules.stack.context import ALL, Context, Shown, every_st
 from fairseq_adaptive.modules.stack.every_state import taker
 from fairseq_adaptive.modules.stack.merges import Merges
 from fairseq_adaptive.modules.stack.packed_context import PackedContext
-from fairseq_adaptive.modules.stack.trace import Step, Trace
+from fairseq_adaptive.modules.stack.trace import Step, Trace, dense_step
 
 
 def _merged(carry, new, merge):
@@ -125,7 +125,7 @@ def run_dense(
             new = torch.where(end.put(alive).unsqueeze(-1), new, torch.zeros_like(new) if weights is None else weights)
         weights = weights if new is None else new
         if trace is not None:
-            trace.steps.append(_dense_step(stack, end, depth, alive, asked, kept, was_done, done, choice, halting))
+            trace.steps.append(dense_step(stack, end, depth, alive, asked, kept, was_done, done, choice, halting))
             if halting is not None and "said" in carry:
                 trace.steps[-1].said = end.put(carry["said"])
         if every is not None and halting is not None:
@@ -184,21 +184,6 @@ def _shown(stack, kept, done, x, choice=None):
         visible = (~done).to(x) if visible is None else visible.masked_fill(done, 0.0)
     merged = None if choice is None else choice.merged
     return Shown(visible, done, None if merged is None else merged.size)
-
-
-def _dense_step(stack, context, depth, alive, asked, kept, was_done, done, choice, halting):
-    def put(each):
-        return None if each is None else context.put(each)
-
-    step = Step(stack.schedule[depth], put(alive), getattr(stack[depth], "step_kind", "layer"))
-    step.counts = depth in stack.halting_depths
-    if choice is not None:
-        step.kept, step.asked = put(kept.masked_fill(was_done, 0.0)) * context.tokens, put(asked) & context.tokens
-        step.probability = step.keeping = put(choice.probability)
-        step.score = put(choice.score)
-    if halting is not None:
-        step.halted, step.probability = put(alive & done), put(halting)
-    return step
 
 
 def run_packed(stack, context: PackedContext, protected: Optional[Tensor] = None) -> Tensor:

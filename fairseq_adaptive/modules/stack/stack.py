@@ -8,21 +8,22 @@ from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.depth_lora import add_depth_lora, at_depth
-from fairseq_adaptive.modules.layers.known import change, first_change, say_once
 from fairseq_adaptive.modules.policies.base import Halting, Reader, Router
 from fairseq_adaptive.modules.policies.pairing import check_pairing
-from fairseq_adaptive.modules.stack.context import Reading, encoder_context
-from fairseq_adaptive.modules.stack.contract import check_layer
+from fairseq_adaptive.modules.stack.context import encoder_context
+from fairseq_adaptive.modules.stack.contract import changed_layers, check_layer
 from fairseq_adaptive.modules.stack.folding import fold
 from fairseq_adaptive.modules.stack.layer_dropout import dropout_rates
 from fairseq_adaptive.modules.stack.packed_context import ActiveContext, PackedContext
+from fairseq_adaptive.modules.stack.reading import Reading, check_reader, joined
 from fairseq_adaptive.modules.stack.run import run_dense, run_packed
 from fairseq_adaptive.modules.stack.sequence import append, part
 from fairseq_adaptive.modules.stack.trace import Trace, recorder
+from fairseq_adaptive.modules.stack.visibility import Visibility
 from fairseq_adaptive.modules.tracing import refuse_tracing
 
 
-class LayerStack(nn.Module):
+class LayerStack(Visibility, nn.Module):
     """Layers run at the depths of a schedule, under policies that say which tokens are computed there.
 
     Every layer is registered once, under its number, so that parameters, optimizer states and checkpoints hold M layers
@@ -154,16 +155,7 @@ class LayerStack(nn.Module):
         Raises:
             UsageError: with what would be right
         """
-        if reader is None:
-            return
-        if not 0 <= reader.depth < len(self):
-            raise UsageError(f"a reader at depth {reader.depth} never reads: use 0 to {len(self) - 1}")
-        if reader.depth and self.kv != "recompute":
-            flag = "--halting-kv" if self.kv == self.halting_kv else "--router-kv"
-            raise UsageError(
-                f"{flag} {self.kv} cannot be combined with a reader that reads after the first layer, "
-                "whose tokens have no keys of it: choose recompute or active, or let it read at depth 0"
-            )
+        check_reader(self, reader)
 
     def _set_schedule(self, schedule: Sequence[int]):
         self.schedule = tuple(schedule)
@@ -201,56 +193,12 @@ class LayerStack(nn.Module):
         Raises:
             UsageError: where that leaves no way to give tokens the keys and values that they are to read
         """
-        why = None
-        for layer in map(self.layer, range(self.unique_layers)):
-            block = getattr(layer, "attends", None)
-            replaced = (getattr(block, name, None) for name in (self.attention, "encoder_attn"))
-            why = (
-                why
-                or change(layer, called=True)
-                or (block is not None and change(block, called=True))
-                or first_change(each for each in replaced if each is not None)
-            )
-        why = why or None
-        if why is not None and self.adaptive:
-            say_once("packed runs", why)
-            if self.kv != "recompute":
-                raise UsageError(
-                    f"{self.kv} keeps the keys and values of attention, but here {why}: choose recompute or active"
-                )
-            if self.merges:
-                raise UsageError(
-                    f"--router {self.router.policy_name} adds the sizes of tokens to the scores of attention, but here {why}"
-                )
-        return why
+        return changed_layers(self)
 
     @property
     def recorder(self) -> Optional[List[Trace]]:
         """The list that takes the traces of this call, see :func:`~fairseq_adaptive.modules.stack.trace.recording`."""
         return recorder(self)
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether tokens are left out or halt."""
-        return self.halting is not None or self.router is not None
-
-    @property
-    def merges(self) -> bool:
-        """Whether a router puts tokens together."""
-        return self.router is not None and self.router.merges
-
-    @property
-    def hides(self) -> bool:
-        """Whether some tokens are invisible at some depths."""
-        return (self.router is not None and self.router_kv == "active") or (
-            self.halting is not None and self.halting_kv == "active"
-        )
-
-    @property
-    def kv(self) -> str:
-        """Which keys and values are read where tokens are seen: ``recompute``, ``keep`` or ``first``."""
-        answers = self.router_kv, self.halting_kv
-        return "first" if "first" in answers else "keep" if "keep" in answers else "recompute"
 
     @property
     def profiling(self) -> bool:
@@ -349,7 +297,7 @@ class LayerStack(nn.Module):
             reading = Reading(reader, bank, bank_padding_mask)
             self.check_reader(reader)
             if not reader.depth:
-                x, encoder_padding_mask, protected, read = _joined(reading, x, encoder_padding_mask, protected)
+                x, encoder_padding_mask, protected, read = joined(reading, x, encoder_padding_mask, protected)
                 reading, tape_len = None, read.live.size(1)
         if self.adaptive and self._packed_now() and states is None and self.changed is None:
             context = packed(x, encoder_padding_mask, tape_len, reading)
@@ -368,13 +316,6 @@ class LayerStack(nn.Module):
         elif self.recorder:
             self.recorder[-1].reading = read
         return out, encoder_padding_mask, read
-
-    @property
-    def sees_others(self) -> bool:
-        """Whether tokens see some that are not computed."""
-        return (self.halting is not None and self.halting_kv != "active") or (
-            self.router is not None and self.router_kv != "active"
-        )
 
     def _packed_now(self):
         return not (self.training or torch.is_grad_enabled()) if self.packed is None else self.packed
@@ -406,14 +347,3 @@ class LayerStack(nn.Module):
 
     def extra_repr(self) -> str:
         return f"schedule=({' '.join(map(str, self.schedule))})"
-
-
-def _joined(reading, x, padding_mask, protected):
-    """What a reader reads before the first depth, behind the rest."""
-    read = reading(x, padding_mask)
-    if padding_mask is None:
-        padding_mask = torch.zeros_like(read.live[:, :1]).expand(-1, x.size(0))
-    if protected is not None:
-        protected = torch.cat((protected, torch.zeros_like(read.live)), 1)
-    mask = torch.cat((padding_mask.bool(), ~read.live), 1)
-    return torch.cat((x, read.appended.transpose(0, 1))), mask, protected, read

@@ -43,6 +43,23 @@ class Step:
     counts: bool = True
 
 
+def dense_step(stack, context, depth, alive, asked, kept, was_done, done, choice, halting):
+    """What a dense run did at a depth; tensors are in the layout of ``context``."""
+
+    def put(each):
+        return None if each is None else context.put(each)
+
+    step = Step(stack.schedule[depth], put(alive), getattr(stack[depth], "step_kind", "layer"))
+    step.counts = depth in stack.halting_depths
+    if choice is not None:
+        step.kept, step.asked = put(kept.masked_fill(was_done, 0.0)) * context.tokens, put(asked) & context.tokens
+        step.probability = step.keeping = put(choice.probability)
+        step.score = put(choice.score)
+    if halting is not None:
+        step.halted, step.probability = put(alive & done), put(halting)
+    return step
+
+
 @dataclass
 class Trace:
     """One run of a stack.
