@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
 
@@ -13,6 +14,7 @@ from fairseq_adaptive.modules.policies.pairing import check_pairing
 from fairseq_adaptive.modules.policies.registry import check_name
 from fairseq_adaptive.ranges import POSITIVE_SHARE, ranged
 
+logger = logging.getLogger(__name__)
 KINDS = ("router", "halting", "reader")
 _KV = {
     "router": "what others see of a token that the router leaves out: active, nothing; recompute, the keys and values "
@@ -130,7 +132,10 @@ class Policies:
             self._kv[kind] = self._given(args, f"{kind}_kv")
         threshold = self._given(args, "halting_threshold")
         if self.halting != "none" and threshold is not None:
-            self._options["halting"].setdefault("threshold", float(threshold))
+            within = self._options["halting"].get("threshold")
+            if within is not None and within != float(threshold):  # the flag is what a dial and a calibration set
+                logger.warning("--halting-threshold %s takes the place of the %s in --halting-args", threshold, within)
+            self._options["halting"]["threshold"] = float(threshold)
         self._quantile = None if self.halting == "none" else self._given(args, "exit_quantile")
         if side == "decoder" and self.reader != "none":
             raise UsageError("--reader is for encoders: a decoder's tokens would learn of later ones from what is read")

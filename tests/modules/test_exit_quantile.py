@@ -196,6 +196,9 @@ def test_the_flags_of_both_sides():
     assert rules() == [0.99, 0.99] and rules(exit_quantile=0.5) == [0.5, 0.5]
     assert rules(exit_quantile=0.5, decoder_exit_quantile=0.2) == [0.5, 0.2]
     assert rules(encoder_exit_quantile=0.4, halting_threshold=0.9) == [0.4, 0.9]  # training's, and evaluation's
+    within = '{"threshold": 0.7}'  # the flag, which a dial sets, is the one that holds
+    assert rules(halting_args=within) == [0.7, 0.7] and rules(halting_args=within, halting_threshold=0.6) == [0.6, 0.6]
+    assert rules(halting_args=within, decoder_halting_threshold=0.6) == [0.7, 0.6]
     flags = flags_of("shared_transformer", {"halting": "act"})
     assert flags["exit_quantile"] is None
     model = unsettle(built("shared_transformer", halting="act")).eval()
