@@ -22,7 +22,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from families import BESIDE, FAMILIES
-from record import machine, write_json
+from record import CLOCKS, machine, write_json
 from scaling_point import Point, folder_of, write_data
 
 from fairseq_adaptive.command import run
@@ -78,19 +78,20 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> Optional[float]
     return float(np.polyfit(*upper.T, 1)[0])
 
 
-def series(curve: Curve, found: Dict[Point, Dict], figure: str):
-    """Sizes and values of a curve, without the points that were left out."""
+def series(curve: Curve, found: Dict[Point, Dict], figure: str, clock: str = CLOCKS[0]):
+    """Sizes and values of a curve, without the points that were left out; workers wait for each other, by the clock."""
+    clock = CLOCKS[0] if curve.axis == "workers" else clock
     pairs = []
     for size, point in curve.points.items():
         measured = found.get(point, {})
         if "seconds" in measured:
             size = point.real_length if curve.axis == "length" else size
             memory = measured["peak_mib"] - measured["start_mib"]
-            pairs.append((size, measured["seconds"]["clock"]["median"] if figure == "time" else memory))
+            pairs.append((size, measured["seconds"][clock]["median"] if figure == "time" else memory))
     return [size for size, _ in pairs], [value for _, value in pairs]
 
 
-def table(all_curves: Sequence[Curve], found: Dict[Point, Dict]) -> str:
+def table(all_curves: Sequence[Curve], found: Dict[Point, Dict], clock: str = CLOCKS[0]) -> str:
     """The exponents as Markdown: a row for each model and step, stock models behind."""
     axes = list(dict.fromkeys(curve.axis for curve in all_curves))
     lines = ["| model | step | " + " | ".join(f"{axis}: time | memory" for axis in axes) + " |"]
@@ -100,13 +101,13 @@ def table(all_curves: Sequence[Curve], found: Dict[Point, Dict]) -> str:
         cells = []
         for axis in axes:
             curve = by_key.get((model, step, axis))
-            slopes = [exponent(*series(curve, found, figure)) for figure in FIGURES] if curve else [None, None]
+            slopes = [exponent(*series(curve, found, figure, clock)) for figure in FIGURES] if curve else [None, None]
             cells += ["-" if slope is None else f"{round(slope, 2) + 0:.2f}" for slope in slopes]
         lines.append(f"| {model}{'' if model in FAMILIES else ' (stock)'} | {step} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def figure_of(all_curves: Sequence[Curve], found: Dict[Point, Dict]):
+def figure_of(all_curves: Sequence[Curve], found: Dict[Point, Dict], clock: str = CLOCKS[0]):
     """A row for each axis, a column for each step and figure; stock models are dashed."""
     plt = pyplot()
     axes = list(dict.fromkeys(curve.axis for curve in all_curves))
@@ -116,7 +117,7 @@ def figure_of(all_curves: Sequence[Curve], found: Dict[Point, Dict]):
     figure, places = plt.subplots(len(axes), 4, figsize=(16, 3.4 * len(axes)), squeeze=False, layout="constrained")
     for curve in all_curves:
         for (step, kind), place in zip(columns, places[axes.index(curve.axis)]):
-            sizes, values = series(curve, found, kind)
+            sizes, values = series(curve, found, kind, clock)
             if step == curve.step and sizes:
                 stroke = "-" if curve.model in FAMILIES else "--"
                 place.plot(
@@ -236,6 +237,14 @@ def parse():
     parser.add_argument(
         "--seconds", type=POSITIVE, default=600, metavar="N", help="that a point may take (%(default)s)"
     )
+    parser.add_argument(
+        "--cpu-time",
+        dest="clock",
+        action="store_const",
+        const=CLOCKS[1],
+        default=CLOCKS[0],
+        help="seconds of the processor, where others use it too; of workers always those of the clock",
+    )
     parser.add_argument("--small", action="store_true", help="sizes that only show that all runs")
     args = parser.parse_args()
     if args.small:
@@ -263,11 +272,12 @@ def main():
         "machine": machine(args.threads),
         **sizes,
         "rounds": args.rounds,
+        "clock": args.clock,
     }
     write_json(args.output, {**about, "points": list(found.values())})
-    print(table(all_curves, found))
+    print(table(all_curves, found, args.clock))
     if args.picture:
-        save_figure(figure_of(all_curves, found), args.picture, dpi=100)
+        save_figure(figure_of(all_curves, found, args.clock), args.picture, dpi=100)
 
 
 if __name__ == "__main__":

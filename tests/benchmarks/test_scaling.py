@@ -41,7 +41,7 @@ def test_a_table_has_the_exponents_without_what_was_left_out(scaling):
     for curve in all_curves:
         for point in curve.points.values():
             power = 2 if point.model == "shared_transformer" else 1
-            seconds = {"clock": {"median": point.length**power * point.workers**0.5}}
+            seconds = {"clock": {"median": point.length**power * point.workers**0.5}, "processor": {"median": point.length}}
             found[point] = {"seconds": seconds, "peak_mib": 300 + point.length * point.workers, "start_mib": 300}
             if point.length == 4096:
                 found[point] = {"left_out": "needs more than 16 GiB"}
@@ -49,6 +49,8 @@ def test_a_table_has_the_exponents_without_what_was_left_out(scaling):
     assert lines[0] == "| model | step | length: time | memory | workers: time | memory |"
     assert "| shared_transformer | training | 2.00 | 1.00 | 0.50 | 1.00 |" in lines
     assert "| transformer (stock) | inference | 1.00 | 1.00 | - | - |" in lines
+    by_processor = scaling.table(all_curves, found, "processor").split("\n")  # workers stay by the clock
+    assert "| shared_transformer | training | 1.00 | 1.00 | 0.50 | 1.00 |" in by_processor
     figure = scaling.figure_of(all_curves, found)
     drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert list(drawn["shared_transformer"].get_xdata()) == [128, 256, 512, 1024, 2048]
