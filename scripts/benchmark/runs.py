@@ -61,13 +61,16 @@ class Run(NamedTuple):
     output: str = "--json"
 
 
+_KEPT = "--kept 0.2 0.5 1.0 --rounds 5"
+_SHORT = f"--lengths 25 128 {_KEPT}"
 RUNS = (
     Run("halting", "halting.py", peer="--peer {albert_act}"),
-    Run("skimming", "skimming.py"),
-    Run("skimming-dense", "skimming.py", "--against dense"),
-    Run("skimming-huggingface", "skimming.py", "--against huggingface", module="transformers"),
-    Run("skimming-onnxruntime", "skimming.py", "--against onnxruntime", module="onnxruntime"),
-    Run("skimming-onnxruntime-int8", "skimming.py", "--against onnxruntime-int8", module="onnxruntime"),
+    Run("skimming", "skimming.py", f"--lengths 25 128 512 {_KEPT}"),
+    Run("skimming-dense", "skimming.py", f"--against dense {_SHORT}"),
+    Run("skimming-huggingface", "skimming.py", f"--against huggingface {_SHORT}", module="transformers"),
+    Run("skimming-onnxruntime", "skimming.py", f"--against onnxruntime {_SHORT}", module="onnxruntime"),
+    Run("skimming-onnxruntime-int8", "skimming.py", f"--against onnxruntime-int8 {_SHORT}", module="onnxruntime"),
+    Run("skimming-int8", "skimming.py", f"--int8 --against onnxruntime-int8 {_SHORT}", module="onnxruntime"),
     Run("packing", "packing.py"),
     Run("tape", "tape.py"),
     Run("relative-attention", "relative_attention.py", peer="--peer {transformer_xl}"),
