@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedWeights, laid_out, made_of_constants
+from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS, PrepackedWeights, laid_out, made_of_constants
+from fairseq_adaptive.ops import matmul
 
 # the parameters that are differences: A, B and vectors, one row a depth
 PARTS = ("depth_a", "depth_b", "depth_weight", "depth_bias")
@@ -119,7 +120,7 @@ class DepthLinear(_ByDepth, nn.Linear):
             parts = [each for each in self._parameters.values() if each is not None]
             return laid_out((self, place), parts, (), lambda: self._prepacked(place))(x)
         low = F.linear(F.linear(x, self.depth_a[place]), self.depth_b[place])
-        return F.linear(x, self.weight, self._bias(place)) + low
+        return matmul.linear(x, self.weight, self._bias(place)) + low
 
     def _bias(self, place):
         return None if self.bias is None else self.bias + self.depth_bias[place]
@@ -168,7 +169,7 @@ def add_depth_lora(layers: Sequence[nn.Module], schedule: Sequence[int], rank: i
         depths = [depth for depth, served_by in enumerate(schedule) if served_by == number]
         if len(depths) < 2:
             continue
-        maps = [each for each in layer.modules() if type(each) is nn.Linear]
+        maps = [each for each in layer.modules() if type(each) in LINEARS]
         check_rank(rank, min(min(each.weight.shape) for each in maps))
         for each in maps:
             DepthLinear.adopt(each, depths, rank, generator)
