@@ -5,6 +5,7 @@ import argparse
 import torch
 from fairseq.tasks import FairseqTask
 
+from fairseq_adaptive.modules.layers.depth_lora import PARTS
 from fairseq_adaptive.modules.policies import LearnedHalting
 
 TINY = {
@@ -17,6 +18,16 @@ UNIQUE = {"encoder_unique_layers": 2, "decoder_unique_layers": 2}
 
 def shared(build, seed=1, **flags):
     return lively(build("shared_transformer", seed=seed, **{**TINY, **UNIQUE, **flags}))
+
+
+def moved(model, scale=0.3):
+    """The model with differences of depths that are not 0."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, each in model.named_parameters():
+            if name.rpartition(".")[2] in PARTS:
+                each.copy_(torch.randn(each.shape, generator=generator) * scale)
+    return model
 
 
 def lively(model):

@@ -69,6 +69,7 @@ PATCHES = (
     aliases.restore_np_int,
     aliases.name_percentile_method,
     quantization.quantize_anywhere,
+    quantization.quantize_our_maps,
     hypotheses.tell_sentences_apart,
     hypotheses.refuse_missing_history,
     hypotheses.refuse_missing_constraints,

@@ -1,4 +1,4 @@
-"""A patch of fairseq's quantization noise."""
+"""Patches of fairseq's quantization."""
 
 import torch
 
@@ -28,3 +28,23 @@ def quantize_anywhere():
     ops.emulate_int8_channel = emulate_with(
         observers.PerChannelMinMaxObserver, ch_axis=-1, qscheme=torch.per_channel_symmetric
     )
+
+
+def quantize_our_maps():
+    """``--quant-noise-scalar`` and ``--quantization-config-path`` take the linear maps of our models for what they are:
+    fairseq looks for ``nn.Linear`` by the class, and by its name."""
+    from fairseq.modules.quantization.pq import utils
+    from fairseq.modules.quantization.scalar.utils import MAPPING
+    from torch import nn
+
+    from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
+
+    MAPPING[PrepackedLinear] = MAPPING[nn.Linear]
+    get_param = utils.get_param
+
+    def get(module, layer_name, param_config):
+        if type(module) is PrepackedLinear:
+            module = nn.Linear(module.in_features, module.out_features, device="meta")
+        return get_param(module, layer_name, param_config)
+
+    utils.get_param = get

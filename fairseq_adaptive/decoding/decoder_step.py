@@ -13,24 +13,26 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from fairseq_adaptive.modules.layers.attention import FastAttention
+from fairseq_adaptive.modules.layers.depth_lora import DEPTH_MODULES, layers_to_lay_out, prepacked_at, weight_and_bias
 from fairseq_adaptive.modules.layers.dropout import FastDropout
 from fairseq_adaptive.modules.layers.known import first_change, say_once
-from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS, PrepackedWeights, prepacked_weights
+from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS, PrepackedWeights
 from fairseq_adaptive.modules.layers.residual import FUSABLE
 from fairseq_adaptive.modules.layers.transformer_layer import DecoderLayer
 from fairseq_adaptive.modules.stack.decoder_stack import DecoderStack
 from fairseq_adaptive.modules.stack.run import run_packed
 
-KNOWN = (DecoderStack, DecoderLayer, FastAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE)
+KNOWN = (DecoderStack, DecoderLayer, FastAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE, *DEPTH_MODULES)
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
 
 
-def _norm(norm: nn.Module) -> Tuple:
-    return norm.normalized_shape, norm.weight, norm.bias, norm.eps
+def _norm(norm: nn.Module, depth: int) -> Tuple:
+    return norm.normalized_shape, *weight_and_bias(norm, depth), norm.eps
 
 
 class _Layer(NamedTuple):
-    """What a step needs of a layer, without calls of modules: these cost more than the arithmetic at batch size 1."""
+    """What a step needs of a layer at a depth, without calls of modules: these cost more than the arithmetic at batch
+    size 1."""
 
     pre_norm: bool
     norms: Tuple  # arguments of layer_norm after x: of self-attention, cross-attention (or None), feed-forward
@@ -43,23 +45,23 @@ class _Layer(NamedTuple):
     activation: Callable
 
     @classmethod
-    def of(cls, layer):
+    def of(cls, layer, depth):
         own, source = layer.self_attn, layer.encoder_attn
-        parts = (own.q_proj, own.k_proj, own.v_proj)
+        parts = [prepacked_at(each, depth) for each in (own.q_proj, own.k_proj, own.v_proj)]
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
         return cls(
             layer.normalize_before,
             (
-                _norm(layer.self_attn_layer_norm),
-                None if source is None else _norm(layer.encoder_attn_layer_norm),
-                _norm(layer.final_layer_norm),
+                _norm(layer.self_attn_layer_norm, depth),
+                None if source is None else _norm(layer.encoder_attn_layer_norm, depth),
+                _norm(layer.final_layer_norm, depth),
             ),
             PrepackedWeights(torch.cat([part.weight for part in parts]), bias),
-            prepacked_weights(own.out_proj),
-            None if source is None else prepacked_weights(source.q_proj),
-            None if source is None else prepacked_weights(source.out_proj),
-            prepacked_weights(layer.fc1),
-            prepacked_weights(layer.fc2),
+            prepacked_at(own.out_proj, depth),
+            None if source is None else prepacked_at(source.q_proj, depth),
+            None if source is None else prepacked_at(source.out_proj, depth),
+            prepacked_at(layer.fc1, depth),
+            prepacked_at(layer.fc2, depth),
             layer.activation_fn,
         )
 
@@ -68,7 +70,7 @@ class DecoderStep:
     """The caches of one search, and the stack over the newest tokens.
 
     Keys and values of the source are computed once for every layer, whatever depths it serves, and once for every
-    sentence, whatever the beam.
+    sentence, whatever the beam. A layer that differs from depth to depth counts as one for each of them.
 
     Args:
         stack: a :class:`~fairseq_adaptive.modules.DecoderStack` that :meth:`fits`
@@ -80,7 +82,8 @@ class DecoderStep:
         self._used = self._block = 0  # slots with a token, and in whole blocks
         self.steps = 0  # that were taken
         self._rows = 1  # hypotheses of a sentence
-        self._layers: Dict[int, _Layer] = {}
+        self.schedule: List[int] = []  # for each depth the number of its layer in what follows
+        self._layers: List[_Layer] = []
         self._source: Dict[int, Tuple[Tensor, Tensor]] = {}  # G x D x S, G x S x D; G = B H
         # 2 N x B x H x S x D; K x B x Q x S, K is N where some tokens are hidden at some depths, or 1; G x 1 x S
         self._cache = self._seen = self._source_mask = None
@@ -102,12 +105,13 @@ class DecoderStep:
         room = _BLOCK * self._beam
         self._cache = x.new_empty(2 * depths, sentences, self._size[0], room, self._size[1])
         self._seen = x.new_full((depths if self._stack.hides else 1, sentences, 1, room), float("-inf"))
-        for number in set(self._stack.schedule):
-            layer = self._stack.layer(number)
-            self._layers[number] = _Layer.of(layer)
+        layers, self.schedule = layers_to_lay_out(self._stack)
+        self._layers = [_Layer.of(*each) for each in layers]
+        for number, (layer, depth) in enumerate(layers):
             if layer.encoder_attn is not None and encoder_out is not None:
                 each = (layer.encoder_attn.k_proj, layer.encoder_attn.v_proj)
-                keys, values = (self._source_heads(linear(encoder_out)) for linear in each)
+                with layer.running_at(depth):
+                    keys, values = (self._source_heads(linear(encoder_out)) for linear in each)
                 self._source[number] = keys.transpose(1, 2), values
         if encoder_out is not None:
             mask = x.new_zeros(sentences, 1, 1, encoder_out.size(0))
@@ -176,7 +180,7 @@ class DecoderStep:
 
     def layer(self, x, depth, mask, written, keys, values, places=None):
         """P x C -> P x C, of the hypotheses at some places; None: of all."""
-        number, add, sublayer = self._stack.schedule[depth], self._stack.residual, 0
+        number, add, sublayer = self.schedule[depth], self._stack.residual, 0
         layer = self._layers[number]
 
         def spread(x):
@@ -312,7 +316,7 @@ class _StepContext:
 
     def _fill(self, stack, depth, made):
         """Write the keys and values that a depth lacks, of the states as they are."""
-        number, written = stack.schedule[depth], self._cache[0][depth]
+        number, written = self._step.schedule[depth], self._cache[0][depth]
         places = self._made.get(depth, self.tokens.new_zeros(0, dtype=torch.long))
         if places is None:
             return

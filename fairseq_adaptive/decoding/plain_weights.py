@@ -11,6 +11,7 @@ from torch.nn.modules import module as torch_module
 from fairseq_adaptive.decoding.decoder_step import KNOWN, plain
 from fairseq_adaptive.modules.layers.admin import AdminResidual
 from fairseq_adaptive.modules.layers.attention import FastAttention
+from fairseq_adaptive.modules.layers.depth_lora import PARTS, layers_to_lay_out, weight_and_bias
 from fairseq_adaptive.modules.layers.known import HOOKS, first_change
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 from fairseq_adaptive.modules.layers.residual import FUSABLE
@@ -60,36 +61,36 @@ def _require(modules, types=()):
         raise Unfit(why)
 
 
-def _norm(norm):
+def _norm(norm, depth=0):
     if norm is None:
         return None
-    return Norm(norm.weight, norm.bias, norm.eps)
+    return Norm(*weight_and_bias(norm, depth), norm.eps)
 
 
-def _map(*linears):
-    bias = None
-    if linears[0].bias is not None:
-        bias = linears[0].bias if len(linears) == 1 else torch.cat([each.bias for each in linears])
-    return Map(linears[0].weight if len(linears) == 1 else torch.cat([each.weight for each in linears]), bias)
-
-
-def _layer(layer):
+def _layer(layer, depth):
     own, source = layer.self_attn, getattr(layer, "encoder_attn", None)
     cross, norm = {}, None
+
+    def of(*linears):
+        weights, biases = zip(*(weight_and_bias(each, depth) for each in linears))
+        if len(linears) == 1:
+            return Map(weights[0], biases[0])
+        return Map(torch.cat(weights), None if biases[0] is None else torch.cat(biases))
+
     if source is not None:
-        cross = {"query": _map(source.q_proj), "source": _map(source.k_proj, source.v_proj)}
-        cross["merge_source"], norm = _map(source.out_proj), _norm(layer.encoder_attn_layer_norm)
-    norms = _norm(layer.self_attn_layer_norm), norm, _norm(layer.final_layer_norm)
-    maps = _map(own.q_proj, own.k_proj, own.v_proj), _map(own.out_proj), _map(layer.fc1), _map(layer.fc2)
+        cross = {"query": of(source.q_proj), "source": of(source.k_proj, source.v_proj)}
+        cross["merge_source"], norm = of(source.out_proj), _norm(layer.encoder_attn_layer_norm, depth)
+    norms = _norm(layer.self_attn_layer_norm, depth), norm, _norm(layer.final_layer_norm, depth)
+    maps = of(own.q_proj, own.k_proj, own.v_proj), of(own.out_proj), of(layer.fc1), of(layer.fc2)
     return Layer(norms, *maps, **cross)
 
 
 def _stack(stack, last):
-    layers, add = [stack.layer(number) for number in range(stack.unique_layers)], stack.residual
+    layers, schedule = layers_to_lay_out(stack)
+    add, (first, _) = stack.residual, layers[0]
     omega = None if add is None else add.start.unsqueeze(-1) + add.offset
-    activation = _ACTIVATIONS[layers[0].activation_fn]
-    heads, pre_norm = layers[0].self_attn.num_heads, layers[0].normalize_before
-    return Stack([_layer(each) for each in layers], stack.schedule, heads, pre_norm, activation, omega, _norm(last))
+    activation, heads, pre_norm = _ACTIVATIONS[first.activation_fn], first.self_attn.num_heads, first.normalize_before
+    return Stack([_layer(*each) for each in layers], schedule, heads, pre_norm, activation, omega, _norm(last))
 
 
 def _check_stack(stack, last, embedding):
@@ -113,7 +114,8 @@ def _check_stack(stack, last, embedding):
         for each in attentions:
             if len({part.bias is None for part in (each.q_proj, each.k_proj, each.v_proj)}) > 1:
                 raise Unfit("some maps of attention have no bias")
-        sizes = [part.shape for each in _within(layer) for part in each._parameters.values() if part is not None]
+        named = [pair for each in _within(layer) for pair in each._parameters.items()]
+        sizes = [part.shape for name, part in named if part is not None and name not in PARTS]
         shapes.add((layer.activation_fn, layer.normalize_before, *sizes, *(each.num_heads for each in attentions)))
     if len(shapes) > 1:
         raise Unfit("layers differ")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_adaptive.decoding.decoder_step import _Layer
+from fairseq_adaptive.modules.layers.depth_lora import layers_to_lay_out
 
 _BLOCK = 16  # keys come in whole blocks, as in decoder_step.py
 
@@ -27,17 +28,19 @@ class SeveralTokens:
     def __init__(self, stack, sentences: int, encoder_out: Optional[Tensor], padding_mask: Optional[Tensor]):
         attention = stack[0].self_attn
         self._stack, self._size, self._sentences = stack, (attention.num_heads, attention.head_dim), sentences
-        self._layers = {number: _Layer.of(stack.layer(number)) for number in set(stack.schedule)}
+        layers, self._schedule = layers_to_lay_out(stack)
+        self._layers = [_Layer.of(*each) for each in layers]
         self._source, self._seen = {}, None  # of a layer: keys and values B x H x S x D; B x 1 x 1 x S
         self._cache = None  # N x 2 x B x H x room x D
         if encoder_out is None:
             return
-        for number in self._layers:
-            source = stack.layer(number).encoder_attn
+        for number, (layer, depth) in enumerate(layers):
+            source = layer.encoder_attn
             if source is not None:
-                self._source[number] = [
-                    self._heads(each(encoder_out.transpose(0, 1))) for each in (source.k_proj, source.v_proj)
-                ]
+                with layer.running_at(depth):
+                    self._source[number] = [
+                        self._heads(each(encoder_out.transpose(0, 1))) for each in (source.k_proj, source.v_proj)
+                    ]
         if padding_mask is not None and padding_mask.any():
             self._seen = ~padding_mask.bool()[:, None, None]
 
@@ -75,7 +78,7 @@ class SeveralTokens:
         return x
 
     def _layer(self, x, depth, rows, places, seen, mask):
-        number, add, sublayer = self._stack.schedule[depth], self._stack.residual, 0
+        number, add, sublayer = self._schedule[depth], self._stack.residual, 0
         layer = self._layers[number]
         for kind, norm in enumerate(layer.norms):
             if kind == 1 and number not in self._source:

@@ -85,6 +85,7 @@ class SharedTransformerEncoder(TransformerEncoderBase):
         self.reader = half.policies.build("reader", Place(half.embed_dim, half.layers, heads=half.attention_heads))
         self.layers.check_reader(self.reader)
         quicken_dropout(self)
+        PrepackedLinear.adopt(self)
         self.num_layers = len(self.layers)
 
     def build_encoder_layer(self, cfg):
@@ -154,6 +155,7 @@ class SharedTransformerDecoder(TransformerDecoderBase):
         scores = self.word_scores if self.adaptive_softmax is None else None
         self.layers = _build_stack(cfg, "decoder", self.layers, 2 if no_encoder_attn else 3, scores)
         quicken_dropout(self)
+        PrepackedLinear.adopt(self)
         self.num_layers = len(self.layers)
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):

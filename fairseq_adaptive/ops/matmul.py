@@ -59,7 +59,8 @@ def choose(x: Tensor, weight: Tensor, constant: bool = False) -> str:
     Raises:
         UsageError: for a wrong ``FAIRSEQ_ADAPTIVE_PRODUCTS``
     """
-    if torch.jit.is_tracing():  # which has no name for an argument of oneDNN's product
+    # a trace has no name for an argument of oneDNN's product, functorch no rule for a batch of it
+    if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
         return "torch"
     kinds, asked = probe.KINDS if constant else probe.KINDS[1:], probe.requested()
     if asked != "auto" or stands_for_others(x):
@@ -75,7 +76,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
-    """Return ``x weight^T + bias``, ``[..., O]``, with gradients of the first order.
+    """Return ``x weight^T + bias``, ``[..., O]``.
 
     Args:
         x: ``[..., I]``
@@ -104,7 +105,6 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad

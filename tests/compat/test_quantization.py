@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from fairseq.modules.quantization.pq import SizeTracker
+from fairseq.modules.quantization.pq import quantize_model_ as quantize_products_
 from fairseq.modules.quantization.scalar import ops, quantize_model_
 
 
@@ -35,3 +37,14 @@ def test_model_with_noise_trains(arch, build, batch):
     assert 0 < (model(**batch)[0] - plain).abs().max() < 0.2 * plain.abs().max()
     model.train()(**batch)[0].logsumexp(-1).sum().backward()
     assert model.encoder.layers[0].fc1.weight.grad.abs().sum() > 0
+
+
+def test_maps_are_found_by_the_name_of_plain_ones(build):
+    """--quantization-config-path names classes of layers."""
+    model = build("shared_transformer", dtype=torch.float32, encoder_embed_dim=16, decoder_embed_dim=16)
+    config, name = {"Linear": ("in_features", {"*": 4})}, "encoder.layers.0.fc1"
+    before = model.encoder.layers[0].fc1.weight.clone()
+    quantize_products_(model, SizeTracker(model), [name], config, {"Linear": ("in_features", {"*": 8})}, n_iter=2)
+    after = model.encoder.layers[0].fc1
+    assert type(after).__name__ == "PQLinear" and after.weight.shape == before.shape
+    assert len(after.weight.reshape(-1, 4).unique(dim=0)) <= 8

@@ -13,22 +13,13 @@ from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.modules.layers.depth_lora import PARTS, DepthLinear, DepthNorm
 from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.modules.stack.compute import stack_macs
+from searches import moved
 from threads import assert_threads_equal_one
 
 SIDES = ("encoder", "decoder")
 SMALL = {"embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 4, "unique_layers": 2}
 FLAGS = {f"{side}_{name}": value for side in SIDES for name, value in SMALL.items()}
 LM = {**{f"decoder_{name}": value for name, value in SMALL.items()}, "decoder_input_dim": 16, "decoder_output_dim": 16}
-
-
-def moved(model, scale=0.3):
-    """The model with differences that are not 0."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, each in model.named_parameters():
-            if name.rpartition(".")[2] in PARTS:
-                each.copy_(torch.randn(each.shape, generator=generator) * scale)
-    return model
 
 
 def flags_for(policies):

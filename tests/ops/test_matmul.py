@@ -101,3 +101,23 @@ def test_batched_products(pairs, rows, monkeypatch):
     assert counter.get_total_flops() == 2 * 2 * pairs * rows * WIDTH * OUT
     torch.testing.assert_close(plain, x @ y.transpose(1, 2), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(more, x @ y.transpose(1, 2) + added, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_gradients(monkeypatch):
+    found, grown = calls(monkeypatch), []
+    for function in (matmul.linear, F.linear):
+        x, weight, bias = (each.double().float().requires_grad_() for each in tensors())
+        (grad,) = torch.autograd.grad(function(x, weight, bias).sin().sum(), x, create_graph=True)
+        grown.append(torch.autograd.grad(grad.square().sum(), (x, weight, bias)))
+    assert len(found) > 3
+    for mine, theirs in zip(*grown):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_batches_of_functions_take_torchs_way(monkeypatch):
+    x, weight, bias = tensors((3, ROWS))
+    found = calls(monkeypatch)
+    ours = torch.func.vmap(torch.func.grad(lambda x: matmul.linear(x, weight, bias).sin().sum()))(x)
+    theirs = torch.func.vmap(torch.func.grad(lambda x: F.linear(x, weight, bias).sin().sum()))(x)
+    assert not found
+    torch.testing.assert_close(ours, theirs)

@@ -12,14 +12,21 @@ Differences of all depths of a map are one parameter: no depth that is left out 
 import contextlib
 import math
 from contextvars import ContextVar
-from typing import Mapping, Sequence, Tuple
+from typing import List, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedWeights, laid_out, made_of_constants
+from fairseq_adaptive.modules.layers.prepacked_linear import (
+    LINEARS,
+    PrepackedWeights,
+    laid_out,
+    made_of_constants,
+    prepacked_weights,
+)
+from fairseq_adaptive.ops import matmul
 
 # the parameters that are differences: A, B and vectors, one row a depth
 PARTS = ("depth_a", "depth_b", "depth_weight", "depth_bias")
@@ -76,9 +83,9 @@ class _ByDepth:
 
     depths: Tuple[int, ...]
 
-    def place(self) -> int:  # no property: torch.jit.trace asks every one, of all layers
-        """Which of the depths runs."""
-        depth = _DEPTH.get()
+    def place(self, depth: Optional[int] = None) -> int:  # no property: torch.jit.trace asks every one, of all layers
+        """Which of the depths that is, by default the one that runs."""
+        depth = _DEPTH.get() if depth is None else depth
         if depth not in self.depths:
             served = ", ".join(map(str, self.depths))
             raise UsageError(
@@ -116,17 +123,21 @@ class DepthLinear(_ByDepth, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         place = self.place()
         if made_of_constants() is not None and not torch.is_grad_enabled():
-            parts = [each for each in self._parameters.values() if each is not None]
-            return laid_out((self, place), parts, (), lambda: self._prepacked(place))(x)
+            return self.prepacked(place)(x)
         low = F.linear(F.linear(x, self.depth_a[place]), self.depth_b[place])
-        return F.linear(x, self.weight, self._bias(place)) + low
+        return matmul.linear(x, self.weight, self._bias(place)) + low
 
     def _bias(self, place):
         return None if self.bias is None else self.bias + self.depth_bias[place]
 
-    def _prepacked(self, place):
+    def summed(self, place: int) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight and bias at one of its depths."""
+        return merged(self.weight, self.depth_a[place], self.depth_b[place]), self._bias(place)
+
+    def prepacked(self, place: int) -> PrepackedWeights:
         """One product, whose matrix is made once while weights are constant, as in a search."""
-        return PrepackedWeights(merged(self.weight, self.depth_a[place], self.depth_b[place]), self._bias(place))
+        parts = [each for each in self._parameters.values() if each is not None]
+        return laid_out((self, place), parts, (), lambda: PrepackedWeights(*self.summed(place)))
 
 
 class DepthNorm(_ByDepth, nn.LayerNorm):
@@ -140,9 +151,46 @@ class DepthNorm(_ByDepth, nn.LayerNorm):
         norm._add("depth_bias", *norm.bias.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        place = self.place()
-        weight, bias = self.weight + self.depth_weight[place], self.bias + self.depth_bias[place]
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+        return F.layer_norm(x, self.normalized_shape, *self.summed(self.place()), self.eps)
+
+    def summed(self, place: int) -> Tuple[Tensor, Tensor]:
+        """Weight and bias at one of its depths."""
+        return self.weight + self.depth_weight[place], self.bias + self.depth_bias[place]
+
+
+DEPTH_MODULES = (DepthLinear, DepthNorm)
+
+
+def weight_and_bias(module: nn.Module, depth: int) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """What a map or norm computes with at a depth, without gradients: its own, or the sums with the depth's differences."""
+    if isinstance(module, DEPTH_MODULES):
+        with torch.no_grad():
+            return module.summed(module.place(depth))
+    return module.weight, module.bias
+
+
+def prepacked_at(linear: nn.Linear, depth: int) -> PrepackedWeights:
+    """:func:`~fairseq_adaptive.modules.layers.prepacked_linear.prepacked_weights` of a map at a depth."""
+    return linear.prepacked(linear.place(depth)) if isinstance(linear, DepthLinear) else prepacked_weights(linear)
+
+
+def layers_to_lay_out(stack) -> Tuple[List[Tuple[nn.Module, int]], List[int]]:
+    """What has to be laid out to run a stack from weights: one layer for all depths at which it is the same, one for each
+    depth at which it differs.
+
+    Args:
+        stack: a :class:`~fairseq_adaptive.modules.LayerStack`
+
+    Returns:
+        pairs of a layer and a depth that it serves, and for each depth the number of its pair
+    """
+    found, schedule = {}, []
+    for depth, number in enumerate(stack.schedule):
+        layer = stack.layer(number)
+        key = number, depth if layer.lora_rank else -1
+        found.setdefault(key, (len(found), layer, depth))
+        schedule.append(found[key][0])
+    return [(layer, depth) for _, layer, depth in found.values()], schedule
 
 
 def add_depth_lora(layers: Sequence[nn.Module], schedule: Sequence[int], rank: int):
@@ -168,7 +216,7 @@ def add_depth_lora(layers: Sequence[nn.Module], schedule: Sequence[int], rank: i
         depths = [depth for depth, served_by in enumerate(schedule) if served_by == number]
         if len(depths) < 2:
             continue
-        maps = [each for each in layer.modules() if type(each) is nn.Linear]
+        maps = [each for each in layer.modules() if type(each) in LINEARS]
         check_rank(rank, min(min(each.weight.shape) for each in maps))
         for each in maps:
             DepthLinear.adopt(each, depths, rank, generator)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.attends import Attends
 from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 
 # by fairseq's names
 ACTIVATIONS = {
@@ -44,7 +45,7 @@ class PlainAttention(nn.Module):
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.num_heads, self.head_dim = heads, dim // heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (PrepackedLinear(dim, dim) for _ in range(4))
         self.dropout_module = nn.Dropout(0.0)
 
     def forward(self, x: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:
@@ -89,7 +90,7 @@ class PlainLayer(Attends, nn.Module):
         self.embed_dim, self.normalize_before, self.activation_fn = dim, normalize_before, activation(activation_fn)
         self.self_attn = PlainAttention(dim, heads)
         self.self_attn_layer_norm, self.final_layer_norm = (nn.LayerNorm(dim, eps=eps) for _ in range(2))
-        self.fc1, self.fc2 = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
+        self.fc1, self.fc2 = PrepackedLinear(dim, ffn_dim), PrepackedLinear(ffn_dim, dim)
 
     def forward(
         self,

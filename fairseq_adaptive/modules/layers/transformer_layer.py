@@ -14,6 +14,7 @@ from torch import Tensor
 from fairseq_adaptive.modules.layers.attends import Attends
 from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.layers.residual import run_sublayers
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies.tape import GatedMLP
@@ -34,6 +35,7 @@ class EncoderLayer(Attends, TransformerEncoderLayerBase):
         self.tape_ffn = None
         if tape_ffn_embed_dim:
             self.tape_ffn = GatedMLP(self.embed_dim, tape_ffn_embed_dim, cfg.activation_dropout)
+        PrepackedLinear.adopt(self)
 
     def build_self_attention(self, embed_dim, cfg):
         return FastAttention(
@@ -110,6 +112,10 @@ class DecoderLayer(Attends, TransformerDecoderLayerBase):
         cfg: :class:`fairseq.models.transformer.TransformerConfig`
         no_encoder_attn: without cross-attention (language models)
     """
+
+    def __init__(self, cfg, no_encoder_attn=False, add_bias_kv=False, add_zero_attn=False):
+        super().__init__(cfg, no_encoder_attn, add_bias_kv, add_zero_attn)
+        PrepackedLinear.adopt(self)
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
         return FastAttention(

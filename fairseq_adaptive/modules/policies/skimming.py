@@ -9,6 +9,7 @@ import math
 import torch
 from torch import nn
 
+from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies.base import Choice, Router
 from fairseq_adaptive.modules.policies.registry import register_policy
 from fairseq_adaptive.modules.policies.shift import FARTHEST, Shifted
@@ -25,7 +26,8 @@ class SkimPredictor(nn.Sequential):
     """
 
     def __init__(self, dim: int, bias: float = 5.0):
-        super().__init__(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.LayerNorm(dim), nn.GELU(), nn.Linear(dim, 2))
+        hidden = PrepackedLinear(dim, dim)
+        super().__init__(nn.LayerNorm(dim), hidden, nn.LayerNorm(dim), nn.GELU(), nn.Linear(dim, 2))
         self.bias = bias
         self.reset_parameters()
 

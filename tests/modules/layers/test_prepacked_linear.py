@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from families import FAMILIES, build_trainer, write_data
+from fairseq_adaptive.modules import LayerStack
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear, constant_weights, prepacked_weights
 
 
@@ -92,3 +94,19 @@ def test_has_gradients(pair):
         each(x).sin().sum().backward()
     for ours, theirs in zip(packed.parameters(), plain.parameters()):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("families"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_maps_of_layers_have_the_choice(family, data):
+    """In training and in evaluation, and not only where fairseq makes a model fast for generation."""
+    model = build_trainer(family, data, "--max-update", "5")[0].model
+    stacks = [each for each in model.modules() if isinstance(each, LayerStack)]
+    layers = [each.layer(number) for each in stacks for number in range(each.unique_layers)]
+    maps = [each for layer in layers for each in layer.modules() if isinstance(each, nn.Linear)]
+    large = [each for each in maps if min(each.weight.shape) > 2]  # no unit or gate
+    assert large and all(type(each) is PrepackedLinear for each in large)
