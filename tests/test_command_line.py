@@ -34,6 +34,9 @@ WITHOUT_SCRIPT = (
     "plot_tradeoff",
     "recipe",
     "report",
+    "zoo_check",
+    "zoo_list",
+    "zoo_pack",
 )
 ENTRIES = {f"{each[0]} {each[1]}": each for each in flags.known()}
 

@@ -22,6 +22,7 @@ GIVEN = {
     "prepare_corpus.py",
     "apply_sentencepiece.py",
     "scaling_point.py",  # makes its data in a folder that scaling.py renames
+    "zoo.py",  # copies and unpacks into a folder that whole_folder or TemporaryDirectory has made
     "timing.py",  # asks Linux to measure memory anew
 }
 
