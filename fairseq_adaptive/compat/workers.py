@@ -65,6 +65,52 @@ def refuse_lone_workers():
     distributed_utils.is_master = is_master
 
 
+def count_torchrun_workers():
+    """torchrun on machines of one GPU each trains one model.
+
+    fairseq asks torchrun how many workers there are where ``--distributed-world-size`` is not 1, and that is the number of
+    GPUs of this machine by default: with one each, every machine would train a model of its own.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.call_main
+
+    def call_main(cfg, main, **kwargs):
+        training = cfg.distributed_training
+        if training.distributed_init_method is None and training.distributed_world_size == 1 and not cfg.common.tpu:
+            training.distributed_world_size = _torchrun_workers()
+        return stock(cfg, main, **kwargs)
+
+    distributed_utils.call_main = call_main
+
+
+def see_one_save_dir():
+    """Workers of which some find a checkpoint to go on from and others do not are refused.
+
+    Worker 0 alone saves, so that on machines that share no disk the others have nothing. Those that find a checkpoint would
+    wait without end for those that do not.
+    """
+    from fairseq.distributed import utils as distributed_utils
+    from fairseq.file_io import PathManager
+    from fairseq.trainer import Trainer
+
+    stock = Trainer.load_checkpoint
+
+    def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
+        if self.data_parallel_world_size > 1 and not self.tpu:
+            mine = bool(PathManager.isfile(filename)), bool(reset_optimizer)
+            seen = distributed_utils.all_gather_list(mine, group=self.data_parallel_process_group)
+            if len({*map(tuple, seen)}) > 1:
+                have = [str(rank) for rank, (there, _) in enumerate(seen) if there]
+                raise UsageError(
+                    f"worker {', '.join(have)} of {len(seen)} has {os.path.basename(filename)}, the others have not: --save-dir "
+                    "is to be on a disk that all machines share"
+                )
+        return stock(self, filename, reset_optimizer, *args, **kwargs)
+
+    Trainer.load_checkpoint = load_checkpoint
+
+
 def exchange_objects():
     """Several workers can resume, and gather logging outputs on a CPU.
 
