@@ -50,6 +50,7 @@ PATCHES = (
     saving.copy_atomically,
     workers.count_torchrun_workers,
     workers.train_cpu_workers,  # before it: what is on a CPU asks no GPU
+    workers.check_backend,
     workers.refuse_lone_workers,
     workers.exchange_objects,
     batches.resume_same_batches,

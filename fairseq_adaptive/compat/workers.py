@@ -1,5 +1,6 @@
 """Patches of fairseq's workers: several on a CPU, and none that train alone unawares."""
 
+import importlib.util
 import os
 
 import torch
@@ -18,7 +19,8 @@ def train_cpu_workers():
 
     fairseq counts its workers by CUDA devices. Under ``torchrun`` on a CPU it takes each process for the only one, and
     all train unrelated copies into one folder; told otherwise, it computes ``rank % 0``. ``pytorch_ddp`` passes
-    ``device_ids``, which torch refuses for modules on a CPU; ``legacy_ddp`` does not.
+    ``device_ids``, which torch refuses for modules on a CPU; ``legacy_ddp`` does not. Without torchrun it starts as many
+    workers as there are GPUs: none under SLURM, and ends well without having trained.
     """
     from fairseq.distributed import utils as distributed_utils
 
@@ -36,6 +38,12 @@ def train_cpu_workers():
             training.distributed_backend = "gloo"
             if training.ddp_backend in ("c10d", "pytorch_ddp"):
                 training.ddp_backend = "legacy_ddp"
+        elif on_cpu and not training.distributed_no_spawn and not torch.cuda.device_count():
+            if training.distributed_world_size > 1:
+                raise UsageError(
+                    f"--distributed-world-size {training.distributed_world_size} starts a worker for each GPU, and there is none "
+                    "here: start workers on CPUs with torchrun"
+                )
         return stock(cfg, main, **kwargs)
 
     distributed_utils.call_main = call_main
@@ -79,6 +87,27 @@ def count_torchrun_workers():
         training = cfg.distributed_training
         if training.distributed_init_method is None and training.distributed_world_size == 1 and not cfg.common.tpu:
             training.distributed_world_size = _torchrun_workers()
+        return stock(cfg, main, **kwargs)
+
+    distributed_utils.call_main = call_main
+
+
+def check_backend():
+    """``--ddp-backend fully_sharded`` and ``slowmo`` without fairscale, or without GPUs, are refused.
+
+    fairseq ends with an ``ImportError`` behind a traceback; fairscale asks CUDA of what is on a CPU.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.call_main
+
+    def call_main(cfg, main, **kwargs):
+        backend = cfg.distributed_training.ddp_backend
+        if backend in ("fully_sharded", "slowmo"):
+            if importlib.util.find_spec("fairscale") is None:
+                raise UsageError(f"--ddp-backend {backend} needs fairscale: pip install fairscale")
+            if cfg.common.cpu or not torch.cuda.is_available():
+                raise UsageError(f"--ddp-backend {backend} needs GPUs: use legacy_ddp")
         return stock(cfg, main, **kwargs)
 
     distributed_utils.call_main = call_main

@@ -176,7 +176,9 @@ def test_the_latest_version_is_found():
     versions = [entry(version=version) for version in ("1.9", "1.10", "1.2")]
     there = Zoo("zoo.json", "there", [*versions, entry(name="other")])
     assert there.find("tiny").version == "1.10" and there.find("tiny-1.9").version == "1.9"
-    with pytest.raises(UsageError, match="no model of this name in the zoo: zoo.json has tiny, other. Names on the Hugg"):
+    with pytest.raises(
+        UsageError, match="no model of this name in the zoo: zoo.json has tiny, other. Names on the Hugg"
+    ):
         there.find("tini")
 
 
@@ -203,7 +205,9 @@ def test_an_archive_that_is_not_what_the_manifest_says(change, checkpoint, place
     data[len(data) // 2] ^= 1
     changed = {"byte": data, "shorter": data[:-9], "longer": data + b"a"}
     path.unlink() if change == "none" else path.write_bytes(changed[change])
-    told = "there is no .*tiny-1.tar.gz, which" if change == "none" else "damaged or another version: .* nothing of it was"
+    told = (
+        "there is no .*tiny-1.tar.gz, which" if change == "none" else "damaged or another version: .* nothing of it was"
+    )
     for _ in range(2):  # and nothing is left that a second call would take
         with pytest.raises(UsageError, match=told):
             hub.from_pretrained("tiny", device="cpu")
@@ -358,7 +362,17 @@ def test_an_address(checkpoint, place, served, monkeypatch):
 
 
 def test_the_commands(checkpoint, place, capsys):
-    words = ["zoo", "pack", str(checkpoint("adatape_parity")), "--zoo", str(place), "--name", "parity-8", "--version", "1"]
+    words = [
+        "zoo",
+        "pack",
+        str(checkpoint("adatape_parity")),
+        "--zoo",
+        str(place),
+        "--name",
+        "parity-8",
+        "--version",
+        "1",
+    ]
     words += ["--trained-by", "fairseq-train", "--score", "accuracy=51.5", "loss=2", "--scored-by", "fairseq-validate"]
     words += ["--commit", "773e9f9", "--data", "made when it is read", "--licence", "none", "--half"]
     commands.main(words)
