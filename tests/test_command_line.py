@@ -34,6 +34,9 @@ WITHOUT_SCRIPT = (
     "plot_tradeoff",
     "recipe",
     "report",
+    "zoo_check",
+    "zoo_list",
+    "zoo_pack",
 )
 ENTRIES = {f"{each[0]} {each[1]}": each for each in flags.known()}
 
@@ -258,7 +261,7 @@ def test_the_wheel_has_the_commands(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     held = zipfile.ZipFile(wheel).namelist()
     assert {f"fairseq_adaptive/commands/{name}.py" for name in ("__init__", *COMMANDS)} <= set(held)
-    assert {"fairseq_adaptive/__main__.py", "fairseq_adaptive/py.typed"} <= set(held)
+    assert {f"fairseq_adaptive/{name}" for name in ("__main__.py", "py.typed", "hub/zoo.json")} <= set(held)
     examples = [str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*/*.sh")]
     examples += [str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*/config/*.yaml")]
     assert len(examples) > 25 and {f"fairseq_adaptive/recipes/{each}" for each in examples} <= set(held)

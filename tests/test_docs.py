@@ -15,6 +15,7 @@ PYTHON = {
     "docs/plain-torch.md": ("tests/test_docs.py", 3),
     "docs/pictures.md": ("tests/test_docs.py", 1),
     "docs/hub.md": ("tests/test_classifier.py", 1),
+    "docs/zoo.md": ("tests/hub/test_zoo.py", 1),
     "docs/add-a-mechanism.md": ("tests/cli/test_add_a_mechanism.py", 1),
     "examples/adatape/README.md": ("tests/test_classifier.py", 1),
     "examples/classification/README.md": ("tests/test_classifier.py", 1),

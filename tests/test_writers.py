@@ -22,6 +22,8 @@ GIVEN = {
     "prepare_corpus.py",
     "apply_sentencepiece.py",
     "scaling_point.py",  # makes its data in a folder that scaling.py renames
+    "zoo.py",  # copies and unpacks into a folder that whole_folder or TemporaryDirectory has made
+    "packing.py",  # writes the archive to what whole_file names
     "timing.py",  # asks Linux to measure memory anew
 }
 

@@ -48,7 +48,9 @@ PATCHES = (
     saving.save_atomically,
     saving.save_plain,
     saving.copy_atomically,
-    workers.train_cpu_workers,
+    workers.count_torchrun_workers,
+    workers.train_cpu_workers,  # before it: what is on a CPU asks no GPU
+    workers.check_backend,
     workers.refuse_lone_workers,
     workers.exchange_objects,
     batches.resume_same_batches,
@@ -74,6 +76,7 @@ PATCHES = (
     hypotheses.refuse_missing_history,
     hypotheses.refuse_missing_constraints,
     hypotheses.align_unknown_words,
+    workers.see_one_save_dir,
     restoring.explain_other_training,
     restoring.find_what_to_restore,
     endings.resume_patience,

@@ -1,5 +1,6 @@
 """Patches of fairseq's workers: several on a CPU, and none that train alone unawares."""
 
+import importlib.util
 import os
 
 import torch
@@ -18,7 +19,8 @@ def train_cpu_workers():
 
     fairseq counts its workers by CUDA devices. Under ``torchrun`` on a CPU it takes each process for the only one, and
     all train unrelated copies into one folder; told otherwise, it computes ``rank % 0``. ``pytorch_ddp`` passes
-    ``device_ids``, which torch refuses for modules on a CPU; ``legacy_ddp`` does not.
+    ``device_ids``, which torch refuses for modules on a CPU; ``legacy_ddp`` does not. Without torchrun it starts as many
+    workers as there are GPUs: none under SLURM, and ends well without having trained.
     """
     from fairseq.distributed import utils as distributed_utils
 
@@ -36,6 +38,12 @@ def train_cpu_workers():
             training.distributed_backend = "gloo"
             if training.ddp_backend in ("c10d", "pytorch_ddp"):
                 training.ddp_backend = "legacy_ddp"
+        elif on_cpu and not training.distributed_no_spawn and not torch.cuda.device_count():
+            if training.distributed_world_size > 1:
+                raise UsageError(
+                    f"--distributed-world-size {training.distributed_world_size} starts a worker for each GPU, and there is none "
+                    "here: start workers on CPUs with torchrun"
+                )
         return stock(cfg, main, **kwargs)
 
     distributed_utils.call_main = call_main
@@ -63,6 +71,73 @@ def refuse_lone_workers():
         return stock(training)
 
     distributed_utils.is_master = is_master
+
+
+def count_torchrun_workers():
+    """torchrun on machines of one GPU each trains one model.
+
+    fairseq asks torchrun how many workers there are where ``--distributed-world-size`` is not 1, and that is the number of
+    GPUs of this machine by default: with one each, every machine would train a model of its own.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.call_main
+
+    def call_main(cfg, main, **kwargs):
+        training = cfg.distributed_training
+        if training.distributed_init_method is None and training.distributed_world_size == 1 and not cfg.common.tpu:
+            training.distributed_world_size = _torchrun_workers()
+        return stock(cfg, main, **kwargs)
+
+    distributed_utils.call_main = call_main
+
+
+def check_backend():
+    """``--ddp-backend fully_sharded`` and ``slowmo`` without fairscale, or without GPUs, are refused.
+
+    fairseq ends with an ``ImportError`` behind a traceback; fairscale asks CUDA of what is on a CPU.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    stock = distributed_utils.call_main
+
+    def call_main(cfg, main, **kwargs):
+        backend = cfg.distributed_training.ddp_backend
+        if backend in ("fully_sharded", "slowmo"):
+            if importlib.util.find_spec("fairscale") is None:
+                raise UsageError(f"--ddp-backend {backend} needs fairscale: pip install fairscale")
+            if cfg.common.cpu or not torch.cuda.is_available():
+                raise UsageError(f"--ddp-backend {backend} needs GPUs: use legacy_ddp")
+        return stock(cfg, main, **kwargs)
+
+    distributed_utils.call_main = call_main
+
+
+def see_one_save_dir():
+    """Workers of which some find a checkpoint to go on from and others do not are refused.
+
+    Worker 0 alone saves, so that on machines that share no disk the others have nothing. Those that find a checkpoint would
+    wait without end for those that do not.
+    """
+    from fairseq.distributed import utils as distributed_utils
+    from fairseq.file_io import PathManager
+    from fairseq.trainer import Trainer
+
+    stock = Trainer.load_checkpoint
+
+    def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
+        if self.data_parallel_world_size > 1 and not self.tpu:
+            mine = bool(PathManager.isfile(filename)), bool(reset_optimizer)
+            seen = distributed_utils.all_gather_list(mine, group=self.data_parallel_process_group)
+            if len({*map(tuple, seen)}) > 1:
+                have = [str(rank) for rank, (there, _) in enumerate(seen) if there]
+                raise UsageError(
+                    f"worker {', '.join(have)} of {len(seen)} has {os.path.basename(filename)}, the others have not: --save-dir "
+                    "is to be on a disk that all machines share"
+                )
+        return stock(self, filename, reset_optimizer, *args, **kwargs)
+
+    Trainer.load_checkpoint = load_checkpoint
 
 
 def exchange_objects():

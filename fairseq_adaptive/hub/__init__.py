@@ -4,7 +4,7 @@ Example::
 
     from fairseq_adaptive import hub
 
-    model = hub.from_pretrained("checkpoints/checkpoint_best.pt")  # or a folder, or a name on the Hugging Face hub
+    model = hub.from_pretrained("checkpoints/checkpoint_best.pt")  # or a folder, or a name of the zoo or the Hugging Face hub
     model.encode(["a good film"])  # numbers of words, [B, T], and a mask
     model.predict(["a good film"])[0].label  # or translate, sample, score, answer, as the family allows
     model.trace  # what the last call computed, by the stack's name

@@ -122,13 +122,17 @@ def read_weights(folder, config: Dict[str, Any]) -> Dict[str, Tensor]:
     return weights
 
 
-def write_folder(folder, origin: Origin, model: nn.Module, task) -> None:
+def write_folder(folder, origin: Origin, model: nn.Module, task, half: bool = False) -> None:
     """Write a model as a new folder.
 
     Args:
         folder: must not exist
         origin: what it was read from
         model, task: fairseq's, or the plain ones
+        half: store float16, for weights that have been rounded to it
+
+    Raises:
+        UsageError: where it exists or cannot be written, or half precision would change a weight
     """
     from fairseq_adaptive.hub.plain import describe, named_state, verify
 
@@ -153,13 +157,14 @@ def write_folder(folder, origin: Origin, model: nn.Module, task) -> None:
     with whole_folder(folder) as made:
         with open(os.path.join(made, CONFIG), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=1, ensure_ascii=False, default=str)
-        save_file(weights, os.path.join(made, WEIGHTS), metadata={"format": "pt"})
+        stored = {name: each.half() if half and each.is_floating_point() else each for name, each in weights.items()}
+        save_file(stored, os.path.join(made, WEIGHTS), metadata={"format": "pt"})
         for name, dictionary in dictionaries(origin, task).items():
             _write_words(dictionary, os.path.join(made, name))
         for name, path in origin.files.items():
             shutil.copyfile(path, os.path.join(made, name))
         written = read_weights(made, read_config(made))
-        if not all(torch.equal(each.cpu(), written[name]) for name, each in state.items()):
+        if not all(torch.equal(each.cpu(), written[name].to(each.dtype)) for name, each in state.items()):
             raise UsageError(f"cannot write {folder}: what was written is not what was to be written")
         if plain is not None and getattr(model, "described", None) is None:
             verify(made, model)

@@ -95,6 +95,9 @@ class _Generates(Pretrained):
         made._hub.to(made.device)
         files = {} if bpe is None else {"codes": os.fspath(codes)}
         made.origin = origin_of(state, {"tokenizer": tokenizer, "bpe": bpe}, files)
+        flags = made.origin.flags["task"]
+        for side in {"source_lang", "target_lang"} & {*flags}:
+            flags[side] = getattr(task.cfg, side)  # fairseq infers them from the binarised data, which a folder has not
         return made
 
     @property

@@ -5,6 +5,7 @@ import os
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json
+from fairseq_adaptive.hub import zoo
 from fairseq_adaptive.hub.folder import CONFIG, MARK, has_fairseq, needs_fairseq, read_config
 
 TASKS = {
@@ -25,8 +26,8 @@ def from_pretrained(source, **options):
     """A trained model.
 
     Args:
-        source: a checkpoint of fairseq, a folder of ``save_pretrained`` or of a published ALBERT-ACT, or the name of such a
-            folder on the Hugging Face hub
+        source: a checkpoint of fairseq, a folder of ``save_pretrained`` or of a published ALBERT-ACT, the name of such a
+            folder on the Hugging Face hub, OWNER/NAME, or a name of the zoo (:mod:`fairseq_adaptive.hub.zoo`)
         options: of the class that reads it, such as ``data``, ``tokenizer``, ``device``, ``int8``
 
     Returns:
@@ -79,13 +80,15 @@ def located(source) -> str:
 
 
 def local_folder(name) -> str:
-    """A folder, or the one that the Hugging Face hub has under a name.
+    """A folder, or the one that the zoo, or the Hugging Face hub, has under a name.
 
     Raises:
         UsageError: where there is none
     """
     if os.path.isdir(name):
         return os.fspath(name)
+    if zoo.is_name(name):
+        return zoo.local_model(os.fspath(name))
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -120,6 +120,16 @@ def test_the_trace_is_that_of_a_plain_call(made):
         assert torch.equal(trace.updates, traces[name][0].updates)
 
 
+def test_languages_that_were_inferred_from_the_data(checkpoint, made, tmp_path):
+    """As fairseq-train without -s and -t does, from names of files that a saved folder does not have."""
+    state = torch.load(checkpoint("skimming_decoder"), weights_only=False)
+    state["cfg"]["task"].update(source_lang=None, target_lang=None)
+    torch.save(state, tmp_path / "inferred.pt")
+    hub.from_pretrained(tmp_path / "inferred.pt", device="cpu").save_pretrained(tmp_path / "saved")
+    again = hub.from_pretrained(tmp_path / "saved", device="cpu")
+    assert says(again) == says(made("skimming_decoder"))
+
+
 def test_samples_by_seed(made):
     model = made("halting_transformer_xl")
     first = model.sample("w01", length=5, seed=1)
