@@ -16,7 +16,7 @@ def _site_path(path: Path) -> str:
 
 
 def on_files(files, config):
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*/README.md"))):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/**/README.md"))):
         files.append(File.generated(config, _site_path(page), abs_src_path=str(page)))
     for picture in ROOT.glob("examples/*/*.png"):
         files.append(File.generated(config, _site_path(picture), abs_src_path=str(picture)))
