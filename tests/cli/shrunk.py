@@ -56,6 +56,7 @@ MORE = importlib.import_module("runs").SMALL | {
     "derive_architecture.py": "--batch-size 2 --tokens-per-sample 16",
     "calibrate": "--tolerance 0.9 --confidence 0.5 --cpu",
     "optimal_cutoffs.py": "--tokens 32 --hidden-dim 16",
+    "measure.py": "--seeds 1",
     "gallery.py": "--updates 2 --width 8 --rounds 1 --seeds 1",
     "calibration.py": "--resamples 2 --tolerance 0.9 --confidence 0.5 --grid 0.9,0.5",
     "fairseq-hydra-train": "common.cpu=true optimization.max_update=2 optimization.update_freq=[1] ++model.encoder_embed_dim=16 "

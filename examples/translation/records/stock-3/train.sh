@@ -1,5 +1,0 @@
-#!/usr/bin/env bash
-# Stock fairseq: its own Transformer of 3 + 3 layers, criterion and optimiser, without the plug-in.
-# usage: bash train.sh DATA SAVE_DIR SEED
-bash "$(dirname -- "${BASH_SOURCE[0]}")/../../train-multi30k.sh" "$1" "$2" vanilla-3 --seed "$3" --cpu --num-workers 0 \
-  --dropout 0.1 --max-update 1000 --total-num-update 1000 --warmup-updates 200 --disable-validation --no-epoch-checkpoints
