@@ -113,6 +113,15 @@ INLINE int64_t take(int64_t left) { return left == 7 || left == 8 ? 4 : left < T
 
 typedef enum { STORE, RELU, GELU, ADD } Then;
 
+/* a to y, or what comes of it; ADD: a + omega y, where NULL is 1 */
+INLINE void put(float *y, V a, Then then, const float *omega) {
+  if (then == RELU) a = pick((I)(a < 0.f), all(0.f), a);
+  if (then == GELU) a = gelu(a);
+  if (then == ADD && omega) a += load(omega) * load(y);
+  else if (then == ADD) a += load(y);
+  store(y, a);
+}
+
 /* y = x W^T + b, or what comes of it; y has rows of `ld`. ADD: y = x W^T + b + omega y, where NULL is 1 */
 static void product(const Map *map, const float *x, int64_t rows, float *y, int64_t ld, Then then, const float *omega) {
   const int64_t in = map->in, block = (IN_CACHE / in / TILE + 1) * TILE;
@@ -125,15 +134,8 @@ static void product(const Map *map, const float *x, int64_t rows, float *y, int6
         n = take(to - r);
         some(n, x + r * in, in, map->panels + p * in, map->bias + p, out);
         for (int64_t i = 0; i < n; i++)
-          for (int64_t c = 0; c < width; c += LANES) {
-            float *at = y + (r + i) * ld + p + c;
-            V a = load(out + i * W + c);
-            if (then == RELU) a = pick((I)(a < 0.f), all(0.f), a);
-            if (then == GELU) a = gelu(a);
-            if (then == ADD && omega) a += load(omega + p + c) * load(at);
-            else if (then == ADD) a += load(at);
-            store(at, a);
-          }
+          for (int64_t c = 0; c < width; c += LANES)
+            put(y + (r + i) * ld + p + c, load(out + i * W + c), then, omega ? omega + p + c : NULL);
       }
     }
   }
