@@ -102,34 +102,50 @@ def _chosen(asked: Optional[str]) -> bool:
 
 def _made(kept: Dict, module: nn.Module, make: Callable):
     """What ``make`` lays out of a module, or None; made again where something about the module is another."""
-    state, refs = [], []
-    _look(module, state, refs)
     found = kept.get((make, module))
-    if found is None or found[0] != state:
+    if found is None or not _unchanged(found[0]):
+        state = _state(module)
         try:
-            found = state, make(module), refs
+            found = state, make(module)
         except Unfit as error:
             _refuse(str(error))
-            found = state, None, refs
+            found = state, None
         kept[make, module] = found
     return found[1]
 
 
-def _look(module: nn.Module, state: List, refs: List):
-    """Put what tells a module from what it was before into ``state``, and what must stay for it into ``refs``."""
-    own = module.__dict__
-    state += (type(module), len(own), own["training"], own.get("eps"), own.get("apply_during_inference"))
-    state += (own.get("normalize_before"), own.get("activation_fn"), own.get("num_heads"), own.get("approximate"))
-    state += [bool(own[name]) for name in HOOKS]
-    refs.append(module)
-    for each in own["_parameters"].values():
-        if each is not None:
-            state += (id(each), each.data_ptr())
-            refs.append(each)
-    for each in own["_modules"].values():
-        if each is not None:
-            state.append(id(each))
-            _look(each, state, refs)
+_READ = ("training", "eps", "apply_during_inference", "normalize_before", "activation_fn", "num_heads", "approximate")
+
+
+def _state(module: nn.Module) -> List[Tuple]:
+    """What tells a module from what it was before, of it and all in it; it is compared at every call."""
+    found = []
+    for each in module.modules():
+        own = each.__dict__
+        tensors = [(part, part.data_ptr()) for part in own["_parameters"].values() if part is not None]
+        read = [(name, own[name]) for name in _READ if name in own]
+        hooks = [len(own[name]) for name in HOOKS]
+        found.append((each, own, type(each), len(own), _ids(own), tensors, read, hooks))
+    return found
+
+
+def _ids(own: Dict) -> List[int]:
+    return [*map(id, own["_modules"].values()), *map(id, own["_parameters"].values())]
+
+
+def _unchanged(state: List[Tuple]) -> bool:
+    for module, own, kind, size, ids, tensors, read, hooks in state:
+        if type(module) is not kind or len(own) != size or _ids(own) != ids:
+            return False
+        if [len(own[name]) for name in HOOKS] != hooks:
+            return False
+        for name, value in read:
+            if own[name] is not value and own[name] != value:
+                return False
+        for each, place in tensors:
+            if each.data_ptr() != place:
+                return False
+    return True
 
 
 def _refuse(why: str):
