@@ -56,6 +56,7 @@ static void attend_within(const float *qkv, int64_t n, int64_t heads, int64_t he
     for (int64_t d = 0; d < head; d++)
       for (int64_t i = n; i < wide; i++) keys[d * wide + i] = 0;
     for (int64_t r = 0, rows; r < n; r += rows) {
+      float by[TILE];
       rows = take(n - r);
       by_columns(rows, wide, qkv + r * ld, ld, head, keys, wide, weights, wide);
       for (int64_t i = 0; i < rows; i++) {
@@ -64,13 +65,23 @@ static void attend_within(const float *qkv, int64_t n, int64_t heads, int64_t he
         V top = load(w), total = {0};
         for (int64_t j = LANES; j < wide; j += LANES) top = larger(top, load(w + j));
         const float most = largest(top);
-        for (int64_t j = 0; j < wide; j += LANES) store(w + j, exponential(load(w + j) - most));
-        for (int64_t j = n; j < wide; j++) w[j] = 0;
-        for (int64_t j = 0; j < wide; j += LANES) total += load(w + j);
-        const float k = 1 / sum(total);
-        for (int64_t j = 0; j < wide; j += LANES) store(w + j, load(w + j) * k);
+        I wrong = {0};
+        for (int64_t j = 0; j < wide; j += LANES) {
+          V x = load(w + j) - most;
+          wrong |= (I)(x != x);
+          x = falling(x);
+          store(w + j, x);
+          if (j + LANES <= n) total += x;
+        }
+        if (n < wide) {
+          for (int64_t j = n; j < wide; j++) w[j] = 0;
+          total += load(w + wide - LANES);
+        }
+        by[i] = 1 / sum(total + pick(wrong, all(NAN), (V){0}));
       }
       by_columns(rows, head, weights, wide, n, qkv + 2 * inner, ld, out + r * inner, inner);
+      for (int64_t i = 0; i < rows; i++)
+        for (float *y = out + (r + i) * inner, *end = y + head; y < end; y += LANES) store(y, load(y) * by[i]);
     }
   }
 }
