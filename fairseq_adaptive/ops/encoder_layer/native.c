@@ -30,13 +30,18 @@ static void by_map(
 }
 
 /* Rows of x, which lie sentence by sentence, through the layer of a depth, to out. `small`: its maps q k v, merge, up, down
-   in int8, or NULL. 0: done */
+   in int8, or NULL. 0: done; 2: the lengths are not those of the rows */
 int32_t encoder_layer(
-    const Stack *s, const Small *small, int32_t depth, const float *x, const int64_t *lengths, int64_t sentences, float *out) {
+    const Stack *s, const Small *small, int32_t depth, const float *x, int64_t rows, const int64_t *lengths, int64_t sentences,
+    float *out) {
   const Layer *l = s->layers + s->schedule[depth];
   const int64_t C = s->width, inner = (int64_t)s->heads * s->head, most = inner > C ? inner : C, F = s->hidden;
-  int64_t rows = 0, longest = 0;
-  for (int64_t b = 0; b < sentences; b++) rows += lengths[b], longest = longest > lengths[b] ? longest : lengths[b];
+  int64_t left = rows, longest = 0;
+  for (int64_t b = 0; b < sentences; b++) {
+    if (lengths[b] < 0 || lengths[b] > left) return 2;
+    left -= lengths[b], longest = longest > lengths[b] ? longest : lengths[b];
+  }
+  if (left) return 2;
   const int64_t widest = most > F ? most : F, at_once = rows < BLOCK ? rows : BLOCK, f = sizeof(float);
   Arena a = {aligned_alloc(
       64, aligned(rows * 3 * inner * f) + aligned(rows * inner * f) + aligned(at_once * C * f) + aligned(at_once * F * f) +

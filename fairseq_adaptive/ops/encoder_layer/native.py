@@ -35,12 +35,13 @@ Predictor = structure(
 )
 _LARGE = 2**24  # multiplications of a product from which on it matters who is faster
 _MOST_ROWS = 512  # more are no faster
+_WRONG = 2  # what C returns where lengths are not those of the rows
 _GAIN = 1.2  # of a layer with products as fast as torch's over torch's
 SIGNATURES = {
     **{name: SHARED[name] for name in ("lanes", "panel_width", "group_width", "packed_size", "pack", "linear")},
     "has_small": (c_int32,),
     "small_linear": (c_int32, POINTER(Small), c_void_p, c_int64, c_void_p),
-    "encoder_layer": (c_int32, POINTER(Stack), c_void_p, c_int32, c_void_p, c_void_p, c_int64, c_void_p),
+    "encoder_layer": (c_int32, POINTER(Stack), c_void_p, c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p),
     "skim_scores": (c_int32, POINTER(Predictor), c_void_p, c_int64, c_void_p),
 }
 
@@ -148,6 +149,8 @@ def slower(width: int, hidden: int, rows: int, threads: int, small: bool = False
 
 
 def _done(status):
+    if status == _WRONG:
+        raise ValueError("sentences of other lengths than there are rows")
     if status:
         raise MemoryError("there is no memory for a layer")
 
@@ -176,12 +179,15 @@ class PackedLayer:
 
         Args:
             lengths: of each sentence, which may be 0; a list, or a tensor of int64
+
+        Raises:
+            ValueError: where these are not as many rows as there are
         """
         x = padded(x, 0, self._more).contiguous()
         out = torch.empty_like(x)
         if not isinstance(lengths, Tensor):
-            lengths = torch.tensor(lengths)
-        _done(self._call(depth, x.data_ptr(), lengths.data_ptr(), len(lengths), out.data_ptr()))
+            lengths = torch.tensor(lengths, dtype=torch.long)
+        _done(self._call(depth, x.data_ptr(), len(x), lengths.data_ptr(), len(lengths), out.data_ptr()))
         return out[:, : self._real] if self._more else out
 
 
