@@ -53,10 +53,10 @@ def native_layer(stack, depth: int, x: Tensor):
     kept = _constants(x)
     if kept is None:
         return None
-    layer = stack[depth]
-    found = _made(kept, layer, _layer)
     if stack.residual is not None or stack.lora_rank:
         return _refuse("branches are not simply added, or maps differ from depth to depth")
+    layer = stack[depth]
+    found = _made(kept, layer, _layer)
     return None if found is None or _slower(layer.fc1, len(x)) else found
 
 

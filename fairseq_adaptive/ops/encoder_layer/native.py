@@ -17,7 +17,7 @@ from fairseq_adaptive.ops.decoder_step.packing import Packing, linear, padded, r
 from fairseq_adaptive.ops.decoder_step.structures import SIGNATURES as SHARED
 from fairseq_adaptive.ops.decoder_step.structures import Map, Norm, Stack, structure
 from fairseq_adaptive.ops.encoder_layer import naive
-from fairseq_adaptive.ops.int8_linear import int8_weights
+from fairseq_adaptive.ops.int8_linear.eager import Int8Weights
 from fairseq_adaptive.ops.int8_linear.naive import int8_linear, round_weight
 
 SOURCE = Path(__file__).with_name("native.c")
@@ -103,7 +103,7 @@ def small_map(packing: Packing, weight: Tensor, bias: Optional[Tensor]) -> Small
 def small_linear(packing: Packing, weight: Tensor, bias: Optional[Tensor], x: Tensor) -> Tensor:
     """R x I by O x I and O, whole vectors, in int8."""
     y = x.new_empty(len(x), len(weight))
-    _done(packing.library.small_linear(byref(small_map(packing, weight, bias)), x.data_ptr(), len(x), y.data_ptr()))
+    done(packing.library.small_linear(byref(small_map(packing, weight, bias)), x.data_ptr(), len(x), y.data_ptr()))
     return y
 
 
@@ -116,7 +116,7 @@ def speeds(width: int, hidden: int, rows: int, threads: int, small: bool) -> Tup
         packed, run, others = (
             small_map(packing, weight, bias),
             packing.library.small_linear,
-            [int8_weights(weight, bias)],
+            [Int8Weights(weight, bias)],
         )
     else:
         packed, run, others = packing.map(weight, bias), packing.library.linear, [lambda x: F.linear(x, weight, bias)]
@@ -148,7 +148,8 @@ def slower(width: int, hidden: int, rows: int, threads: int, small: bool = False
     return own * _GAIN < others
 
 
-def _done(status):
+def done(status: int):
+    """Raise what a call says."""
     if status == _WRONG:
         raise ValueError("sentences of other lengths than there are rows")
     if status:
@@ -187,7 +188,7 @@ class PackedLayer:
         out = torch.empty_like(x)
         if not isinstance(lengths, Tensor):
             lengths = torch.tensor(lengths, dtype=torch.long)
-        _done(self._call(depth, x.data_ptr(), len(x), lengths.data_ptr(), len(lengths), out.data_ptr()))
+        done(self._call(depth, x.data_ptr(), len(x), lengths.data_ptr(), len(lengths), out.data_ptr()))
         return out[:, : self._real] if self._more else out
 
 
@@ -217,5 +218,5 @@ class PackedPredictor:
         """R x C -> R x 2"""
         x = padded(x, 0, self._more).contiguous()
         scores = x.new_empty(len(x), 2)
-        _done(self._library.skim_scores(byref(self._structure), x.data_ptr(), len(x), scores.data_ptr()))
+        done(self._library.skim_scores(byref(self._structure), x.data_ptr(), len(x), scores.data_ptr()))
         return scores
