@@ -73,6 +73,8 @@ def build(args, peer=None):
         .eval()
     )
     model.make_generation_fast_()
+    if getattr(args, "int8", False) and peer != "stock":
+        model.int8()
     return functools.partial(model, features_only=True), model
 
 
@@ -132,6 +134,7 @@ def main():
     parser.add_argument(
         "--against", choices=PEERS, default="stock", help="; ".join(f"{name}: {what}" for name, what in PEERS.items())
     )
+    parser.add_argument("--int8", action="store_true", help="ours and dense run in int8")
     parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often the two are measured in turn")
     parser.add_argument(
         "--cpu-time",

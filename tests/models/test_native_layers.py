@@ -117,6 +117,23 @@ def test_int8(made, tokens, calls, monkeypatch):
     assert torch.equal(alone, found[0][tokens.ne(1).nonzero()[:, 0] == 1])
 
 
+@torch.no_grad()
+def test_a_map_of_int8_takes_either_product(monkeypatch):
+    """And both are made anew of new weights."""
+    torch.manual_seed(1)
+    each, x = nn.Linear(32, 48).eval(), torch.randn(5, 32)
+    each.__class__ = Int8Linear
+    for _ in range(2):
+        found = []
+        for kernels in ("auto", "torch"):
+            monkeypatch.setenv(KERNELS, kernels)
+            found.append(each(x))
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[0], nn.functional.linear(x, each.weight, each.bias), rtol=0.05, atol=0.05)
+        each.weight.mul_(2)
+    assert len(each._int8[1]) == (1 if native.small_obstacle(32, 48) else 2)
+
+
 def test_int8_of_no_whole_vectors_is_torchs(made, tokens, calls):
     model = made(encoder_ffn_embed_dim=50).int8()
     expected = run(model, tokens, constant=False)
