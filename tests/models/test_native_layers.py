@@ -31,6 +31,7 @@ WIDE = {**TINY, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48}  # whole v
 def made(build, monkeypatch):
     """``made(**flags)``: a skimming model in float32."""
     monkeypatch.delenv(KERNELS, raising=False)
+    monkeypatch.setattr(native_layer, "_MANY", 0)
 
     def made(**flags):
         model = eager(build("transkimmer_base", dtype=torch.float32, **{**WIDE, **flags}))
@@ -251,15 +252,15 @@ def test_where_modules_are_called(made, tokens, calls, monkeypatch, how):
 def test_who_asks_by_name_is_told(made, tokens, calls, monkeypatch, caplog):
     model = made()
     monkeypatch.setenv(KERNELS, "native")
-    monkeypatch.setattr(native, "slower", lambda *args: pytest.fail("who is faster does not matter"))
-    run(model, tokens)
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "slower", lambda *args: pytest.fail("who is faster does not matter"))
+        run(model, tokens)
     assert calls == {"layer": 3, "predictor": 3}
     change(model, "hook")
     with pytest.raises(UsageError, match="KERNELS=native, but encoder_layer cannot use it here: .* has hooks"):
         run(model, tokens)
     monkeypatch.delenv(KERNELS)
     say_once.cache_clear()
-    monkeypatch.undo()
     with caplog.at_level(logging.INFO):
         run(model, tokens), run(model, tokens)
     said = [each.message for each in caplog.records if "native encoder layers" in each.message]
@@ -281,6 +282,24 @@ def test_halting(made, tokens, calls, policies):
     model = made(**policies)
     assert_same(run(model, tokens), run(model, tokens, constant=False))
     assert calls["layer"] == (3 if "halting_kv" in policies else 0)
+
+
+def test_weights_are_laid_out_at_the_second_call(made, tokens, calls, monkeypatch):
+    """Or at the first one of many rows: here the first predictor has 28, and what follows fewer."""
+    model = made()
+    monkeypatch.setattr(native_layer, "_MANY", 29)
+    expected = run(model, tokens, constant=False)
+    with constant_weights():
+        assert_same(run(model, tokens), expected)
+        assert not any(calls.values())
+        for number in (1, 2):
+            assert_same(run(model, tokens), expected)
+            assert calls == {"layer": 3 * number, "predictor": 3 * number}
+    monkeypatch.setattr(native_layer, "_MANY", 28)
+    for name in calls:
+        calls[name] = 0
+    run(model, tokens)
+    assert calls["predictor"] == 1
 
 
 def test_nothing_outlives_constant_weights(made, tokens):

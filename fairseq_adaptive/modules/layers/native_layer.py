@@ -21,6 +21,8 @@ from fairseq_adaptive.ops.decoder_step import Layer, Map, Norm, Stack
 from fairseq_adaptive.ops.encoder_layer import OP, Int8Map, Predictor
 from fairseq_adaptive.ops.registry import VARIABLE, requested
 
+_MANY = 256  # rows for which it is worth while to lay weights out at once
+_ONCE = object()  # in the place of what is made at the second call
 _TYPES = (*LINEARS, Int8Linear, nn.LayerNorm, nn.Dropout, nn.GELU)
 
 
@@ -56,15 +58,16 @@ def native_layer(stack, depth: int, x: Tensor):
     if stack.residual is not None or stack.lora_rank:
         return _refuse("branches are not simply added, or maps differ from depth to depth")
     layer = stack[depth]
-    found = _made(kept, layer, _layer)
+    found = _made(kept, layer, _layer, len(x))
     return None if found is None or _slower(layer.fc1, len(x)) else found
 
 
 def native_scores(predictor: nn.Sequential, x: Tensor) -> Optional[Tensor]:
     """Return the scores of a skim predictor, ... x C -> ... x 2, or None; raises as :func:`native_layer`."""
     kept = _constants(x)
-    found = None if kept is None else _made(kept, predictor, _predictor)
-    if found is None or _slower(predictor[1], x.numel() // max(1, x.size(-1))):
+    rows = x.numel() // max(1, x.size(-1))
+    found = None if kept is None else _made(kept, predictor, _predictor, rows)
+    if found is None or _slower(predictor[1], rows):
         return None
     return found(x.reshape(-1, x.size(-1))).view(*x.shape[:-1], 2)
 
@@ -100,10 +103,16 @@ def _chosen(asked: Optional[str]) -> bool:
     return False
 
 
-def _made(kept: Dict, module: nn.Module, make: Callable):
-    """What ``make`` lays out of a module, or None; made again where something about the module is another."""
+def _made(kept: Dict, module: nn.Module, make: Callable, rows: int):
+    """What ``make`` lays out of a module, or None; made again where something about the module is another.
+
+    To lay a layer out takes as long as it saves in two calls with few rows: it is done at the second.
+    """
     found = kept.get((make, module))
-    if found is None or not _unchanged(found[0]):
+    if found is None and rows < _MANY and requested() != "native":
+        kept[make, module] = _ONCE
+        return None
+    if found is None or found is _ONCE or not _unchanged(found[0]):
         state = _state(module)
         try:
             found = state, make(module)
