@@ -123,7 +123,7 @@ def _made(kept: Dict, module: nn.Module, make: Callable, rows: int):
     return found[1]
 
 
-_READ = ("training", "eps", "apply_during_inference", "normalize_before", "activation_fn", "num_heads", "approximate")
+_READ = ("eps", "apply_during_inference", "normalize_before", "activation_fn", "num_heads", "approximate")
 
 
 def _state(module: nn.Module) -> List[Tuple]:
@@ -131,29 +131,37 @@ def _state(module: nn.Module) -> List[Tuple]:
     found = []
     for each in module.modules():
         own = each.__dict__
-        tensors = [(part, part.data_ptr()) for part in own["_parameters"].values() if part is not None]
+        parts = dict(own["_modules"]), dict(own["_parameters"])
+        tensors = [(part, part.data_ptr()) for part in parts[1].values() if part is not None]
         read = [(name, own[name]) for name in _READ if name in own]
-        hooks = [len(own[name]) for name in HOOKS]
-        found.append((each, own, type(each), len(own), _ids(own), tensors, read, hooks))
+        found.append((each, own, type(each), len(own), own["training"], _hooked(own), *parts, tensors, read))
     return found
 
 
-def _ids(own: Dict) -> List[int]:
-    return [*map(id, own["_modules"].values()), *map(id, own["_parameters"].values())]
+def _hooked(own: Dict) -> bool:
+    return any(map(own.__getitem__, HOOKS))
 
 
 def _unchanged(state: List[Tuple]) -> bool:
-    for module, own, kind, size, ids, tensors, read, hooks in state:
-        if type(module) is not kind or len(own) != size or _ids(own) != ids:
-            return False
-        if [len(own[name]) for name in HOOKS] != hooks:
-            return False
-        for name, value in read:
-            if own[name] is not value and own[name] != value:
+    try:
+        for module, own, kind, size, training, hooked, modules, parameters, tensors, read in state:
+            if (
+                type(module) is not kind
+                or len(own) != size
+                or own["training"] is not training
+                or _hooked(own) is not hooked
+                or own["_modules"] != modules
+                or own["_parameters"] != parameters  # of the same tensors nothing is compared but their names
+            ):
                 return False
-        for each, place in tensors:
-            if each.data_ptr() != place:
-                return False
+            for each, place in tensors:
+                if each.data_ptr() != place:
+                    return False
+            for name, value in read:
+                if own[name] is not value:
+                    return False
+    except (RuntimeError, TypeError):  # two tensors are neither equal nor not
+        return False
     return True
 
 
