@@ -1,6 +1,7 @@
 """Fused operations: one folder each, where ``naive.py`` is the definition; modules and criterions import them here."""
 
 import fairseq_adaptive.ops.decoder_step  # noqa: F401  registers it
+import fairseq_adaptive.ops.encoder_layer  # noqa: F401  registers it
 import fairseq_adaptive.ops.flops  # noqa: F401  registers what torch does not count
 import fairseq_adaptive.ops.int8_linear  # noqa: F401  registers it
 import fairseq_adaptive.ops.relative_attention  # noqa: F401  registers it

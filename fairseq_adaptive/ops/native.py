@@ -69,16 +69,17 @@ def cache(folder: str) -> Path:
     return Path(home) / "fairseq_adaptive" / folder
 
 
-def _name(folder: Path, compiler: List[str]) -> str:
+def _name(folders: List[Path], compiler: List[str]) -> str:
     digest = hashlib.sha256()
     executable = os.stat(compiler[0])
     told = [*compiler, *flags(), str(executable.st_size), str(executable.st_mtime_ns), sys.platform, processor()]
     for part in told:
         digest.update(part.encode() + b"\0")
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".c", ".h"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"{folder.name}-{digest.hexdigest()[:24]}.so"
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            if path.suffix in (".c", ".h"):
+                digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{folders[0].name}-{digest.hexdigest()[:24]}.so"
 
 
 def ours(path: Path) -> bool:
@@ -102,17 +103,20 @@ def _compile(source: Path, compiler: List[str], path: Path):
     logger.info("%s was compiled by %s in %.1f s", source.parent.name, compiler[0], time.perf_counter() - start)
 
 
-def build(source: Path) -> ctypes.CDLL:
+def build(source: Path, *others: Path) -> ctypes.CDLL:
     """Return the library of a C file and of the headers beside it, built where it is not there.
 
     Several processes may build at once: each renames what it has made to the name that all look for.
+
+    Args:
+        others: folders of which it includes headers, too
 
     Raises:
         Unavailable: where there is no compiler, or what it makes cannot be loaded
     """
     compiler = _compiler()
     try:
-        folder, name = cache("native"), _name(source.parent, compiler)
+        folder, name = cache("native"), _name([source.parent, *others], compiler)
         with contextlib.suppress(OSError):
             if ours(folder / name) and ours(folder):
                 return ctypes.CDLL(str(folder / name))

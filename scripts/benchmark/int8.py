@@ -19,7 +19,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_lines
 from fairseq_adaptive.hub import TranskimmerClassifier
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedWeights, constant_weights
-from fairseq_adaptive.ops.int8_linear import int8_weights
+from fairseq_adaptive.ops.int8_linear import OP, int8_weights, kind
 from fairseq_adaptive.ops.int8_linear.eager import way
 from fairseq_adaptive.ranges import BATCH, POSITIONS, ROUNDS, SHARE, Parser
 
@@ -46,9 +46,10 @@ def products(rounds, record):
     print("map, rows          fp32 ms   int8 ms  speed-up (rounds)        difference")
     for inputs, outputs in ((384, 384), (384, 1536), (1536, 384)):
         weight, bias = torch.randn(outputs, inputs) * inputs**-0.5, torch.zeros(outputs)
-        plain, small = PrepackedWeights(weight, bias), int8_weights(weight, bias)
+        plain = PrepackedWeights(weight, bias)
         for rows in (16, 128, 1024):
             x = torch.randn(rows, inputs)
+            small = int8_weights(weight, bias, kind(x, weight))
             plain(x), plain(x)
             (expected, found), times = both_in_turn((lambda: plain(x), lambda: small(x)), 5 * rounds)
             difference, flops = float((found - expected).norm() / expected.norm()), 2 * x.numel() * outputs
@@ -133,7 +134,10 @@ def main():
     args.lengths.sort()
     torch.manual_seed(1)
     record = common.describe(args)
-    print("seconds of the processor; int8 by", way().name)
+    print(
+        "seconds of the processor; int8 by",
+        way().name if OP.choose("cpu", torch.float32)[0] == "torch" else "native products",
+    )
     with torch.no_grad(), constant_weights():
         (random_model if args.checkpoint is None else trained_model)(args, record)
     record.write()

@@ -73,6 +73,8 @@ def build(args, peer=None):
         .eval()
     )
     model.make_generation_fast_()
+    if getattr(args, "int8", False) and peer != "stock":
+        model.int8()
     return functools.partial(model, features_only=True), model
 
 
@@ -132,9 +134,7 @@ def main():
     parser.add_argument(
         "--against", choices=PEERS, default="stock", help="; ".join(f"{name}: {what}" for name, what in PEERS.items())
     )
-    parser.add_argument(
-        "--int8", action="store_true", help="ours in int8, as --int8 of fairseq-adaptive predict has it"
-    )
+    parser.add_argument("--int8", action="store_true", help="ours and dense run in int8")
     parser.add_argument("--rounds", type=ROUNDS, default=7, help="how often the two are measured in turn")
     parser.add_argument(
         "--cpu-time",
@@ -149,8 +149,6 @@ def main():
     args.lengths.sort()
     record = common.describe(args)
     (peer, _), (ours, model) = build(args, args.against), build(args)
-    if args.int8:
-        model.int8()
     layers = model.encoder.sentence_encoder.layers
     print(f"batch length  kept {args.against[:7]:>7} ms   ours ms   speed-up   FLOPs ratio   of it")
     for length in args.lengths:

@@ -41,7 +41,10 @@ def test_a_table_has_the_exponents_without_what_was_left_out(scaling):
     for curve in all_curves:
         for point in curve.points.values():
             power = 2 if point.model == "shared_transformer" else 1
-            seconds = {"clock": {"median": point.length**power * point.workers**0.5}, "processor": {"median": point.length}}
+            seconds = {
+                "clock": {"median": point.length**power * point.workers**0.5},
+                "processor": {"median": point.length},
+            }
             found[point] = {"seconds": seconds, "peak_mib": 300 + point.length * point.workers, "start_mib": 300}
             if point.length == 4096:
                 found[point] = {"left_out": "needs more than 16 GiB"}

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.ops.int8_linear import eager, int8_weights, naive
+from fairseq_adaptive.ops.int8_linear import OP, eager, int8_weights, kind, naive
 from fairseq_adaptive.ops.int8_linear.eager import FBGEMM, WAYS, Int8Weights, OneDNN, rounded_up
 
 EPS = 2.0**-24  # half a unit in the last place of 1
@@ -191,3 +192,49 @@ def test_refuses_other_types_and_devices():
         int8_weights(torch.randn(4, 6).half())
     with pytest.raises(UsageError, match="runs on a CPU, and this model is on meta"):
         int8_weights(torch.empty(4, 6, device="meta"))
+
+
+needs_native = pytest.mark.skipif(
+    OP.obstacle("native", "cpu", torch.float32) is not None,
+    reason=f"there is no native product: {OP.obstacle('native', 'cpu', torch.float32)}",
+)
+
+
+@needs_native
+@pytest.mark.parametrize("shape", ((7, 64), (2, 3, 64), (0, 64), (64,)), ids=str)
+def test_native_weights_take_any_shape(shape):
+    from fairseq_adaptive.ops.int8_linear.native import NativeWeights
+
+    torch.manual_seed(1)
+    x, weight, bias = torch.randn(shape), torch.randn(48, 64) * 0.1, torch.randn(48)
+    made, expected = NativeWeights(weight, bias), naive.int8_linear(x.reshape(-1, 64), weight, bias).float()
+    weight.zero_(), bias.zero_()  # they are copied
+    torch.testing.assert_close(made(x), expected.view(*shape[:-1], 48), rtol=1e-5, atol=1e-5)
+    if x.dim() == 2:
+        strided = x.t().contiguous().t()
+        assert torch.equal(made(strided), made(x))
+
+
+@needs_native
+def test_which_product_runs(monkeypatch):
+    from fairseq_adaptive.ops.encoder_layer import native
+    from fairseq_adaptive.ops.int8_linear import _kind
+    from fairseq_adaptive.ops.int8_linear.native import NativeWeights
+
+    monkeypatch.delenv("FAIRSEQ_ADAPTIVE_KERNELS", raising=False)
+    x, weight = torch.randn(5, 64), torch.randn(48, 64)
+    assert kind(x, weight) is NativeWeights
+    for odd in (torch.randn(48, 60), torch.randn(50, 64)):
+        assert kind(x[:, : odd.size(1)], odd) is Int8Weights
+    assert kind(x.double(), weight) is kind(x.bfloat16(), weight) is Int8Weights
+    with FlopCounterMode(display=False):
+        assert kind(x, weight) is Int8Weights
+    monkeypatch.setenv("FAIRSEQ_ADAPTIVE_KERNELS", "torch")
+    assert kind(x, weight) is Int8Weights
+    _kind.cache_clear()
+    monkeypatch.setattr(native, "slower", lambda width, hidden, rows, threads, small: small and rows > 3)
+    monkeypatch.setenv("FAIRSEQ_ADAPTIVE_KERNELS", "auto")
+    assert kind(x, weight) is Int8Weights and kind(x[:3], weight) is NativeWeights
+    monkeypatch.setenv("FAIRSEQ_ADAPTIVE_KERNELS", "native")
+    assert kind(x, weight) is NativeWeights
+    _kind.cache_clear()

@@ -18,6 +18,7 @@ from fairseq_adaptive.ops import native, registry
 from fairseq_adaptive.ops.decoder_step import OP
 from fairseq_adaptive.ops.decoder_step import native as steps
 from fairseq_adaptive.ops.decoder_step import structures
+from fairseq_adaptive.ops.encoder_layer import native as layers
 
 ROOT = Path(fairseq_adaptive.__file__).parent.parent
 
@@ -49,11 +50,11 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fresh():
-    """The process has not tried to load the library of a step yet."""
-    for each in (steps.library, native._attempt, registry._load):
+    """The process has not tried to load a library yet."""
+    for each in (caches := (steps.library, layers.library, native._attempt, registry._load)):
         each.cache_clear()
     yield
-    for each in (steps.library, native._attempt, registry._load):
+    for each in caches:
         each.cache_clear()
 
 
@@ -77,11 +78,17 @@ def test_built_once(source, cache, monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.parametrize("what", ("header", "flags", "processor", "compiler"))
+@pytest.mark.parametrize("what", ("header", "header elsewhere", "flags", "processor", "compiler"))
 def test_another_build_for_what_is_another(source, cache, monkeypatch, tmp_path, what):
-    native.build(source)
-    if what == "header":
-        (source.parent / "number.h").write_text("enum { NUMBER = 43 };\n")
+    header, others = source.parent / "number.h", []
+    if what == "header elsewhere":
+        others, header = [tmp_path / "elsewhere"], tmp_path / "elsewhere" / "number.h"
+        others[0].mkdir()
+        (source.parent / "number.h").rename(header)
+        source.write_text('#include "../elsewhere/number.h"\nint answer(void) { return NUMBER; }\n')
+    native.build(source, *others)
+    if what.startswith("header"):
+        header.write_text("enum { NUMBER = 43 };\n")
     elif what == "flags":
         monkeypatch.setenv("FAIRSEQ_ADAPTIVE_CFLAGS", "-DOTHER")
     elif what == "processor":
@@ -91,7 +98,7 @@ def test_another_build_for_what_is_another(source, cache, monkeypatch, tmp_path,
         wrapper.write_text(f'#!/bin/sh\nexec {native._compiler()[0]} "$@"\n')
         wrapper.chmod(0o755)
         monkeypatch.setenv("CC", str(wrapper))
-    assert native.build(source).answer() == (43 if what == "header" else 42)
+    assert native.build(source, *others).answer() == (43 if what.startswith("header") else 42)
     assert len(list(cache.iterdir())) == 2
 
 
@@ -188,6 +195,18 @@ def _check(tmp_path, flags, **environment):
         "import torch\n"
         "torch.set_num_threads(1)\n"
         "import test_decoder_step as tests\n"
+        "import test_encoder_layer as layers\n"
+        "for sizes in layers.SIZES[:-1]:\n"
+        "    for pre_norm in (True, False):\n"
+        "        x = torch.randn(sum(layers.LENGTHS), sizes[0])\n"
+        "        layers.assert_as_defined(layers.stack(*sizes, pre_norm=pre_norm), x, layers.LENGTHS, 0, 1e-3)\n"
+        "for width in (1, 24, 64):\n"
+        "    layers.test_predictor(width, 7)\n"
+        "for kind in (layers.Map, layers.Int8Map) if layers.has_small(48) else (layers.Map,):\n"
+        "    layers.test_a_sentence_does_not_depend_on_others(kind)\n"
+        "    layers.test_what_is_not_finite_stays_in_its_sentence(float('nan'), kind)\n"
+        "if layers.has_small(64):\n"
+        "    layers.test_int8((64, 4, 96), True), layers.test_a_map_of_int8(), layers.test_the_largest_sums_of_int8()\n"
         "for sizes in tests.SIZES:\n"
         "    for pre_norm in (True, False):\n"
         "        made = tests.decoder(pre_norm=pre_norm, activation='gelu', admin=not pre_norm, **sizes)\n"
@@ -215,6 +234,16 @@ def test_narrower_vectors(tmp_path):
 
 @needs_compiler
 @pytest.mark.slow
+def test_vectors_of_32_bytes(tmp_path):
+    """Also where these have products of int8, as processors without AVX-512 may."""
+    if "avx2" not in native.processor():
+        pytest.skip("the processor has none")
+    more = " -mavxvnni" if "avx_vnni" in native.processor() else ""
+    assert _check(tmp_path, f"-march=haswell{more}") == 8
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_sanitizers(tmp_path):
     """No access out of bounds, no undefined behaviour."""
     compiler = native._compiler()
@@ -230,6 +259,8 @@ def test_structures_have_the_sizes_of_the_c_file():
     pytest.importorskip("ctypes")
     if steps.obstacle():
         pytest.skip(steps.obstacle())
+    for name in ("Small", "Predictor"):
+        assert layers.library()[f"size_of_{name}"]() == ctypes.sizeof(getattr(layers, name)), name
     for name, structure in {
         "Map": structures.Map,
         "Layer": structures.Layer,

@@ -13,6 +13,7 @@ class Attends:
     """What a stack's policies ask of a layer with self-attention."""
 
     step_kind = "layer"
+    native = None  # of a layer that can be one native call, see native_layer.py
     lora_rank = 0  # of what its maps differ by from depth to depth
 
     def running_at(self, depth: int):

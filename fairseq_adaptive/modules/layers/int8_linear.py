@@ -10,8 +10,8 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.known import change, is_plain
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 from fairseq_adaptive.ops import matmul
-from fairseq_adaptive.ops.int8_linear import int8_weights
-from fairseq_adaptive.ops.int8_linear.eager import WIDEST, round_input, way
+from fairseq_adaptive.ops.int8_linear import OP, int8_weights, kind
+from fairseq_adaptive.ops.int8_linear.eager import WIDEST, Int8Weights, round_input, way
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +45,21 @@ class Int8Linear(nn.Linear):
         Raises:
             UsageError: when it was moved to a GPU or to another type, or int8 cannot run here
         """
-        return self.weights()(x) if self.in_int8 else matmul.linear(x, self.weight, self.bias)
+        return self.weights(x)(x) if self.in_int8 else matmul.linear(x, self.weight, self.bias)
 
-    def weights(self):
-        """The weights in int8, of :func:`~fairseq_adaptive.ops.int8_linear.int8_weights`; raises as :meth:`forward`."""
+    def weights(self, x: Tensor):
+        """The weights in int8 for an input, of :func:`~fairseq_adaptive.ops.int8_linear.int8_weights`; raises as
+        :meth:`forward`."""
         made_of = [each for each in (self.weight, self.bias) if each is not None]
         state = [
             (id(each), each.data_ptr(), each.dtype, 0 if each.is_inference() else each._version) for each in made_of
         ]
         if self._int8 is None or self._int8[0] != state:
-            self._int8 = state, int8_weights(self.weight, self.bias)
-        return self._int8[1]
+            self._int8 = state, {}
+        made, wanted = self._int8[1], kind(x, self.weight)
+        if wanted not in made:
+            made[wanted] = int8_weights(self.weight, self.bias, wanted)
+        return made[wanted]
 
     def train(self, mode: bool = True):
         if mode:
@@ -69,8 +73,8 @@ class Int8Linear(nn.Linear):
 def project(x: Tensor, *maps: nn.Module) -> Tuple[Tensor, ...]:
     """Apply several maps to one input, ``[..., I]``, which is rounded once where all run in int8."""
     if all(type(each) is Int8Linear and each.in_int8 and is_plain(each, (Int8Linear,)) for each in maps):
-        weights = [each.weights() for each in maps]
-        x = round_input(x)
+        weights = [each.weights(x) for each in maps]
+        x = round_input(x) if all(type(each) is Int8Weights for each in weights) else x
         return tuple(each(x) for each in weights)
     return tuple(each(x) for each in maps)
 
@@ -109,9 +113,10 @@ def use_int8(module: nn.Module) -> List[str]:
         each.__class__ = Int8Linear
     module.eval()
     logger.info(
-        "int8: %d linear maps of layers and routers run by %s; embeddings, norms, attention's own products, activations, "
+        "int8: %d linear maps of layers and routers run by %s%s; embeddings, norms, attention's own products, activations, "
         "halting units, scores and heads stay in fp32",
         len(names),
         way().name,
+        " or native products" if OP.choose("cpu", torch.float32)[0] == "native" else "",
     )
     return names

@@ -37,6 +37,11 @@ def _watches(hook) -> bool:
     return isinstance(getattr(hook, "__self__", None), ModuleTracker) or getattr(hook, "computes_the_same", False)
 
 
+def any_global_hooks() -> bool:
+    """Whether there are hooks of all modules."""
+    return any(_EVERYWHERE)
+
+
 def change(module: nn.Module, types: Tuple = (), called: bool = False, ignored: Tuple = ()) -> Optional[str]:
     """What makes a module other than fast paths know it, in words, or None; its children are not looked at.
 

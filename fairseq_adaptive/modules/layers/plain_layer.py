@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.attends import Attends
 from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.native_layer import Parts
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 
 # by fairseq's names
@@ -76,6 +77,8 @@ class PlainLayer(Attends, nn.Module):
     Raises:
         UsageError: for an unknown activation
     """
+
+    native = Parts((), {F.relu: "relu", F.gelu: "gelu"})
 
     def __init__(
         self,

@@ -8,14 +8,18 @@ input. Tensors are T x B x C.
 from typing import Callable, Dict, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
+from fairseq.modules import FairseqDropout, gelu
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 
 from fairseq_adaptive.modules.layers.attends import Attends
 from fairseq_adaptive.modules.layers.attention import FastAttention
+from fairseq_adaptive.modules.layers.dropout import FastDropout
 from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.native_layer import Parts
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
-from fairseq_adaptive.modules.layers.residual import run_sublayers
+from fairseq_adaptive.modules.layers.residual import FUSABLE, run_sublayers
 from fairseq_adaptive.modules.layers.zero_gradients import zero_gradients
 from fairseq_adaptive.modules.policies.tape import GatedMLP
 
@@ -28,6 +32,8 @@ class EncoderLayer(Attends, TransformerEncoderLayerBase):
         cfg: :class:`fairseq.models.transformer.TransformerConfig`; where it has a ``tape_ffn_embed_dim``, tape tokens
             get a second feed-forward of that width (Xue et al., 2023, section 3.3)
     """
+
+    native = Parts((FairseqDropout, FastDropout, *FUSABLE), {F.relu: "relu", F.gelu: "gelu", gelu: "gelu"})
 
     def __init__(self, cfg, return_fc=False):
         super().__init__(cfg, return_fc)

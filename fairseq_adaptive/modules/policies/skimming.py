@@ -9,6 +9,7 @@ import math
 import torch
 from torch import nn
 
+from fairseq_adaptive.modules.layers.native_layer import native_scores
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.policies.base import Choice, Router
 from fairseq_adaptive.modules.policies.registry import register_policy
@@ -30,6 +31,11 @@ class SkimPredictor(nn.Sequential):
         super().__init__(nn.LayerNorm(dim), hidden, nn.LayerNorm(dim), nn.GELU(), nn.Linear(dim, 2))
         self.bias = bias
         self.reset_parameters()
+
+    def forward(self, x):
+        """... x C -> ... x 2"""
+        scores = native_scores(self, x)
+        return super().forward(x) if scores is None else scores
 
     def reset_parameters(self):
         """As published: with a bias of 5 nearly every token is kept at first."""

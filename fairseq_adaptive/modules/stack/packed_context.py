@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_adaptive.modules.layers.native_layer import native_layer
 from fairseq_adaptive.modules.stack.attention import attend_from, attend_sized, attend_within, heads, log_sizes
 from fairseq_adaptive.modules.stack.context import past_length
 from fairseq_adaptive.modules.stack.cross_attention import PackedCrossAttention
@@ -246,6 +247,14 @@ class ActiveContext(PackedContext):
             self._groups = Groups(numbers, batch) if groups else Sequences(numbers.bincount(minlength=batch))
             self._places = places
         return self._groups
+
+    def call(self, stack, depth, x, places):
+        if self.size is None and self.cross is None and not self.causal:
+            layer = native_layer(stack, depth, x)
+            if layer is not None:
+                alone = len(self.tokens) == 1
+                return layer(x, [places.numel()] if alone else self.groups(places).counts)
+        return super().call(stack, depth, x, places)
 
     def attend(self, x, stack, depth, places):
         attention, where = stack[depth].self_attn, self.groups(places)

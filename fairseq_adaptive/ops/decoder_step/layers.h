@@ -1,5 +1,5 @@
 /* The layers of an encoder or a decoder, for rows of states that lie one after the other. */
-#include "products.h"
+#include "sentences.h"
 
 typedef struct {
   const float *gain, *bias; /* padded; NULL: no norm */
@@ -115,20 +115,19 @@ int32_t encode(const Stack *s, float *x, const int64_t *lengths, int64_t sentenc
   int64_t rows = 0, longest = 0;
   for (int64_t b = 0; b < sentences; b++) rows += lengths[b], longest = longest > lengths[b] ? longest : lengths[b];
   Room m;
-  if (room_open(&m, s, rows, longest)) return 1;
+  if (room_open(&m, s, rows, 0)) return 1;
+  float *room = malloc(sizeof(float) * attention_room(s->head, longest));
+  if (!room) return room_close(&m), 1;
   for (int depth = 0; depth < s->depths; depth++) {
     const Layer *l = s->layers + s->schedule[depth];
     product(&l->qkv, before(s, &l->norms[0], x, rows, m.y), rows, m.z, 3 * inner, STORE, NULL);
-    for (int64_t b = 0, start = 0; b < sentences; start += lengths[b++]) {
-      for (int64_t i = 0; i < lengths[b]; i++) m.kv[i] = m.z + (start + i) * 3 * inner + inner;
-      for (int64_t r = start; r < start + lengths[b]; r++)
-        attend(s, m.z + r * 3 * inner, m.kv, lengths[b], m.weights, m.y + r * inner);
-    }
+    for (int64_t b = 0, start = 0; b < sentences; start += lengths[b++])
+      attend_within(m.z + start * 3 * inner, lengths[b], s->heads, s->head, s->scale, room, m.y + start * inner);
     product(&l->merge, m.y, rows, x, s->width, ADD, omega(s, depth, 0));
     behind(s, &l->norms[0], x, rows);
     feed_forward(s, l, x, rows, depth, &m);
   }
   if (s->last.gain) normalize(&s->last, x, rows, s->real, s->width, x);
-  room_close(&m);
+  room_close(&m), free(room);
   return 0;
 }

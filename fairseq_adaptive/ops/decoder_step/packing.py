@@ -77,7 +77,10 @@ class Packing:
     def plain(self, each: naive.Map):
         return self.map(padded(each.weight, 0, -each.weight.size(1) % self.lanes), each.bias)
 
-    def layer(self, layer: naive.Layer, heads):
+    def layer(self, layer: naive.Layer, heads, maps=True):
+        """``maps``: whether its matrices are laid out."""
+        if not maps:
+            return Layer((Norm * 3)(*map(self.norm, layer.norms)))
         maps = {"qkv": self.heads(layer.qkv, 3, heads), "merge": self.merge(layer.merge, heads)}
         maps.update(up=self.plain(layer.up), down=self.plain(layer.down))
         if layer.source is not None:
@@ -85,8 +88,8 @@ class Packing:
             maps["merge_source"] = self.merge(layer.merge_source, heads)
         return Layer((Norm * 3)(*map(self.norm, layer.norms)), *(maps.get(name, Map()) for name in MAPS))
 
-    def stack(self, stack: naive.Stack):
-        layers = (Layer * len(stack.layers))(*(self.layer(each, stack.heads) for each in stack.layers))
+    def stack(self, stack: naive.Stack, maps=True):
+        layers = (Layer * len(stack.layers))(*(self.layer(each, stack.heads, maps) for each in stack.layers))
         schedule = (c_int32 * len(stack.schedule))(*stack.schedule)
         self.kept += [layers, schedule]
         first = stack.layers[0]

@@ -30,23 +30,33 @@ INLINE void store(float *p, V x) { *(V *)p = x; }
 INLINE V all(float x) { return x - (V){0}; }
 INLINE V pick(I mask, V yes, V no) { return (V)((mask & (I)yes) | (~mask & (I)no)); }
 INLINE V larger(V a, V b) { return pick((I)(a > b), a, b); }
+typedef float V8 __attribute__((vector_size(32)));
+typedef float V4 __attribute__((vector_size(16)));
+typedef union {
+  V all;
+  V8 eights[BYTES / 32 + (BYTES < 32)];
+  V4 fours[BYTES / 16];
+} Halves;
+/* halves of a vector, of the half, and so on, by an operation */
+#define FOLD(a, OF) \
+  Halves h = {.all = a}; \
+  if (BYTES == 64) h.eights[0] = OF(h.eights[0], h.eights[BYTES / 32 - 1]); \
+  if (BYTES >= 32) h.fours[0] = OF(h.fours[0], h.fours[BYTES >= 32]); \
+  const V4 f = h.fours[0];
+#define PLUS(a, b) ((a) + (b))
+#define MORE(a, b) ((a) > (b) ? (a) : (b))
+#define MORE_VECTOR(a, b) (__typeof__(a))((((a) > (b)) & (__typeof__((a) > (b)))(a)) | (~((a) > (b)) & (__typeof__((a) > (b)))(b)))
 INLINE float sum(V a) {
-  float x[LANES], s = 0;
-  store(x, a);
-  for (int n = LANES / 2; n > 1; n /= 2) UNROLL for (int i = 0; i < n; i++) x[i] += x[i + n];
-  s = x[0] + x[1];
-  return s;
+  FOLD(a, PLUS)
+  return (f[0] + f[2]) + (f[1] + f[3]);
 }
 INLINE float largest(V a) {
-  float x[LANES];
-  store(x, a);
-  for (int n = LANES / 2; n; n /= 2) UNROLL for (int i = 0; i < n; i++) x[i] = x[i] > x[i + n] ? x[i] : x[i + n];
-  return x[0];
+  FOLD(a, MORE_VECTOR)
+  const float x = MORE(f[0], f[2]), y = MORE(f[1], f[3]);
+  return MORE(x, y);
 }
-/* exp by a polynomial of degree 6 after taking out a power of two, within 2 units of the last place; NaN stays NaN */
-INLINE V exponential(V given) {
-  V x = pick((I)(given > 88.f), all(88.f), given);
-  x = pick((I)(x < -87.f), all(-87.f), x);
+/* exp by a polynomial of degree 6 after taking out a power of two, within 2 units of the last place, from -87 to 88 */
+INLINE V exponential_within(V x) {
   V n = x * 1.44269504f + 12582912.f, f = n - 12582912.f;
   V r = x - f * 0.693359375f - f * -2.12194440e-4f;
   V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -55,7 +65,14 @@ INLINE V exponential(V given) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.f;
-  return pick((I)(given == given), (V)((I)p + ((I)n << 23)), given);
+  return (V)((I)p + ((I)n << 23));
+}
+/* the same of what is not above 0; of NaN it is that of -87 */
+INLINE V falling(V x) { return exponential_within(pick((I)(x > -87.f), x, all(-87.f))); }
+/* the same of anything; NaN stays NaN */
+INLINE V exponential(V given) {
+  V x = pick((I)(given > 88.f), all(88.f), given);
+  return pick((I)(given == given), exponential_within(pick((I)(x < -87.f), all(-87.f), x)), given);
 }
 /* x Phi(x), with the error function of Abramowitz and Stegun 7.1.26, within 2e-7 */
 INLINE V gelu(V x) {
@@ -64,7 +81,7 @@ INLINE V gelu(V x) {
   p = p * t + 1.421413741f;
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
-  V tail = p * t * exponential(-z * z) * 0.5f; /* 1 - Phi(|x|) */
+  V tail = p * t * falling(-z * z) * 0.5f; /* 1 - Phi(|x|) */
   return x * pick((I)(x < 0.f), tail, 1.f - tail);
 }
 
@@ -113,6 +130,15 @@ INLINE int64_t take(int64_t left) { return left == 7 || left == 8 ? 4 : left < T
 
 typedef enum { STORE, RELU, GELU, ADD } Then;
 
+/* a to y, or what comes of it; ADD: a + omega y, where NULL is 1 */
+INLINE void put(float *y, V a, Then then, const float *omega) {
+  if (then == RELU) a = pick((I)(a < 0.f), all(0.f), a);
+  if (then == GELU) a = gelu(a);
+  if (then == ADD && omega) a += load(omega) * load(y);
+  else if (then == ADD) a += load(y);
+  store(y, a);
+}
+
 /* y = x W^T + b, or what comes of it; y has rows of `ld`. ADD: y = x W^T + b + omega y, where NULL is 1 */
 static void product(const Map *map, const float *x, int64_t rows, float *y, int64_t ld, Then then, const float *omega) {
   const int64_t in = map->in, block = (IN_CACHE / in / TILE + 1) * TILE;
@@ -125,15 +151,8 @@ static void product(const Map *map, const float *x, int64_t rows, float *y, int6
         n = take(to - r);
         some(n, x + r * in, in, map->panels + p * in, map->bias + p, out);
         for (int64_t i = 0; i < n; i++)
-          for (int64_t c = 0; c < width; c += LANES) {
-            float *at = y + (r + i) * ld + p + c;
-            V a = load(out + i * W + c);
-            if (then == RELU) a = pick((I)(a < 0.f), all(0.f), a);
-            if (then == GELU) a = gelu(a);
-            if (then == ADD && omega) a += load(omega + p + c) * load(at);
-            else if (then == ADD) a += load(at);
-            store(at, a);
-          }
+          for (int64_t c = 0; c < width; c += LANES)
+            put(y + (r + i) * ld + p + c, load(out + i * W + c), then, omega ? omega + p + c : NULL);
       }
     }
   }

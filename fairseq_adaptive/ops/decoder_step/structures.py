@@ -3,17 +3,17 @@
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 
 
-def _structure(name, **fields):
+def structure(name, **fields):
     """A structure of the C file: its fields in their order."""
     return type(name, (Structure,), {"_fields_": list(fields.items())})
 
 
-Map = _structure("Map", panels=c_void_p, bias=c_void_p, inner=c_int32, outer=c_int32)
-Norm = _structure("Norm", gain=c_void_p, bias=c_void_p, eps=c_float)
+Map = structure("Map", panels=c_void_p, bias=c_void_p, inner=c_int32, outer=c_int32)
+Norm = structure("Norm", gain=c_void_p, bias=c_void_p, eps=c_float)
 MAPS = ("qkv", "merge", "query", "source", "merge_source", "up", "down")
-Layer = _structure("Layer", norms=Norm * 3, **dict.fromkeys(MAPS, Map))
+Layer = structure("Layer", norms=Norm * 3, **dict.fromkeys(MAPS, Map))
 _SIZES = "real width heads head hidden depths sublayers pre_norm gelu cross".split()
-Stack = _structure(
+Stack = structure(
     "Stack",
     **dict.fromkeys(_SIZES, c_int32),
     scale=c_float,
@@ -22,7 +22,7 @@ Stack = _structure(
     omega=c_void_p,
     last=Norm,
 )
-Decoder = _structure(
+Decoder = structure(
     "Decoder",
     stack=Stack,
     embedding=c_void_p,
@@ -36,7 +36,7 @@ Decoder = _structure(
     layers=c_int32,
     vocabulary=c_int32,
 )
-Step = _structure(
+Step = structure(
     "Step",
     tokens=c_void_p,
     scores=c_void_p,
@@ -52,7 +52,7 @@ Step = _structure(
     words=c_void_p,
     origin=c_void_p,
 )
-Round = _structure(
+Round = structure(
     "Round",
     **dict.fromkeys("exit width limit room least most end drafted changes short_changes".split(), c_int64),
     **dict.fromkeys("changed short_changed change short_change positions".split(), c_void_p),
