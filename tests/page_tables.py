@@ -37,6 +37,9 @@ BEFORE = {
         "--task-criterion sentence_prediction; cp classifier/checkpoint_last.pt CHECKPOINT; given sentence_prediction:2 DATA",
         "fairseq-train MULTI30K": "given translation:en:de MULTI30K",
     },
+    "docs/benchmarks.md": {
+        "python scripts/benchmark/all": "mkdir docs; cp -r $PAGE_ROOT/docs/benchmarks $PAGE_ROOT/docs/benchmarks.md docs"
+    },
     "docs/mechanisms/parameter-sharing.md": {
         "fairseq-adaptive convert": f"{TRANSLATION.replace('shared_transformer_tiny', 'transformer')} "
         "--save-dir made; cp made/checkpoint_last.pt checkpoint_best.pt"
@@ -103,6 +106,7 @@ BEFORE = {
     "examples/question_answering/README.md": {
         "python scripts/convert": "given bert BERT bert MINILM questions:40 new_wiki.json"
     },
+    "examples/translation/records/README.md": {"bash examples/translation/prepare": "given parallel:en:de RAW"},
     "examples/translation/README.md": {
         "bash examples/translation/prepare.sh": "given parallel:fr:cs MYTEXT parallel:en:de RAW aligned text; cp text/* .\n"
         "mkdir -p checkpoints/vanilla-3; cp RAW/test.en checkpoints/vanilla-3/test.hyp"

@@ -24,6 +24,7 @@ GIVEN = {
     "scaling_point.py",  # makes its data in a folder that scaling.py renames
     "zoo.py",  # copies and unpacks into a folder that whole_folder or TemporaryDirectory has made
     "packing.py",  # writes the archive to what whole_file names
+    "measure.py",  # a log of what a record's commands say
     "timing.py",  # asks Linux to measure memory anew
 }
 

@@ -59,7 +59,8 @@ def _code(line):
 
 
 def _title(name):
-    (page,) = [each for each in files(f"examples/{name}") if each.endswith(("/README.md", "/__init__.py"))]
+    pages = [f"examples/{name}/{page}" for page in ("README.md", "__init__.py")]
+    (page,) = [each for each in files(f"examples/{name}") if each in pages]
     return read_text(home() / page).splitlines()[0].removeprefix("# ").removeprefix('"""')
 
 

@@ -31,8 +31,9 @@ def quantize_anywhere():
 
 
 def quantize_our_maps():
-    """``--quant-noise-scalar`` and ``--quantization-config-path`` take the linear maps of our models for what they are:
-    fairseq looks for ``nn.Linear`` by the class, and by its name."""
+    """fairseq's quantization takes the linear maps of our models for what they are.
+
+    ``--quant-noise-scalar`` and ``--quantization-config-path`` look for ``nn.Linear`` by the class, and by its name."""
     from fairseq.modules.quantization.pq import utils
     from fairseq.modules.quantization.scalar.utils import MAPPING
     from torch import nn

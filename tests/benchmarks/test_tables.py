@@ -192,10 +192,11 @@ def test_machines_stand_side_by_side(script, tmp_path):
         tables.read_folder(tmp_path)
 
 
-def test_the_page_has_what_the_files_give(script):
+@pytest.mark.parametrize("name, table", [("performance", "kernels"), ("benchmarks", "skimming-int8")])
+def test_the_page_has_what_the_files_give(script, name, table):
     tables = script("tables")
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert "<!-- table: kernels -->" in page
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert f"<!-- table: {table} -->" in page
     found = tables.read_folder(ROOT / "docs" / "benchmarks")
-    command = "python scripts/benchmark/tables.py docs/benchmarks --page docs/performance.md"
+    command = f"python scripts/benchmark/tables.py docs/benchmarks --page docs/{name}.md"
     assert tables.with_tables(page, found) == page, command

@@ -145,12 +145,12 @@ def test_incremental_is_full(build, batch, policies):
 
 @pytest.mark.parametrize("policies", ({}, {"halting": "act"}), ids=("plain", "act"))
 def test_beam_search_is_that_of_fairseq(build, batch, task, dictionary, policies):
-    """Caches of all depths are reordered, those of cross-attention, too; no fast path takes the shared maps for all."""
+    """Caches of all depths are reordered, those of cross-attention, too; no fast path takes the shared maps for all depths."""
     model = moved(build("shared_transformer", depth_lora_rank=4, dtype=torch.float32, **FLAGS, **policies))
     sample = {"net_input": {name: batch[name] for name in ("src_tokens", "src_lengths")}}
     sizes = {"beam_size": 3, "max_len_b": 8}
     ours = BeamGenerator([model], dictionary, **sizes).generate([model], sample)
-    assert model.decoder.begin_search(3) is None
+    assert model.decoder.begin_search(3) is not None
     plain = SequenceGenerator([copy.deepcopy(model)], dictionary, **sizes)
     theirs = plain.generate([plain.model], sample)
     for mine, other in zip(ours, theirs):
