@@ -3,8 +3,10 @@
 
 A sheet has as many words as cells. Word i is cell i: a digit, or `=j`, the value of cell j (with --addends `=j+c`, that value
 plus c, modulo 10). Asked for is cell 0, the label is its value, and its nesting depth is how many look-ups it takes: `=2 7 =1`
-has depth 2 and label 7. Every sheet has the same length, whatever its depth: cells that the asked one does not need are formulas,
-too. Labels are equally frequent at each depth, no sheet is there twice, and train becomes deeper from its beginning to its end.
+has depth 2 and label 7. What else could tell the label, or the depth, is the same at every depth: the number of cells; that of
+digits, ENDS, which differ from each other; and a second chain of look-ups that is as long as the asked one. All other cells look
+up any cell but the asked one. Labels are equally frequent at each depth, no sheet is there twice, and train becomes deeper from
+its beginning to its end.
 """
 
 import collections
@@ -19,7 +21,12 @@ from fairseq_adaptive.ranges import Parser, Range
 
 DIGITS = 10
 GROWS = 0.6  # share of train in which it becomes deeper
-GIVEN = 0.25  # share of the cells that nobody needs which are digits
+ENDS = 4  # cells of a sheet that are digits
+
+
+def least(depth: int) -> int:
+    """How many cells a sheet of a nesting depth has at least: two chains, and the digits that end neither."""
+    return 2 * (depth + 1) + ENDS - 2
 
 
 def sheet(draw: random.Random, cells: int, depth: int, value: int, addends: int = 1) -> List[str]:
@@ -27,7 +34,7 @@ def sheet(draw: random.Random, cells: int, depth: int, value: int, addends: int 
 
     Args:
         draw: source of all that is random
-        cells: how many it has, above ``depth``
+        cells: how many it has, at least :func:`least` of ``depth``
         depth: of the asked cell
         value: of the asked cell
         addends: how many there are, from 0 on; 0 is not written
@@ -40,16 +47,18 @@ def sheet(draw: random.Random, cells: int, depth: int, value: int, addends: int 
         addend = draw.randrange(addends)
         return addend, f"={needed}+{addend}" if addend else f"={needed}"
 
-    order = [0, *draw.sample(range(1, cells), cells - 1)]
-    chain, others, words = order[: depth + 1], order[depth + 1 :], {}
-    for cell, needed in zip(chain, chain[1:]):
-        addend, words[cell] = formula(needed)
-        value -= addend
-    words[chain[-1]] = str(value % DIGITS)
-    known = chain[1:]  # a cell needs one of those before it, so that there are no circles
-    for cell in others:
-        given = not known or draw.random() < GIVEN
-        words[cell] = str(draw.randrange(DIGITS)) if given else formula(draw.choice(known))[1]
+    order, words = [0, *draw.sample(range(1, cells), cells - 1)], {}
+    asked, decoy, others = order[: depth + 1], order[depth + 1 : 2 * depth + 2], order[2 * depth + 2 :]
+    for chain in (asked, decoy):
+        for cell, needed in zip(chain, chain[1:]):
+            addend, words[cell] = formula(needed)
+            value -= addend * (chain is asked)
+    ends = [value % DIGITS, *draw.sample([digit for digit in range(DIGITS) if digit != value % DIGITS], ENDS - 1)]
+    for cell, digit in zip((asked[-1], decoy[-1], *others), ends):
+        words[cell] = str(digit)
+    known = [cell for cell in words if cell]  # a cell needs one of those before it, so that there are no circles
+    for cell in others[ENDS - 2 :]:
+        words[cell] = formula(draw.choice(known))[1]
         known.append(cell)
     return [words[cell] for cell in range(cells)]
 
@@ -103,13 +112,13 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("output", type=Path, help="new folder")
     size = Range(int, 1, 10_000_000)
-    parser.add_argument("--train", type=size, default=80_000, metavar="N", help="sheets (default: %(default)s)")
+    parser.add_argument("--train", type=size, default=64_000, metavar="N", help="sheets (default: %(default)s)")
     parser.add_argument("--dev", type=size, default=1_000, metavar="N", help="sheets (default: %(default)s)")
     parser.add_argument("--test", type=size, default=500, metavar="N", help="sheets a depth (default: %(default)s)")
     deep = Range(int, 1, 1_000)
     parser.add_argument("--trained", type=deep, default=6, metavar="D", help="deepest of train (default: %(default)s)")
-    parser.add_argument("--deepest", type=deep, default=20, metavar="D", help="of the tests (default: %(default)s)")
-    parser.add_argument("--cells", type=Range(int, 2, 1_024), default=24, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--deepest", type=deep, default=12, metavar="D", help="of the tests (default: %(default)s)")
+    parser.add_argument("--cells", type=Range(int, 2, 1_024), default=28, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
         "--addends",
         type=Range(int, 1, DIGITS),
@@ -119,8 +128,9 @@ def main():
     )
     parser.add_argument("--seed", type=Range(int, 0, 2**31 - 1), default=1, help="(default: %(default)s)")
     args = parser.parse_args()
-    if args.cells <= max(args.deepest, args.trained):
-        raise UsageError(f"--cells {args.cells} leaves no room for depth {max(args.deepest, args.trained)}: give more")
+    needed = least(max(args.deepest, args.trained))
+    if args.cells < needed:
+        raise UsageError(f"--cells {args.cells} leaves no room for such depths: they need {needed}")
     # the tests first, so that they are the same ones whatever --train is
     kinds = {f"depth-{depth}": [depth] * args.test for depth in range(1, args.deepest + 1)}
     kinds["dev"] = [1 + number % args.trained for number in range(args.dev)]

@@ -1,0 +1,264 @@
+"""examples/depth: sheets whose values and depths are what they say, commands that real parsers take, results that are drawn."""
+
+import collections
+import json
+import random
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq import options, tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+import fairseq_adaptive
+from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules import LayerStack
+
+FOLDER = Path(__file__).parents[2] / "examples" / "depth"
+USER_DIR = str(Path(fairseq_adaptive.__file__).parent)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def example():
+    """The modules of the example, which lie beside each other."""
+    sys.path.insert(0, str(FOLDER))
+    import depth
+    import layers
+    import plot_nesting
+    import sheets
+
+    yield SimpleNamespace(depth=depth, layers=layers, plot=plot_nesting, sheets=sheets)
+    sys.path.remove(str(FOLDER))
+    for name in ("depth", "layers", "plot_nesting", "sheets"):
+        del sys.modules[name]
+
+
+def look_up(text):
+    """Value and number of look-ups of the asked cell, one look-up after the other."""
+    words, cell, total = text.split(), 0, 0
+    for count in range(len(words)):
+        formula = re.fullmatch(r"=(\d+)(?:\+(\d))?", words[cell])
+        if formula is None:
+            return (int(words[cell]) + total) % 10, count
+        cell, total = int(formula[1]), total + int(formula[2] or 0)
+    raise AssertionError(f"{text!r} goes round in circles")
+
+
+@pytest.mark.parametrize("addends", (1, 3))
+def test_values_and_depths(example, addends):
+    wanted, seen = [1, 2, 5, 9] * 50, set()
+    rows = list(example.sheets.sheets("a", 22, wanted, seen, addends))
+    assert [look_up(text) for text, _ in rows] == [(value, depth) for (_, value), depth in zip(rows, wanted)]
+    assert all(len(text.split()) == 22 for text, _ in rows)  # length says nothing of depth
+    assert {text for text, _ in rows} == seen and len(seen) == len(rows)
+    for depth in set(wanted):  # nor does depth of the label
+        counts = collections.Counter(value for (_, value), each in zip(rows, wanted) if each == depth)
+        assert counts == dict.fromkeys(range(10), 5)
+    again = list(example.sheets.sheets("a", 22, wanted, set(), addends))
+    assert again == rows and list(example.sheets.sheets("b", 22, wanted, set(), addends)) != rows
+    assert not {text for text, _ in example.sheets.sheets("a", 22, wanted, seen, addends)} & {text for text, _ in rows}
+
+
+def test_depths_of_all_cells(example):
+    assert example.sheets.depths("=2 7 =1 =0+2 =1+1".split()) == [2, 0, 1, 3, 1]
+    draw = random.Random(1)
+    for _ in range(50):
+        words = example.sheets.sheet(draw, 18, 6, 3)
+        found = example.sheets.depths(words)
+        assert found[0] == 6 and "=0" not in words
+        assert found == [look_up(" ".join([words[cell], *words[1:]]))[1] for cell in range(18)]
+
+
+@pytest.mark.parametrize("depth", (1, 4, 7))
+def test_nothing_else_tells_label_or_depth(example, depth):
+    draw = random.Random(depth)
+    for _ in range(50):
+        words = example.sheets.sheet(draw, 18, depth, 3)
+        digits = [word for word in words if word.isdecimal()]
+        assert len(words) == 18 and len(digits) == len(set(digits)) == 4
+        found, on_the_way, cell = example.sheets.depths(words), set(), 0
+        while words[cell].startswith("="):
+            on_the_way.add(cell := int(words[cell][1:]))
+        # a cell of the same depth that nothing of the asked one's chain needs
+        assert any(each == depth and place not in on_the_way and place for place, each in enumerate(found))
+        assert len(on_the_way) == depth
+
+
+def test_train_becomes_deeper(example):
+    found = example.sheets.growing(10_000, 4)
+    first = [found.index(depth) for depth in (1, 2, 3, 4)]
+    assert first == sorted(first) and first[0] == 0 and first[1] == pytest.approx(2400, abs=5)
+    assert first[3] == pytest.approx(4800, abs=5) and collections.Counter(found[6000:]) == dict.fromkeys(
+        range(1, 5), 1000
+    )
+
+
+def make(example, folder, *flags, monkeypatch):
+    size = "--train 64 --dev 8 --test 6 --trained 2 --deepest 4 --cells 12".split()
+    monkeypatch.setattr(sys, "argv", ["sheets.py", str(folder), *size, *flags])
+    example.sheets.main()
+    return {path.name: path.read_text().splitlines() for path in sorted(folder.iterdir())}
+
+
+def test_files(example, tmp_path, monkeypatch):
+    found = make(example, tmp_path / "a", monkeypatch=monkeypatch)
+    assert sorted(found) == sorted(
+        f"{name}.{kind}"
+        for name in ("train", "dev", *(f"depth-{n}" for n in range(1, 5)))
+        for kind in ("input0", "label")
+    )
+    texts = [text for name, lines in found.items() if name.endswith("input0") for text in lines]
+    assert len(set(texts)) == len(texts) == 64 + 8 + 4 * 6  # none of a test is in train
+    for name in (name.removesuffix(".label") for name in found if name.endswith(".label")):
+        values = [look_up(text) for text in found[f"{name}.input0"]]
+        assert [str(value) for value, _ in values] == found[f"{name}.label"]
+        kind, _, depth = name.partition("-")
+        assert {depth for _, depth in values} == ({int(depth)} if kind == "depth" else {1, 2})
+    assert make(example, tmp_path / "b", monkeypatch=monkeypatch) == found
+    more = make(example, tmp_path / "c", "--train", "32", monkeypatch=monkeypatch)
+    assert more["depth-3.input0"] == found["depth-3.input0"]  # the tests do not depend on what is trained on
+    assert make(example, tmp_path / "d", "--seed", "2", monkeypatch=monkeypatch)["dev.input0"] != found["dev.input0"]
+    for flags, match in (
+        ("--deepest 6", "--cells 6 leaves no room for depth 6"),
+        ("--cells 5 --train 9999999", "too few"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            make(example, tmp_path / "e", *flags.split(), monkeypatch=monkeypatch)
+        assert not (tmp_path / "e").exists()
+
+
+@pytest.fixture
+def data(example, tmp_path, monkeypatch):
+    (tmp_path / "data" / "bin" / "input0").mkdir(parents=True)
+    make(example, tmp_path / "data" / "text", monkeypatch=monkeypatch)
+    for name in ("test", "test1", "test2"):
+        (tmp_path / "data" / "bin" / "input0" / f"{name}.bin").touch()
+    return tmp_path / "data"
+
+
+def study(example, data, *flags):
+    words = [str(data), str(data.parent / "out"), "--user-dir", USER_DIR, *flags]
+    return example.depth.Study(example.depth.parse(words))
+
+
+def dictionary(words):
+    from fairseq.data import Dictionary
+
+    found = Dictionary()
+    for word in words:
+        found.add_symbol(word)
+    return found
+
+
+def test_a_row_is_what_fairseq_trains(example, data):
+    made = study(example, data, "--width", "8", "--batch-size", "5")
+    assert made.updates == 13 and made.subsets == ["test", "test1", "test2"]
+    for name in made.names:
+        row, (command, *words) = example.depth.ROWS[name], made.train(name, 7)
+        assert command == "fairseq-train"
+        cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), words))
+        assert (
+            cfg.dataset.curriculum == cfg.optimization.max_epoch == 1 and cfg.common.seed == 7 and cfg.task.no_shuffle
+        )
+        task_class = tasks.TASK_REGISTRY["sentence_prediction"]
+        task = task_class(cfg.task, dictionary(map(str, range(30))), dictionary(map(str, range(10))))
+        model = task.build_model(cfg.model)
+        (stack,) = [each for each in model.modules() if isinstance(each, LayerStack)]
+        assert len(stack.schedule) == row.depths and len(set(stack.schedule)) == row.layers
+        criterion = task.build_criterion(cfg.criterion)
+        if row.flags:
+            criterion.check_model(model)
+        assert (stack.halting is not None or stack.router is not None) == (name in example.depth.HALTING)
+        found = model(
+            torch.randint(4, 34, (2, 6)), features_only=True, classification_head_name="sentence_classification_head"
+        )
+        assert found[0].shape == (2, 10)
+    for name in example.depth.LOOPED:
+        assert "{'encoder_layers': 20}" in made.validate(name, 1, 20)
+        assert "--model-overrides" not in made.validate(name, 1, 6)
+
+
+@pytest.mark.parametrize(
+    "flags, match",
+    (
+        (["--only", "nothing"], "'nothing' is no model of this: there are plain-6"),
+        (["--seeds", "1,1"], "different whole numbers"),
+        (["--seeds", "0"], "different whole numbers"),
+        (["--width", "10"], "no multiple of the 4 heads"),
+    ),
+)
+def test_mistakes_are_refused_first(example, data, flags, match):
+    with pytest.raises(UsageError, match=match):
+        study(example, data, *flags)
+
+
+def test_data_and_folders_are_looked_at_first(example, data):
+    with pytest.raises(UsageError, match="train.label is missing: make it with examples/depth/prepare.sh"):
+        study(example, data / "bin")
+    study(example, data).begin()
+    study(example, data, "--only", "act").begin()
+    with pytest.raises(UsageError, match="was begun with .*64"):
+        study(example, data, "--batch-size", "32").begin()
+
+
+def test_accuracies_of_a_log(example, tmp_path):
+    log = tmp_path / "at-6.log"
+    said = [("test", 50.0), ("test1", 100), ("test10", 12.5)]
+    lines = [f'2026-11-30 | INFO | {name} | {{"epoch": "", "{name}_accuracy": "{value}"}}' for name, value in said]
+    log.write_text("fairseq-validate DATA\n" + "\n".join(lines) + "\n")
+    assert example.depth.accuracies(log, [name for name, _ in said]) == [50, 100, 12.5]
+    with pytest.raises(UsageError, match="has no accuracy of test2"):
+        example.depth.accuracies(log, ["test", "test2"])
+
+
+def test_layers_by_depth(example):
+    texts = ["=2 7 =1", "=1 3 =1"]
+    said = [SimpleNamespace(updates=[4, 1, 2, 9]), SimpleNamespace(updates=[2, 1, 3, 9])]  # the last is of </s>
+    found = example.layers.table(texts, said)
+    assert found["asked"] == {1: 2, 2: 4} and found["cells"] == {0: 1, 1: 2.5} and found["all"] == 31 / 8
+
+
+def results(**changed):
+    rows = [
+        {"row": name, "seed": seed, "parameters": 10, "multiply_adds": 1e6, "mean_depth": 3.0, "accuracy": accuracy}
+        for seed in (1, 2)
+        for name, accuracy in (
+            ("act", {"6": [50, 100 - seed, 80], "12": [50, 90, 70]}),
+            ("plain-3", {"3": [40, 60, 20]}),
+        )
+    ]
+    for row in rows:
+        if row["row"] == "act":
+            row["layers"] = {"asked": {"1": 2.0, "2": 2.5}, "cells": {}, "all": 1}
+    return {"group": "depth", "runs": rows, **changed}
+
+
+def test_table_and_means(example, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(results()))
+    found = example.plot.read_results(path)
+    assert list(found) == ["plain-3", "act"]
+    assert example.plot.over_depth(found["act"], 6) == [98.5, 80] and example.plot.over_depth(found["act"], 12) == [
+        90,
+        70,
+    ]
+    assert example.plot.slope(found["act"][0]["layers"]) == pytest.approx(0.5)
+    lines = example.plot.table(found, 1).splitlines()
+    assert "| `plain-3` | 3 | 10 | 1.00M | 3.00 | 60.0 ± 0.0 | 20.0 ± 0.0 |  | 2 |" in lines
+    assert "| `act` | 6 | 10 | 1.00M | 3.00 | 98.5 ± 0.7 | 80.0 ± 0.0 | 0.50 ± 0.00 | 2 |" in lines
+    path.write_text(json.dumps({"runs": [{"row": "act"}]}))
+    with pytest.raises(UsageError, match="was not written by examples/depth"):
+        example.plot.read_results(path)
+
+
+def test_dry_run_prints_what_can_be_run(example, data, monkeypatch, capsys):
+    words = [str(data), str(data.parent / "out"), "--only", "universal", "--seeds", "3", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["depth.py", *words])
+    example.depth.main()
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [words[0] for words in commands] == ["fairseq-train", *["fairseq-validate"] * 3, "fairseq-adaptive"]
+    assert not (data.parent / "out").exists()
