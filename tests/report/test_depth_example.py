@@ -122,13 +122,11 @@ def test_files(example, tmp_path, monkeypatch):
     more = make(example, tmp_path / "c", "--train", "32", monkeypatch=monkeypatch)
     assert more["depth-3.input0"] == found["depth-3.input0"]  # the tests do not depend on what is trained on
     assert make(example, tmp_path / "d", "--seed", "2", monkeypatch=monkeypatch)["dev.input0"] != found["dev.input0"]
-    for flags, match in (
-        ("--deepest 6", "--cells 6 leaves no room for depth 6"),
-        ("--cells 5 --train 9999999", "too few"),
-    ):
-        with pytest.raises(UsageError, match=match):
-            make(example, tmp_path / "e", *flags.split(), monkeypatch=monkeypatch)
-        assert not (tmp_path / "e").exists()
+    with pytest.raises(UsageError, match="--cells 12 leaves no room for such depths: they need 16"):
+        make(example, tmp_path / "e", "--deepest", "6", monkeypatch=monkeypatch)
+    assert not (tmp_path / "e").exists()
+    with pytest.raises(UsageError, match="there are too few sheets of 4 cells"):
+        list(example.sheets.sheets("a", 4, [1] * 1000, set()))
 
 
 @pytest.fixture
