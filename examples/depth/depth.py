@@ -146,30 +146,10 @@ class Study:
 
     def validate(self, name, seed, depths) -> List[str]:
         """The command that scores it at every nesting depth; with more depths than it was trained with where it has fewer."""
-        words = [
-            "fairseq-validate",
-            str(self.data / "bin"),
-            "--user-dir",
-            self.args.user_dir,
-            "--task",
-            "sentence_prediction",
-        ]
-        words += [
-            "--path",
-            str(self.out / f"{name}-{seed}" / "checkpoint_last.pt"),
-            "--valid-subset",
-            ",".join(self.subsets),
-        ]
-        words += [
-            "--batch-size",
-            "64",
-            "--num-workers",
-            "0",
-            "--log-format",
-            "json",
-            "--required-batch-size-multiple",
-            "1",
-        ]
+        words = ["fairseq-validate", str(self.data / "bin"), "--user-dir", self.args.user_dir]
+        words += "--task sentence_prediction --criterion sentence_prediction --valid-subset".split()
+        words += [",".join(self.subsets), "--path", str(self.out / f"{name}-{seed}" / "checkpoint_last.pt")]
+        words += "--batch-size 64 --required-batch-size-multiple 1 --num-workers 0 --log-format json".split()
         more = depths != ROWS[name].depths
         return words + (["--model-overrides", f"{{'encoder_layers': {depths}}}"] if more else [])
 
