@@ -153,11 +153,12 @@ class Study:
         more = depths != ROWS[name].depths
         return words + (["--model-overrides", f"{{'encoder_layers': {depths}}}"] if more else [])
 
-    def layers(self, name, seed) -> List[str]:
-        """The command that asks how many layers each cell got."""
+    def layers(self, name, seed, depths) -> List[str]:
+        """The command that asks how many layers each cell got, of so many depths."""
         folder, here = self.out / f"{name}-{seed}", Path(__file__).parent
         words = ["python3", str(here / "layers.py"), str(folder / "checkpoint_last.pt"), str(self.data)]
-        return [*words, "--output", str(folder / "layers.json")]
+        words += ["--depths", str(depths)] if depths != ROWS[name].depths else []
+        return [*words, "--output", str(folder / f"layers-{depths}.json")]
 
     def report(self, name, seed) -> List[str]:
         """The command that counts what it spends."""
@@ -173,8 +174,8 @@ class Study:
         for depths in depths_of(name):
             yield self.validate(name, seed, depths), folder / f"at-{depths}.log"
         yield self.report(name, seed), folder / "report.log"
-        if name in HALTING:
-            yield self.layers(name, seed), folder / "layers.log"
+        for depths in depths_of(name) if name in HALTING else ():
+            yield self.layers(name, seed, depths), folder / f"layers-{depths}.log"
 
     def run(self, name, seed):
         """Train and score a model, as far as that is not done."""
@@ -200,7 +201,7 @@ class Study:
         row["accuracy"] = {depths: accuracies(folder / f"at-{depths}.log", self.subsets) for depths in depths_of(name)}
         row["training_seconds"] = read_json(folder / "train.done")["seconds"]
         if name in HALTING:
-            row["layers"] = read_json(folder / "layers.json")
+            row["layers"] = {depths: read_json(folder / f"layers-{depths}.json") for depths in depths_of(name)}
         return row
 
 

@@ -3,17 +3,18 @@
 
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 from sheets import depths
 
 sys.path.insert(1, str(Path(__file__).parents[1]))  # of the examples
-from steps import write_json  # noqa: E402
+from steps import change, write_json  # noqa: E402
 
 from fairseq_adaptive.command import run  # noqa: E402
 from fairseq_adaptive.errors import UsageError  # noqa: E402
 from fairseq_adaptive.files import read_lines, require_new  # noqa: E402
-from fairseq_adaptive.ranges import BATCH, Parser, Range  # noqa: E402
+from fairseq_adaptive.ranges import BATCH, LAYERS, Parser, Range  # noqa: E402
 
 
 def table(texts, predictions):
@@ -45,6 +46,7 @@ def main():
     parser.add_argument(
         "--texts", type=Range(int, 1, 10_000_000), default=200, metavar="N", help="sheets a depth (default: 200)"
     )
+    parser.add_argument("--depths", type=LAYERS, metavar="N", help="run so many instead of those it was trained with")
     parser.add_argument("--batch-size", type=BATCH, default=64, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="JSON", help="what is found; must not exist")
     args = parser.parse_args()
@@ -55,7 +57,12 @@ def main():
 
     from fairseq_adaptive.hub import TranskimmerClassifier
 
-    classifier = TranskimmerClassifier.from_pretrained(args.checkpoint, args.data / "bin", device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = args.checkpoint
+        if args.depths is not None:
+            checkpoint = str(Path(folder, "changed.pt"))
+            change(args.checkpoint, checkpoint, {"encoder_layers": args.depths})
+        classifier = TranskimmerClassifier.from_pretrained(checkpoint, args.data / "bin", device="cpu")
     texts = [line for path in files for line in read_lines(path)[: args.texts]]
     found = table(texts, classifier.predict(texts, args.batch_size))
     write_json(args.output, found)

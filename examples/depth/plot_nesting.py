@@ -63,7 +63,7 @@ def table(found, trained):
             deeper = [statistics.fmean(row["accuracy"][depths][trained + 1 :] or [0.0]) for row in rows]
             spent = f"{statistics.fmean(row['multiply_adds'] for row in rows) / 1e6:.2f}M" if own else ""
             layers = f"{statistics.fmean(row['mean_depth'] for row in rows):.2f}" if own else ""
-            slopes = [slope(row["layers"]) for row in rows if own and "layers" in row]
+            slopes = [slope(row["layers"][depths]) for row in rows if depths in row.get("layers", ())]
             values = [f"`{name}`", depths, f"{rows[0]['parameters']:,}", spent, layers, spread(known), spread(deeper)]
             lines.append(f"| {' | '.join([*values, spread(slopes, 2) if slopes else '', str(len(rows))])} |")
     return "\n".join(lines)
@@ -85,19 +85,20 @@ def main():
         colour, title = f"C{number}", ROWS[name].title
         accuracy = over_depth(rows, ROWS[name].depths)
         left.plot(range(1, len(accuracy) + 1), accuracy, marker=".", color=colour, label=title)
-        if "layers" in rows[0]:
-            means = {
-                depth: statistics.fmean(row["layers"]["asked"][depth] for row in rows)
-                for depth in rows[0]["layers"]["asked"]
-            }
-            middle.plot([*map(int, means)], [*means.values()], marker=".", color=colour, label=title)
+        for depths, style in ((ROWS[name].depths, "-"), (MORE[0], "--")):
+            if str(depths) in rows[0].get("layers", ()):
+                asked = [row["layers"][str(depths)]["asked"] for row in rows]
+                means = {int(depth): statistics.fmean(each[depth] for each in asked) for depth in asked[0]}
+                middle.plot(
+                    [*means], [*means.values()], style, marker=".", color=colour, label=f"{title}, {depths} depths"
+                )
         for depths, style in zip(MORE, ("-", "--")):
             if str(depths) in rows[0]["accuracy"]:
                 accuracy = over_depth(rows, depths)
                 label = f"{title}, {depths} depths"
                 right.plot(range(1, len(accuracy) + 1), accuracy, style, marker=".", color=colour, label=label)
     left.set(title="as trained", ylabel="accuracy, %", ylim=(0, 103))
-    middle.set(title="layers of the asked cell", ylabel="layers", ylim=(0, FULL + 0.3))
+    middle.set(title="layers of the asked cell", ylabel="layers", ylim=(0, MORE[0] + 0.5))
     right.set(title="with more depths than in training", ylabel="accuracy, %", ylim=(0, 103))
     for panel in (left, middle, right):
         panel.axvline(args.trained + 0.5, color="k", linewidth=0.7, linestyle=":")

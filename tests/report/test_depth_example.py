@@ -175,6 +175,8 @@ def test_a_row_is_what_fairseq_trains(example, data):
             torch.randint(4, 34, (2, 6)), features_only=True, classification_head_name="sentence_classification_head"
         )
         assert found[0].shape == (2, 10)
+    assert made.layers("act", 1, 12)[-4:-1] == ["--depths", "12", "--output"]
+    assert "--depths" not in made.layers("act", 1, 6)
     for name in example.depth.LOOPED:
         assert "{'encoder_layers': 20}" in made.validate(name, 1, 20)
         assert "--model-overrides" not in made.validate(name, 1, 6)
@@ -231,7 +233,7 @@ def results(**changed):
     ]
     for row in rows:
         if row["row"] == "act":
-            row["layers"] = {"asked": {"1": 2.0, "2": 2.5}, "cells": {}, "all": 1}
+            row["layers"] = {"6": {"asked": {"1": 2.0, "2": 2.5}, "cells": {}, "all": 1}}
     return {"group": "depth", "runs": rows, **changed}
 
 
@@ -244,7 +246,7 @@ def test_table_and_means(example, tmp_path):
         90,
         70,
     ]
-    assert example.plot.slope(found["act"][0]["layers"]) == pytest.approx(0.5)
+    assert example.plot.slope(found["act"][0]["layers"]["6"]) == pytest.approx(0.5)
     lines = example.plot.table(found, 1).splitlines()
     assert "| `plain-3` | 3 | 10 | 1.00M | 3.00 | 60.0 ± 0.0 | 20.0 ± 0.0 |  | 2 |" in lines
     assert "| `act` | 6 | 10 | 1.00M | 3.00 | 98.5 ± 0.7 | 80.0 ± 0.0 | 0.50 ± 0.00 | 2 |" in lines
