@@ -24,6 +24,10 @@ MORE = (12, 20)  # with how many depths looped models are scored besides
 PRIOR = json.dumps({"pondernet": {"weight": 0.01, "prior_rate": 1 / 3}})
 
 
+# tokens halt late at first: deeper sheets come later in training
+UNHURRIED = "--halting ut_act --halting-args '{\"bias\": -2}'"
+
+
 class Row(NamedTuple):
     """A model.
 
@@ -43,15 +47,16 @@ ROWS = {
     "plain-6": Row("plain, 6 layers", layers=FULL),
     "plain-3": Row("plain, 3 layers", depths=3, layers=3),
     "universal": Row("1 layer at 6 depths"),
-    "act": Row("ACT", "--halting act"),
+    "act": Row("ACT of ALBERT", "--halting act"),
+    "ut_act": Row("ACT of the Universal Transformer", UNHURRIED),
     "pondernet": Row("PonderNet", f"--halting pondernet --prices '{PRIOR}'"),
     "loop_gate": Row("loop gate", "--halting loop_gate"),
     "token_choice": Row("recursions, token choice", "--router token_choice"),
     "tape": Row("tape", "--reader tape"),
-    "tape-act": Row("tape + ACT", "--reader tape --halting act"),
+    "tape-ut_act": Row("tape + ACT (UT)", f"--reader tape {UNHURRIED}"),
 }
-LOOPED = ("universal", "act", "pondernet", "loop_gate")  # can be run with more depths
-HALTING = ("act", "pondernet", "loop_gate", "token_choice", "tape-act")
+LOOPED = ("universal", "act", "ut_act", "pondernet", "loop_gate")  # can be run with more depths
+HALTING = ("act", "ut_act", "pondernet", "loop_gate", "token_choice", "tape-ut_act")
 
 
 def parse(argv=None):
