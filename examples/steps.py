@@ -61,17 +61,6 @@ def become(words, log) -> int:
     return status or 0
 
 
-def change(source, output, changed) -> None:
-    """Write a trained model with other flags."""
-    from fairseq_adaptive.interop.checkpoint import load_checkpoint, save_checkpoint
-
-    state = load_checkpoint(source)
-    options = state["cfg"]["model"]
-    (options if isinstance(options, dict) else vars(options)).update(changed)
-    state.pop("last_optimizer_state", None)
-    save_checkpoint(state, output)
-
-
 def write_json(path, content) -> None:
     with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=1) + "\n")

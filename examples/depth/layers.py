@@ -3,13 +3,12 @@
 
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 from sheets import depths
 
 sys.path.insert(1, str(Path(__file__).parents[1]))  # of the examples
-from steps import change, write_json  # noqa: E402
+from steps import write_json  # noqa: E402
 
 from fairseq_adaptive.command import run  # noqa: E402
 from fairseq_adaptive.errors import UsageError  # noqa: E402
@@ -55,14 +54,15 @@ def main():
     if not files:
         raise UsageError(f"there is no text/depth-1.input0 in {args.data}: make it with examples/depth/prepare.sh")
 
-    from fairseq_adaptive.hub import TranskimmerClassifier
+    import fairseq_adaptive.plugin  # noqa: F401
+    from fairseq_adaptive.hub.classifier import TranskimmerClassifier
+    from fairseq_adaptive.interop.checkpoint import load_trained
 
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = args.checkpoint
-        if args.depths is not None:
-            checkpoint = str(Path(folder, "changed.pt"))
-            change(args.checkpoint, checkpoint, {"encoder_layers": args.depths})
-        classifier = TranskimmerClassifier.from_pretrained(checkpoint, args.data / "bin", device="cpu")
+    overrides = {"data": str(args.data / "bin")}
+    model, _, task = load_trained(
+        args.checkpoint, overrides if args.depths is None else overrides | {"encoder_layers": args.depths}
+    )
+    classifier = TranskimmerClassifier(model, task, None)
     texts = [line for path in files for line in read_lines(path)[: args.texts]]
     found = table(texts, classifier.predict(texts, args.batch_size))
     write_json(args.output, found)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cells import CELLS, DEPTHS, FULL, GROUPS, PRIOR_DEPTHS, REPEATS, TRANSLATION, cells_of, training
 from results import bleu, collect, line
-from steps import change, do, write_json
+from steps import do, write_json
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
@@ -161,8 +161,7 @@ class Gallery:
         if not (folder / "trained.json").exists():
             start = time.monotonic()
             if cell.of is not None:
-                last.unlink(missing_ok=True)
-                change(self.out / f"{cell.of}-{seed}" / "checkpoint_last.pt", last, cell.changed)
+                self.change(self.out / f"{cell.of}-{seed}", last, cell.changed)
             else:
                 do(self.train(name, seed), folder / "train.log")
             seconds = {"seconds": round(time.monotonic() - start, 1)}
@@ -199,6 +198,17 @@ class Gallery:
             with whole_file(made) as part:  # dial-N.log says why
                 shutil.copy(last, part)
         return made
+
+    def change(self, source, output, changed):
+        """A trained model with other flags."""
+        from fairseq_adaptive.interop.checkpoint import load_checkpoint, save_checkpoint
+
+        state = load_checkpoint(source / "checkpoint_last.pt")
+        options = state["cfg"]["model"]
+        (options if isinstance(options, dict) else vars(options)).update(changed)
+        state.pop("last_optimizer_state", None)
+        output.unlink(missing_ok=True)
+        save_checkpoint(state, output)
 
 
 def share_at(depth, report) -> float:
