@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
     Attributes:
         title: what it is called in the figure
-        flags: of its policies; "" is a model that computes all depths
+        flags: of its policies, "" of a model that computes all depths; UPDATES stands for how many the training has
         depths, layers: N depths of M layers
     """
 
@@ -49,14 +49,18 @@ ROWS = {
     "universal": Row("1 layer at 6 depths"),
     "act": Row("ACT of ALBERT", "--halting act"),
     "ut_act": Row("ACT of the Universal Transformer", UNHURRIED),
+    "ut_act-rising": Row(
+        "the same, its price rising",
+        f"""{UNHURRIED} --prices '{{"ut_act": {{"weight": 0.01, "warmup_updates": UPDATES}}}}'""",
+    ),
     "pondernet": Row("PonderNet", f"--halting pondernet --prices '{PRIOR}'"),
     "loop_gate": Row("loop gate", "--halting loop_gate"),
     "token_choice": Row("recursions, token choice", "--router token_choice"),
     "tape": Row("tape", "--reader tape"),
     "tape-ut_act": Row("tape + ACT (UT)", f"--reader tape {UNHURRIED}"),
 }
-LOOPED = ("universal", "act", "ut_act", "pondernet", "loop_gate")  # can be run with more depths
-HALTING = ("act", "ut_act", "pondernet", "loop_gate", "token_choice", "tape-ut_act")
+LOOPED = ("universal", "act", "ut_act", "ut_act-rising", "pondernet", "loop_gate")  # can be run with more depths
+HALTING = ("act", "ut_act", "ut_act-rising", "pondernet", "loop_gate", "token_choice", "tape-ut_act")
 
 
 def parse(argv=None):
@@ -136,7 +140,9 @@ class Study:
         words += " --task sentence_prediction --num-classes 10 --max-positions 128 --arch transkimmer --no-skimming"
         words += f" --encoder-layers {row.depths} --encoder-unique-layers {row.layers} --encoder-normalize-before"
         words += f" --encoder-embed-dim {width} --encoder-ffn-embed-dim {2 * width} --encoder-attention-heads 4"
-        words += f" --dropout 0 --attention-dropout 0 --pooler-dropout 0 {row.flags}"
+        words += (
+            f" --dropout 0 --attention-dropout 0 --pooler-dropout 0 {row.flags.replace('UPDATES', str(self.updates))}"
+        )
         loss = "adaptive_compute_loss --task-criterion sentence_prediction" if row.flags else "sentence_prediction"
         words += f" --criterion {loss} --optimizer adam --adam-betas (0.9,0.98) --clip-norm 1 --lr 0.003"
         words += (
