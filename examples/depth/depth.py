@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 sys.path.insert(1, str(Path(__file__).parents[1]))  # of the examples
 from steps import about, do, write_json  # noqa: E402
@@ -21,6 +21,7 @@ from fairseq_adaptive.ranges import BATCH, Parser, Range  # noqa: E402
 
 FULL = 6  # depths of all models but one
 MORE = (12, 20)  # with how many depths looped models are scored besides
+QUANTILES = (0.9, 0.98)  # of a token's distribution over depths, at which it halts instead of at the median
 PRIOR = json.dumps({"pondernet": {"weight": 0.01, "prior_rate": 1 / 3}})
 
 
@@ -61,6 +62,24 @@ ROWS = {
 }
 LOOPED = ("universal", "act", "ut_act", "ut_act-rising", "pondernet", "loop_gate")  # can be run with more depths
 HALTING = ("act", "ut_act", "ut_act-rising", "pondernet", "loop_gate", "token_choice", "tape-ut_act")
+DISTRIBUTED = ("pondernet", "loop_gate")  # at any quantile
+
+
+class Setting(NamedTuple):
+    """How a model is scored: with how many depths, and at which exit quantile; None: as it was trained."""
+
+    depths: int
+    quantile: Optional[float] = None
+
+    def __str__(self):
+        return str(self.depths) + ("" if self.quantile is None else f"@{self.quantile}")
+
+
+def settings_of(name) -> List[Setting]:
+    """How a model is scored, as it was trained first."""
+    own, more = ROWS[name].depths, MORE if name in LOOPED else ()
+    quantiles = (None, *QUANTILES) if name in DISTRIBUTED else (None,)
+    return [Setting(depths, quantile) for depths in (own, *more) for quantile in quantiles]
 
 
 def parse(argv=None):
@@ -155,21 +174,23 @@ class Study:
         )
         return [*shlex.split(words.replace("(0.9,0.98)", "'(0.9,0.98)'")), str(self.out / f"{name}-{seed}")]
 
-    def validate(self, name, seed, depths) -> List[str]:
-        """The command that scores it at every nesting depth; with more depths than it was trained with where it has fewer."""
+    def validate(self, name, seed, setting) -> List[str]:
+        """The command that scores it at every nesting depth."""
         words = ["fairseq-validate", str(self.data / "bin"), "--user-dir", self.args.user_dir]
         words += "--task sentence_prediction --criterion sentence_prediction --valid-subset".split()
         words += [",".join(self.subsets), "--path", str(self.out / f"{name}-{seed}" / "checkpoint_last.pt")]
         words += "--batch-size 64 --required-batch-size-multiple 1 --num-workers 0 --log-format json".split()
-        more = depths != ROWS[name].depths
-        return words + (["--model-overrides", f"{{'encoder_layers': {depths}}}"] if more else [])
+        changed = {} if setting.depths == ROWS[name].depths else {"encoder_layers": setting.depths}
+        changed |= {} if setting.quantile is None else {"exit_quantile": setting.quantile}
+        return words + (["--model-overrides", str(changed)] if changed else [])
 
-    def layers(self, name, seed, depths) -> List[str]:
-        """The command that asks how many layers each cell got, of so many depths."""
+    def layers(self, name, seed, setting) -> List[str]:
+        """The command that asks how many layers each cell got."""
         folder, here = self.out / f"{name}-{seed}", Path(__file__).parent
         words = ["python3", str(here / "layers.py"), str(folder / "checkpoint_last.pt"), str(self.data)]
-        words += ["--depths", str(depths)] if depths != ROWS[name].depths else []
-        return [*words, "--output", str(folder / f"layers-{depths}.json")]
+        words += ["--depths", str(setting.depths)] if setting.depths != ROWS[name].depths else []
+        words += ["--quantile", str(setting.quantile)] if setting.quantile is not None else []
+        return [*words, "--output", str(folder / f"layers-{setting}.json")]
 
     def report(self, name, seed) -> List[str]:
         """The command that counts what it spends."""
@@ -182,11 +203,11 @@ class Study:
         """All commands of a model, and of each its log."""
         folder = self.out / f"{name}-{seed}"
         yield self.train(name, seed), folder / "train.log"
-        for depths in depths_of(name):
-            yield self.validate(name, seed, depths), folder / f"at-{depths}.log"
+        for setting in settings_of(name):
+            yield self.validate(name, seed, setting), folder / f"at-{setting}.log"
         yield self.report(name, seed), folder / "report.log"
-        for depths in depths_of(name) if name in HALTING else ():
-            yield self.layers(name, seed, depths), folder / f"layers-{depths}.log"
+        for setting in settings_of(name) if name in HALTING else ():
+            yield self.layers(name, seed, setting), folder / f"layers-{setting}.log"
 
     def run(self, name, seed):
         """Train and score a model, as far as that is not done."""
@@ -209,30 +230,29 @@ class Study:
         row = {"row": name, "seed": seed, "parameters": model["parameters"]["unique"]}
         row["multiply_adds"] = model["multiply_adds"]["total"] / model["texts"]
         row["mean_depth"] = round(stack["mean_depth"], 3)
-        row["accuracy"] = {depths: accuracies(folder / f"at-{depths}.log", self.subsets) for depths in depths_of(name)}
+        logs = {str(setting): folder / f"at-{setting}.log" for setting in settings_of(name)}
+        row["accuracy"] = {setting: said(log, self.subsets, "accuracy") for setting, log in logs.items()}
         row["training_seconds"] = read_json(folder / "train.done")["seconds"]
         if name in HALTING:
-            row["layers"] = {depths: read_json(folder / f"layers-{depths}.json") for depths in depths_of(name)}
+            if "--halting" in ROWS[name].flags:
+                row["depth"] = {setting: said(log, self.subsets, "depth") for setting, log in logs.items()}
+            row["layers"] = {setting: read_json(folder / f"layers-{setting}.json")["asked"] for setting in logs}
         return row
 
 
-def depths_of(name) -> List[int]:
-    """With how many depths a model is scored, its own first."""
-    return [ROWS[name].depths, *(MORE if name in LOOPED else ())]
-
-
-def accuracies(log, subsets) -> List[float]:
-    """What ``fairseq-validate --log-format json`` has said of each subset, in percent."""
+def said(log, subsets, value) -> List[float]:
+    """What ``fairseq-validate --log-format json`` has said of each subset: the one value that ends so."""
     found = {}
     with open(log, encoding="utf-8") as lines:
         for line in lines:
-            head, _, said = line.rpartition(" | ")
+            head, _, values = line.rpartition(" | ")
             name = head.rpartition(" | ")[2]
-            if name in subsets and said.startswith("{"):
-                found[name] = float(json.loads(said)[f"{name}_accuracy"])
-    lacking = [name for name in subsets if name not in found]
+            if name in subsets and values.startswith("{"):
+                matching = [float(each) for key, each in json.loads(values).items() if key.endswith(f"_{value}")]
+                found[name] = matching[0] if len(matching) == 1 else None
+    lacking = [name for name in subsets if found.get(name) is None]
     if lacking:
-        raise UsageError(f"{log} has no accuracy of {lacking[0]}")
+        raise UsageError(f"{log} has no {value} of {lacking[0]}")
     return [found[name] for name in subsets]
 
 
@@ -260,7 +280,7 @@ def main():
             break
         study.run(name, seed)
         rows.append(study.scores(name, seed))
-        own = rows[-1]["accuracy"][ROWS[name].depths]
+        own = rows[-1]["accuracy"][str(ROWS[name].depths)]
         print(
             f"{number}/{len(runs)} {name} seed {seed}: {own[0]:.1f}% of {study.subsets[0]}, by depth "
             f"{' '.join(f'{each:.0f}' for each in own[1:])}",

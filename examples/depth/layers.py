@@ -13,7 +13,7 @@ from steps import write_json  # noqa: E402
 from fairseq_adaptive.command import run  # noqa: E402
 from fairseq_adaptive.errors import UsageError  # noqa: E402
 from fairseq_adaptive.files import read_lines, require_new  # noqa: E402
-from fairseq_adaptive.ranges import BATCH, LAYERS, Parser, Range  # noqa: E402
+from fairseq_adaptive.ranges import BATCH, LAYERS, POSITIVE_SHARE, Parser, Range  # noqa: E402
 
 
 def table(texts, predictions):
@@ -46,6 +46,9 @@ def main():
         "--texts", type=Range(int, 1, 10_000_000), default=200, metavar="N", help="sheets a depth (default: 200)"
     )
     parser.add_argument("--depths", type=LAYERS, metavar="N", help="run so many instead of those it was trained with")
+    parser.add_argument(
+        "--quantile", type=POSITIVE_SHARE, metavar="Q", help="halt at this quantile (default: the rule's own)"
+    )
     parser.add_argument("--batch-size", type=BATCH, default=64, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="JSON", help="what is found; must not exist")
     args = parser.parse_args()
@@ -58,10 +61,8 @@ def main():
     from fairseq_adaptive.hub.classifier import TranskimmerClassifier
     from fairseq_adaptive.interop.checkpoint import load_trained
 
-    overrides = {"data": str(args.data / "bin")}
-    model, _, task = load_trained(
-        args.checkpoint, overrides if args.depths is None else overrides | {"encoder_layers": args.depths}
-    )
+    changed = {"data": str(args.data / "bin"), "encoder_layers": args.depths, "exit_quantile": args.quantile}
+    model, _, task = load_trained(args.checkpoint, {name: each for name, each in changed.items() if each is not None})
     classifier = TranskimmerClassifier(model, task, None)
     texts = [line for path in files for line in read_lines(path)[: args.texts]]
     found = table(texts, classifier.predict(texts, args.batch_size))

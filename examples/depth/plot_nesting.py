@@ -2,12 +2,12 @@
 """Draws accuracy and layers over nesting depth, and prints the table, from the results.json of run.sh.
 
 Lines are means over the seeds. Left, accuracy of all models with the depths that they were trained with; in the middle, layers
-that the asked cell gets; right, accuracy of looped models with more depths.
+of the asked cell and of all cells; right, accuracy of looped models with more depths. @0.98: halting at that quantile.
 """
 
 import statistics
 
-from depth import FULL, MORE, ROWS
+from depth import FULL, MORE, QUANTILES, ROWS
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
@@ -32,9 +32,9 @@ def read_results(path):
         raise UsageError(f"{path} was not written by examples/depth: {error!r}") from None
 
 
-def over_depth(rows, depths):
-    """Mean accuracies at nesting depths 1, 2 ... of the seeds that were scored with so many depths."""
-    return [statistics.fmean(each) for each in zip(*(row["accuracy"][str(depths)][1:] for row in rows))]
+def over_depth(rows, kind, setting):
+    """Means over the seeds of ``accuracy`` or ``depth`` at nesting depths 1, 2 ..., scored in one way."""
+    return [statistics.fmean(each) for each in zip(*(row[kind][setting][1:] for row in rows))]
 
 
 def spread(values, digits=1):
@@ -43,30 +43,60 @@ def spread(values, digits=1):
     return found + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def slope(layers):
-    """Layers that the asked cell gets more for a nesting depth more, by least squares over nesting depths up to FULL."""
-    points = [(int(depth), value) for depth, value in layers["asked"].items() if int(depth) <= FULL]
-    return statistics.linear_regression(*zip(*points)).slope if len(points) > 1 else 0.0
-
-
 def table(found, trained):
-    """In Markdown, a line a model and number of depths."""
-    lines = [
-        "| model | depths | parameters | multiply-adds a sheet | mean layers a cell | accuracy, nesting depths 1 to "
-        f"{trained} | deeper ones | asked cell: layers for a depth more | seeds |",
-        "|---" * 9 + "|",
-    ]
+    """In Markdown, a line a model and setting: accuracies at nesting depths of train and at deeper ones, and layers of all cells
+    and of the asked one at nesting depths 1 and ``trained``."""
+    titles = ["model", "depths", "parameters", f"accuracy, depths 1 to {trained}", "deeper ones", "layers of all cells"]
+    titles += [f"at depth 1, {trained}", "of the asked cell", "seeds"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, rows in found.items():
-        for depths in rows[0]["accuracy"]:
-            own = int(depths) == ROWS[name].depths
-            known = [statistics.fmean(row["accuracy"][depths][1 : trained + 1]) for row in rows]
-            deeper = [statistics.fmean(row["accuracy"][depths][trained + 1 :] or [0.0]) for row in rows]
-            spent = f"{statistics.fmean(row['multiply_adds'] for row in rows) / 1e6:.2f}M" if own else ""
-            layers = f"{statistics.fmean(row['mean_depth'] for row in rows):.2f}" if own else ""
-            slopes = [slope(row["layers"][depths]) for row in rows if depths in row.get("layers", ())]
-            values = [f"`{name}`", depths, f"{rows[0]['parameters']:,}", spent, layers, spread(known), spread(deeper)]
-            lines.append(f"| {' | '.join([*values, spread(slopes, 2) if slopes else '', str(len(rows))])} |")
+        for setting in rows[0]["accuracy"]:
+            known = [statistics.fmean(row["accuracy"][setting][1 : trained + 1]) for row in rows]
+            deeper = [statistics.fmean(row["accuracy"][setting][trained + 1 :] or [0.0]) for row in rows]
+            values = [f"`{name}`", setting, f"{rows[0]['parameters']:,}", spread(known), spread(deeper)]
+            if "depth" in rows[0]:
+                means = over_depth(rows, "depth", setting)
+                values += [f"{statistics.fmean(means[:trained]):.2f}", f"{means[0]:.2f}, {means[trained - 1]:.2f}"]
+            else:
+                values += [setting if "layers" not in rows[0] else "", ""]
+            asked = (
+                [statistics.fmean(row["layers"][setting][str(depth)] for row in rows) for depth in (1, trained)]
+                if ("layers" in rows[0])
+                else []
+            )
+            values += [", ".join(f"{each:.2f}" for each in asked), str(len(rows))]
+            lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def draw(panels, found):
+    """Lines of all models."""
+    left, middle, right = panels
+    for number, (name, rows) in enumerate(found.items()):
+        colour, title, own = f"C{number}", ROWS[name].title, str(ROWS[name].depths)
+        late = f"@{QUANTILES[-1]}"
+        for setting, style in ((own, "-"), (own + late, "--")):
+            if setting in rows[0]["accuracy"]:
+                line(left, over_depth(rows, "accuracy", setting), style, colour, title + setting.removeprefix(own))
+            if setting in rows[0].get("depth", ()):
+                line(
+                    middle,
+                    over_depth(rows, "depth", setting),
+                    style,
+                    colour,
+                    f"{title}{setting.removeprefix(own)}, all cells",
+                )
+        if own + late in rows[0].get("layers", ()):
+            asked = [row["layers"][own + late] for row in rows]
+            means = [statistics.fmean(each[depth] for each in asked) for depth in sorted(asked[0], key=int)]
+            line(middle, means, ":", colour, f"{title}{late}, asked cell")
+        for setting, style in ((str(MORE[0]), "-"), (str(MORE[0]) + late, "--"), (str(MORE[1]), ":")):
+            if setting in rows[0]["accuracy"] and (style != ":" or name == "universal"):
+                line(right, over_depth(rows, "accuracy", setting), style, colour, f"{title}, {setting} depths")
+
+
+def line(panel, values, style, colour, label):
+    panel.plot(range(1, len(values) + 1), values, style, marker=".", color=colour, label=label)
 
 
 def main():
@@ -81,24 +111,9 @@ def main():
     found, plt = read_results(args.results), pyplot()
     print(table(found, args.trained))
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    for number, (name, rows) in enumerate(found.items()):
-        colour, title = f"C{number}", ROWS[name].title
-        accuracy = over_depth(rows, ROWS[name].depths)
-        left.plot(range(1, len(accuracy) + 1), accuracy, marker=".", color=colour, label=title)
-        for depths, style in ((ROWS[name].depths, "-"), (MORE[0], "--")):
-            if str(depths) in rows[0].get("layers", ()):
-                asked = [row["layers"][str(depths)]["asked"] for row in rows]
-                means = {int(depth): statistics.fmean(each[depth] for each in asked) for depth in asked[0]}
-                middle.plot(
-                    [*means], [*means.values()], style, marker=".", color=colour, label=f"{title}, {depths} depths"
-                )
-        for depths, style in zip(MORE, ("-", "--")):
-            if str(depths) in rows[0]["accuracy"]:
-                accuracy = over_depth(rows, depths)
-                label = f"{title}, {depths} depths"
-                right.plot(range(1, len(accuracy) + 1), accuracy, style, marker=".", color=colour, label=label)
+    draw((left, middle, right), found)
     left.set(title="as trained", ylabel="accuracy, %", ylim=(0, 103))
-    middle.set(title="layers of the asked cell", ylabel="layers", ylim=(0, MORE[0] + 0.5))
+    middle.set(title="layers, as trained", ylabel="layers", ylim=(0, FULL + 0.3))
     right.set(title="with more depths than in training", ylabel="accuracy, %", ylim=(0, 103))
     for panel in (left, middle, right):
         panel.axvline(args.trained + 0.5, color="k", linewidth=0.7, linestyle=":")

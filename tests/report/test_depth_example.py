@@ -175,11 +175,14 @@ def test_a_row_is_what_fairseq_trains(example, data):
             torch.randint(4, 34, (2, 6)), features_only=True, classification_head_name="sentence_classification_head"
         )
         assert found[0].shape == (2, 10)
-    assert made.layers("act", 1, 12)[-4:-1] == ["--depths", "12", "--output"]
-    assert "--depths" not in made.layers("act", 1, 6)
-    for name in example.depth.LOOPED:
-        assert "{'encoder_layers': 20}" in made.validate(name, 1, 20)
-        assert "--model-overrides" not in made.validate(name, 1, 6)
+    setting = example.depth.Setting(12, 0.9)
+    assert made.layers("pondernet", 1, setting)[-6:-1] == ["--depths", "12", "--quantile", "0.9", "--output"]
+    assert made.validate("pondernet", 1, setting)[-1] == "{'encoder_layers': 12, 'exit_quantile': 0.9}"
+    for name in example.depth.ROWS:
+        own, *more = example.depth.settings_of(name)
+        assert str(own) == str(example.depth.ROWS[name].depths)
+        assert not {"--model-overrides", "--depths"} & {*made.validate(name, 1, own), *made.layers(name, 1, own)}
+        assert bool(more) == (name in example.depth.LOOPED)
 
 
 @pytest.mark.parametrize(
@@ -205,14 +208,15 @@ def test_data_and_folders_are_looked_at_first(example, data):
         study(example, data, "--batch-size", "32").begin()
 
 
-def test_accuracies_of_a_log(example, tmp_path):
+def test_what_a_log_has_said(example, tmp_path):
     log = tmp_path / "at-6.log"
-    said = [("test", 50.0), ("test1", 100), ("test10", 12.5)]
-    lines = [f'2026-11-30 | INFO | {name} | {{"epoch": "", "{name}_accuracy": "{value}"}}' for name, value in said]
+    values = [("test", 50.0), ("test1", 100), ("test10", 12.5)]
+    lines = [f'2026-11-30 | INFO | {name} | {{"epoch": "", "{name}_accuracy": "{value}"}}' for name, value in values]
     log.write_text("fairseq-validate DATA\n" + "\n".join(lines) + "\n")
-    assert example.depth.accuracies(log, [name for name, _ in said]) == [50, 100, 12.5]
-    with pytest.raises(UsageError, match="has no accuracy of test2"):
-        example.depth.accuracies(log, ["test", "test2"])
+    assert example.depth.said(log, [name for name, _ in values], "accuracy") == [50, 100, 12.5]
+    for name, value in (("test2", "accuracy"), ("test", "depth")):
+        with pytest.raises(UsageError, match=f"has no {value} of {name}"):
+            example.depth.said(log, [name], value)
 
 
 def test_layers_by_depth(example):
@@ -233,7 +237,8 @@ def results(**changed):
     ]
     for row in rows:
         if row["row"] == "act":
-            row["layers"] = {"6": {"asked": {"1": 2.0, "2": 2.5}, "cells": {}, "all": 1}}
+            row["layers"] = {"6": {"1": 2.0, "2": 2.5}, "12": {"1": 3.0, "2": 4.0}}
+            row["depth"] = {"6": [1.5, 1, 2], "12": [1.5, 2, 4]}
     return {"group": "depth", "runs": rows, **changed}
 
 
@@ -242,17 +247,24 @@ def test_table_and_means(example, tmp_path):
     path.write_text(json.dumps(results()))
     found = example.plot.read_results(path)
     assert list(found) == ["plain-3", "act"]
-    assert example.plot.over_depth(found["act"], 6) == [98.5, 80] and example.plot.over_depth(found["act"], 12) == [
-        90,
-        70,
-    ]
-    assert example.plot.slope(found["act"][0]["layers"]["6"]) == pytest.approx(0.5)
+    assert example.plot.over_depth(found["act"], "accuracy", "6") == [98.5, 80]
+    assert example.plot.over_depth(found["act"], "depth", "12") == [2, 4]
     lines = example.plot.table(found, 1).splitlines()
-    assert "| `plain-3` | 3 | 10 | 1.00M | 3.00 | 60.0 ± 0.0 | 20.0 ± 0.0 |  | 2 |" in lines
-    assert "| `act` | 6 | 10 | 1.00M | 3.00 | 98.5 ± 0.7 | 80.0 ± 0.0 | 0.50 ± 0.00 | 2 |" in lines
+    assert "| `plain-3` | 3 | 10 | 60.0 ± 0.0 | 20.0 ± 0.0 | 3 |  |  | 2 |" in lines
+    assert "| `act` | 6 | 10 | 98.5 ± 0.7 | 80.0 ± 0.0 | 1.00 | 1.00, 1.00 | 2.00, 2.00 | 2 |" in lines
     path.write_text(json.dumps({"runs": [{"row": "act"}]}))
     with pytest.raises(UsageError, match="was not written by examples/depth"):
         example.plot.read_results(path)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("results/*.json")), ids=lambda path: path.stem)
+def test_committed_results_are_drawn(example, path):
+    pytest.importorskip("matplotlib")
+    found = example.plot.read_results(path)
+    figure, panels = example.plot.pyplot().subplots(1, 3)
+    example.plot.draw(panels, found)
+    assert len(panels[0].lines) >= len(found) and panels[1].lines and panels[2].lines
+    example.plot.pyplot().close(figure)
 
 
 def test_dry_run_prints_what_can_be_run(example, data, monkeypatch, capsys):
