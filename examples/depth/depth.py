@@ -77,9 +77,17 @@ class Setting(NamedTuple):
 
 def settings_of(name) -> List[Setting]:
     """How a model is scored, as it was trained first."""
-    own, more = ROWS[name].depths, MORE if name in LOOPED else ()
-    quantiles = (None, *QUANTILES) if name in DISTRIBUTED else (None,)
-    return [Setting(depths, quantile) for depths in (own, *more) for quantile in quantiles]
+    found = [Setting(depths) for depths in (ROWS[name].depths, *(MORE if name in LOOPED else ()))]
+    if name in DISTRIBUTED:
+        found += [Setting(ROWS[name].depths, each) for each in QUANTILES] + [
+            Setting(each, QUANTILES[-1]) for each in MORE
+        ]
+    return found
+
+
+def asked_of(name) -> List[Setting]:
+    """At which settings a model is asked how many layers the asked cell gets: with the depths that it was trained with."""
+    return [each for each in settings_of(name) if name in HALTING and each.depths == ROWS[name].depths]
 
 
 def parse(argv=None):
@@ -206,7 +214,7 @@ class Study:
         for setting in settings_of(name):
             yield self.validate(name, seed, setting), folder / f"at-{setting}.log"
         yield self.report(name, seed), folder / "report.log"
-        for setting in settings_of(name) if name in HALTING else ():
+        for setting in asked_of(name):
             yield self.layers(name, seed, setting), folder / f"layers-{setting}.log"
 
     def run(self, name, seed):
@@ -234,9 +242,10 @@ class Study:
         row["accuracy"] = {setting: said(log, self.subsets, "accuracy") for setting, log in logs.items()}
         row["training_seconds"] = read_json(folder / "train.done")["seconds"]
         if name in HALTING:
+            asked = map(str, asked_of(name))
+            row["layers"] = {each: read_json(folder / f"layers-{each}.json")["asked"] for each in asked}
             if "--halting" in ROWS[name].flags:
                 row["depth"] = {setting: said(log, self.subsets, "depth") for setting, log in logs.items()}
-            row["layers"] = {setting: read_json(folder / f"layers-{setting}.json")["asked"] for setting in logs}
         return row
 
 

@@ -59,11 +59,8 @@ def table(found, trained):
                 values += [f"{statistics.fmean(means[:trained]):.2f}", f"{means[0]:.2f}, {means[trained - 1]:.2f}"]
             else:
                 values += [setting if "layers" not in rows[0] else "", ""]
-            asked = (
-                [statistics.fmean(row["layers"][setting][str(depth)] for row in rows) for depth in (1, trained)]
-                if ("layers" in rows[0])
-                else []
-            )
+            layers = [row["layers"][setting] for row in rows if setting in row.get("layers", ())]
+            asked = [statistics.fmean(each[str(depth)] for each in layers) for depth in (1, trained)] if layers else []
             values += [", ".join(f"{each:.2f}" for each in asked), str(len(rows))]
             lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)
