@@ -243,7 +243,7 @@ class Study:
         row["training_seconds"] = read_json(folder / "train.done")["seconds"]
         if name in HALTING:
             asked = map(str, asked_of(name))
-            row["layers"] = {each: read_json(folder / f"layers-{each}.json")["asked"] for each in asked}
+            row["layers"] = {each: read_json(folder / f"layers-{each}.json") for each in asked}
             if "--halting" in ROWS[name].flags:
                 row["depth"] = {setting: said(log, self.subsets, "depth") for setting, log in logs.items()}
         return row

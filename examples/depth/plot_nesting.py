@@ -2,7 +2,8 @@
 """Draws accuracy and layers over nesting depth, and prints the table, from the results.json of run.sh.
 
 Lines are means over the seeds. Left, accuracy of all models with the depths that they were trained with; in the middle, layers
-of the asked cell and of all cells; right, accuracy of looped models with more depths. @0.98: halting at that quantile.
+of the cells that are not asked for, by the nesting depth of each; right, accuracy of looped models with more depths. @0.98:
+halting at that quantile.
 """
 
 import statistics
@@ -60,13 +61,17 @@ def table(found, trained):
             else:
                 values += [setting if "layers" not in rows[0] else "", ""]
             layers = [row["layers"][setting] for row in rows if setting in row.get("layers", ())]
-            asked = [statistics.fmean(each[str(depth)] for each in layers) for depth in (1, trained)] if layers else []
+            asked = (
+                [statistics.fmean(each["asked"][str(depth)] for each in layers) for depth in (1, trained)]
+                if layers
+                else []
+            )
             values += [", ".join(f"{each:.2f}" for each in asked), str(len(rows))]
             lines.append(f"| {' | '.join(values)} |")
     return "\n".join(lines)
 
 
-def draw(panels, found):
+def draw(panels, found, trained):
     """Lines of all models."""
     left, middle, right = panels
     for number, (name, rows) in enumerate(found.items()):
@@ -75,18 +80,10 @@ def draw(panels, found):
         for setting, style in ((own, "-"), (own + late, "--")):
             if setting in rows[0]["accuracy"]:
                 line(left, over_depth(rows, "accuracy", setting), style, colour, title + setting.removeprefix(own))
-            if setting in rows[0].get("depth", ()):
-                line(
-                    middle,
-                    over_depth(rows, "depth", setting),
-                    style,
-                    colour,
-                    f"{title}{setting.removeprefix(own)}, all cells",
-                )
-        if own + late in rows[0].get("layers", ()):
-            asked = [row["layers"][own + late] for row in rows]
-            means = [statistics.fmean(each[depth] for each in asked) for depth in sorted(asked[0], key=int)]
-            line(middle, means, ":", colour, f"{title}{late}, asked cell")
+            if setting in rows[0].get("layers", ()):
+                cells = [row["layers"][setting]["cells"] for row in rows]
+                means = [statistics.fmean(each[str(depth)] for each in cells) for depth in range(1, trained + 1)]
+                line(middle, means, style, colour, title + setting.removeprefix(own))
         for setting, style in ((str(MORE[0]), "-"), (str(MORE[0]) + late, "--"), (str(MORE[1]), ":")):
             if setting in rows[0]["accuracy"] and (style != ":" or name == "universal"):
                 line(right, over_depth(rows, "accuracy", setting), style, colour, f"{title}, {setting} depths")
@@ -108,9 +105,9 @@ def main():
     found, plt = read_results(args.results), pyplot()
     print(table(found, args.trained))
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    draw((left, middle, right), found)
+    draw((left, middle, right), found, args.trained)
     left.set(title="as trained", ylabel="accuracy, %", ylim=(0, 103))
-    middle.set(title="layers, as trained", ylabel="layers", ylim=(0, FULL + 0.3))
+    middle.set(title="layers of cells not asked for", ylabel="layers", ylim=(0, FULL + 0.3))
     right.set(title="with more depths than in training", ylabel="accuracy, %", ylim=(0, 103))
     for panel in (left, middle, right):
         panel.axvline(args.trained + 0.5, color="k", linewidth=0.7, linestyle=":")

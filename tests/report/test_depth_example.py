@@ -237,7 +237,7 @@ def results(**changed):
     ]
     for row in rows:
         if row["row"] == "act":
-            row["layers"] = {"6": {"1": 2.0, "2": 2.5}, "12": {"1": 3.0, "2": 4.0}}
+            row["layers"] = {"6": {"asked": {"1": 2.0, "2": 2.5}, "cells": {"0": 1, "1": 2, "2": 3}, "all": 1}}
             row["depth"] = {"6": [1.5, 1, 2], "12": [1.5, 2, 4]}
     return {"group": "depth", "runs": rows, **changed}
 
@@ -262,7 +262,7 @@ def test_committed_results_are_drawn(example, path):
     pytest.importorskip("matplotlib")
     found = example.plot.read_results(path)
     figure, panels = example.plot.pyplot().subplots(1, 3)
-    example.plot.draw(panels, found)
+    example.plot.draw(panels, found, 6)
     assert len(panels[0].lines) >= len(found) and panels[1].lines and panels[2].lines
     example.plot.pyplot().close(figure)
 
