@@ -27,6 +27,7 @@ MORE = {
     "scripts/demo.sh": "--here --updates 8 --data RAW --out demo",
     "examples/language_model/small.sh": "MYTEXT",
     "examples/gallery/run.sh": "--only plain-3,act",
+    "examples/depth/run.sh": "--only plain-3,act",
     "examples/gallery/keys.sh": "--only shared",
     "examples/gallery/priors.sh": "--only loop_gate",
     "examples/translation/evaluate.sh": "--last 1",

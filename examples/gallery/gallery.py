@@ -9,12 +9,12 @@ import json
 import os
 import shlex
 import shutil
-import sys
 import time
 from pathlib import Path
 
 from cells import CELLS, DEPTHS, FULL, GROUPS, PRIOR_DEPTHS, REPEATS, TRANSLATION, cells_of, training
-from results import bleu, collect, line, write_json
+from results import bleu, collect, line
+from steps import do, write_json
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
@@ -163,7 +163,7 @@ class Gallery:
             if cell.of is not None:
                 self.change(self.out / f"{cell.of}-{seed}", last, cell.changed)
             else:
-                self.do(self.train(name, seed), folder / "train.log")
+                do(self.train(name, seed), folder / "train.log")
             seconds = {"seconds": round(time.monotonic() - start, 1)}
             write_json(folder / "trained.json", seconds)
         for depth in self.depths(name):
@@ -171,15 +171,15 @@ class Gallery:
                 last = self.turn(folder, depth)
             scores = folder / f"{last.stem}.json"
             if not scores.exists():
-                self.do(self.report([last], scores, "--subset", "test", "--rounds", "1"), folder / "report.log")
+                do(self.report([last], scores, "--subset", "test", "--rounds", "1"), folder / "report.log")
             if self.pair and not (folder / f"{last.stem}.bleu.json").exists():
-                self.do(self.generate(last), folder / f"{last.stem}.out")
+                do(self.generate(last), folder / f"{last.stem}.out")
                 found = bleu(folder / f"{last.stem}.out", self.text, self.pair.partition("-")[2])
                 write_json(folder / f"{last.stem}.bleu.json", found)
         if self.args.group == "keys" and name in REPEATS and not (folder / "repeats.json").exists():
             here = os.path.join(os.path.dirname(__file__), "repeats.py")
             words = [str(folder / "checkpoint_last.pt"), "--data", str(self.data / "bin")]
-            self.do(["python3", here, *words, "--output", str(folder / "repeats.json")], folder / "repeats.log")
+            do(["python3", here, *words, "--output", str(folder / "repeats.json")], folder / "repeats.log")
 
     def turn(self, folder, depth):
         """The checkpoint at a mean depth: dialled to what that is of the whole model, or as it was trained, where it has no
@@ -189,8 +189,8 @@ class Gallery:
         if made.exists():
             return made
         if not full.exists():
-            self.do(self.report([last], full, "--no-quality", "--rounds", "1"), folder / "report.log")
-        if self.do(
+            do(self.report([last], full, "--no-quality", "--rounds", "1"), folder / "report.log")
+        if do(
             self.dial(folder, depth, f"{share_at(depth, read_json(full)):.4f}"),
             folder / f"dial-{depth}.log",
             check=False,
@@ -210,21 +210,6 @@ class Gallery:
         output.unlink(missing_ok=True)
         save_checkpoint(state, output)
 
-    def do(self, words, log, check=True):
-        """Run a command in a process of its own, its output in a log.
-
-        Raises:
-            UsageError: where it fails
-        """
-        sys.stdout.flush(), sys.stderr.flush()
-        child = os.fork()
-        if not child:
-            os._exit(become(words, log))
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if check and status:
-            raise UsageError(f"{words[0]} ended with {status}; all it said is in {log}")
-        return status
-
 
 def share_at(depth, report) -> float:
     """What a model's multiply-adds are of those of its dense counterpart where its stacks of FULL depths stop at ``depth``."""
@@ -232,36 +217,6 @@ def share_at(depth, report) -> float:
     turned = [each["depths"] for each in model["stacks"].values() if len(each["depths"]) == FULL]
     dense = sum(row["counterpart_multiply_adds"] for depths in turned for row in depths)
     return 1 - (1 - depth / FULL) * dense / model["counterpart"]["multiply_adds"]["total"]
-
-
-def become(words, log) -> int:
-    """Be a command; return its exit status."""
-    import runpy
-    import traceback
-
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if str(log).endswith(".out") else os.O_APPEND))
-    os.dup2(file, 1), os.dup2(file, 2)
-    if not str(log).endswith(".out"):
-        print(shlex.join(words), flush=True)
-    sys.argv = words
-    try:
-        if words[0] == "python3":
-            sys.argv = words[1:]
-            runpy.run_path(words[1], run_name="__main__")
-        elif words[0] == "fairseq-adaptive":
-            from fairseq_adaptive import commands
-
-            commands.main(words[1:])
-        else:
-            __import__(f"fairseq_cli.{words[0].removeprefix('fairseq-')}", fromlist=["cli_main"]).cli_main()
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(bool(end.code))
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    sys.stdout.flush(), sys.stderr.flush()
-    return status or 0
 
 
 def main():

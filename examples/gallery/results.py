@@ -1,27 +1,22 @@
 """What the runs of the gallery have come to: scores of a run, all of them with times in one file, and means over seeds."""
 
-import datetime
 import functools
-import json
-import platform
 import statistics
-import subprocess
+import sys
 from pathlib import Path
 from typing import Dict, List
 
 from cells import CELLS, LANGUAGE_MODEL
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.files import read_json, read_lines, whole_file
+from fairseq_adaptive.files import read_json, read_lines
+
+sys.path.insert(1, str(Path(__file__).parents[1]))  # of the examples
+from steps import about, do, write_json  # noqa: E402
 
 QUALITY = {"language_model": "bits", "translation": "chrf"}
 NAMES = {"bits": "bits per character", "chrf": "chrF"}
 DIGITS = {"bits": 3, "bleu": 2, "chrf": 2, "milliseconds": 2}
-
-
-def write_json(path, content) -> None:
-    with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
 
 
 def bleu(path, reference, language) -> Dict[str, float]:
@@ -126,28 +121,8 @@ def time_all(gallery, paths) -> Dict:
             times.unlink()
     if not times.exists():
         print(f"timing {len(paths)} models in turn, {rounds} rounds", flush=True)
-        gallery.do(gallery.times(paths, times), gallery.out / "times.log")
+        do(gallery.times(paths, times), gallery.out / "times.log")
     return read_json(times)
-
-
-def about() -> Dict[str, str]:
-    """Machine, date and commit."""
-    names = [each for each in _text("/proc/cpuinfo").splitlines() if each.startswith("model name")]
-    machine = f"{len(names)} cores of {names[0].partition(': ')[2]}" if names else platform.processor()
-    here = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        commit = subprocess.run(here, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
-    load = _text("/proc/loadavg").partition(" ")[0]
-    return {"machine": machine, "load": load, "date": datetime.date.today().isoformat(), "commit": commit}
-
-
-def _text(path):
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
 
 
 def read_results(path) -> Dict:

@@ -18,7 +18,7 @@ from fairseq_adaptive.ranges import Parser
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FOR_A_CLONE = ("scripts/setup.sh", "scripts/test.sh")
-SHARED = ("examples/common.sh", "examples/download.sh", "examples/subwords.sh", "scripts")
+SHARED = ("examples/common.sh", "examples/download.sh", "examples/subwords.sh", "examples/steps.py", "scripts")
 
 
 def home() -> Path:

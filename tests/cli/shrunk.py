@@ -58,6 +58,8 @@ MORE = importlib.import_module("runs").SMALL | {
     "optimal_cutoffs.py": "--tokens 32 --hidden-dim 16",
     "measure.py": "--seeds 1",
     "gallery.py": "--updates 2 --width 8 --rounds 1 --seeds 1",
+    "sheets.py": "--train 16 --dev 4 --test 4 --trained 2 --deepest 2 --cells 8",
+    "depth.py": "--width 8 --batch-size 8 --seeds 1",
     "calibration.py": "--resamples 2 --tolerance 0.9 --confidence 0.5 --grid 0.9,0.5",
     "fairseq-hydra-train": "common.cpu=true optimization.max_update=2 optimization.update_freq=[1] ++model.encoder_embed_dim=16 "
     "++model.encoder_ffn_embed_dim=32 ++model.decoder_embed_dim=16 ++model.decoder_ffn_embed_dim=32 dataset.num_workers=0 "
