@@ -48,6 +48,8 @@ def draw(panel, title, found):
     """A panel; returns what is drawn. A marker is a kind of cell, and a colour a cell of that kind."""
     drawn, used, quality = points(found), collections.Counter(), QUALITY[found["task"]]
     low, high = ends([whiskers(qualities)[0] for *_, qualities in drawn])
+    seeds = [each for *_, qualities in drawn if low <= whiskers(qualities)[0] <= high for each in qualities]
+    low, high = min(low, *seeds), max(high, *seeds)  # lines are drawn whole
     lower = quality == "bits"
     for name, kind, times, qualities in sorted(drawn, key=lambda row: sum(row[3]) / len(row[3]), reverse=not lower):
         (x, across), (y, along), title_of = whiskers(times), whiskers(qualities), CELLS[name].title
