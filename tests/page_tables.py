@@ -37,9 +37,6 @@ BEFORE = {
         "--task-criterion sentence_prediction; cp classifier/checkpoint_last.pt CHECKPOINT; given sentence_prediction:2 DATA",
         "fairseq-train MULTI30K": "given translation:en:de MULTI30K",
     },
-    "docs/benchmarks.md": {
-        "python scripts/benchmark/all": "mkdir docs; cp -r $PAGE_ROOT/docs/benchmarks $PAGE_ROOT/docs/benchmarks.md docs"
-    },
     "docs/mechanisms/parameter-sharing.md": {
         "fairseq-adaptive convert": f"{TRANSLATION.replace('shared_transformer_tiny', 'transformer')} "
         "--save-dir made; cp made/checkpoint_last.pt checkpoint_best.pt"

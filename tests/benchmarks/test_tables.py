@@ -192,7 +192,7 @@ def test_machines_stand_side_by_side(script, tmp_path):
         tables.read_folder(tmp_path)
 
 
-@pytest.mark.parametrize("name, table", [("performance", "kernels"), ("benchmarks", "skimming-int8")])
+@pytest.mark.parametrize("name, table", [("performance", "kernels")])
 def test_the_page_has_what_the_files_give(script, name, table):
     tables = script("tables")
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
