@@ -12,10 +12,10 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Iterable, List
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.files import whole_file
+from fairseq_adaptive.files import read_json, whole_file
 
 
 def do(words, log, check=True):
@@ -64,6 +64,45 @@ def become(words, log) -> int:
 def write_json(path, content) -> None:
     with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=1) + "\n")
+
+
+def chosen(only: str, known: Iterable[str], what: str) -> List[str]:
+    """The names in ``A,B``, or all where it is empty.
+
+    Raises:
+        UsageError: for one that is not known
+    """
+    names = only.split(",") if only else list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"--only {unknown[0]!r} is no {what} of this: there are {', '.join(known)}")
+    return names
+
+
+def seeds_of(text: str) -> List[int]:
+    """The numbers in ``1,2,3``.
+
+    Raises:
+        UsageError: for what is no such list
+    """
+    seeds = text.split(",")
+    if not all(each.isdecimal() and int(each) for each in seeds) or len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text!r}: give different whole numbers above 0, such as 1,2,3")
+    return [int(each) for each in seeds]
+
+
+def begin(folder: Path, settings: Dict) -> None:
+    """Make a folder of results, or see that it was begun with the same settings.
+
+    Raises:
+        UsageError: where it was not
+    """
+    path = folder / "settings.json"
+    if path.exists() and read_json(path) != settings:
+        raise UsageError(f"{folder} was begun with {json.dumps(read_json(path))}: name another folder, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_json(path, settings)
 
 
 def about() -> Dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
 sys.path.insert(1, str(Path(__file__).parents[1]))  # of the examples
-from steps import about, do, write_json  # noqa: E402
+from steps import about, begin, chosen, do, seeds_of, write_json  # noqa: E402
 
 from fairseq_adaptive.command import run  # noqa: E402
 from fairseq_adaptive.errors import UsageError  # noqa: E402
@@ -125,16 +125,9 @@ class Study:
 
     def __init__(self, args):
         self.args, self.data, self.out = args, Path(args.data), Path(args.out)
-        self.names = args.only.split(",") if args.only else list(ROWS)
-        unknown = [name for name in self.names if name not in ROWS]
-        if unknown:
-            raise UsageError(f"--only {unknown[0]!r} is no model of this: there are {', '.join(ROWS)}")
-        seeds = args.seeds.split(",")
-        if not all(each.isdecimal() and int(each) for each in seeds) or len(set(seeds)) < len(seeds):
-            raise UsageError(f"--seeds {args.seeds!r}: give different whole numbers above 0, such as 1,2,3")
+        self.names, self.seeds = chosen(args.only, ROWS, "model"), seeds_of(args.seeds)
         if args.width % 4:
             raise UsageError(f"--width {args.width} is no multiple of the 4 heads")
-        self.seeds = [int(each) for each in seeds]
         labels = self.data / "text" / "train.label"
         if not labels.is_file():
             raise UsageError(f"{labels} is missing: make it with examples/depth/prepare.sh")
@@ -151,14 +144,7 @@ class Study:
             UsageError: where it was not
         """
         settings = {"updates": self.updates, "width": self.args.width, "batch_size": self.args.batch_size}
-        path = self.out / "settings.json"
-        if path.exists() and read_json(path) != settings:
-            raise UsageError(
-                f"{self.out} was begun with {json.dumps(read_json(path))}: name another folder, or remove it"
-            )
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_json(path, settings)
+        begin(self.out, settings)
 
     def train(self, name, seed) -> List[str]:
         """The command that trains a model: once through the sheets, in their order."""

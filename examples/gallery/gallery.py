@@ -5,7 +5,6 @@ Every step is a command, which its log begins with. They run in processes that a
 fairseq once. A step that was finished is not done again.
 """
 
-import json
 import os
 import shlex
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from cells import CELLS, DEPTHS, FULL, GROUPS, PRIOR_DEPTHS, REPEATS, TRANSLATION, cells_of, training
 from results import bleu, collect, line
-from steps import do, write_json
+from steps import begin, chosen, do, seeds_of, write_json
 
 from fairseq_adaptive.command import run
 from fairseq_adaptive.errors import UsageError
@@ -70,15 +69,7 @@ class Gallery:
             )
         if args.width % 4:
             raise UsageError(f"--width {args.width} is no multiple of the 4 heads")
-        known = cells_of(args.group, self.task)
-        self.cells = known if not args.only else args.only.split(",")
-        unknown = [name for name in self.cells if name not in known]
-        if unknown:
-            raise UsageError(f"--only {unknown[0]!r} is no cell of this: there are {', '.join(known)}")
-        seeds = args.seeds.split(",")
-        if not all(each.isdecimal() and int(each) for each in seeds) or len(set(seeds)) < len(seeds):
-            raise UsageError(f"--seeds {args.seeds!r}: give different whole numbers above 0, such as 1,2,3")
-        self.seeds = [int(each) for each in seeds]
+        self.cells, self.seeds = chosen(args.only, cells_of(args.group, self.task), "cell"), seeds_of(args.seeds)
         self.text = text
 
     def begin(self):
@@ -89,14 +80,7 @@ class Gallery:
         """
         size = sum(each.stat().st_size for each in self.data.glob("bin/train*.bin"))
         settings = {"task": self.task, "updates": self.args.updates, "width": self.args.width, "data_bytes": size}
-        path = self.out / "settings.json"
-        if path.exists() and read_json(path) != settings:
-            raise UsageError(
-                f"{self.out} was begun with {json.dumps(read_json(path))}: name another folder, or remove it"
-            )
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_json(path, settings)
+        begin(self.out, settings)
 
     def depths(self, name):
         """To which mean depths a cell is dialled, None: as it was trained."""
