@@ -1,8 +1,8 @@
 import types
 
+import groups
 import pytest
 import torch
-import torch.distributed as dist
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.distributed import ModuleProxyWrapper
 from fairseq.logging import metrics
@@ -165,9 +165,8 @@ def test_half_precision_sums_in_float32(dictionary, kind):
 
 @pytest.fixture
 def one_worker(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with groups.one_worker(tmp_path):
+        yield
 
 
 def two_steps(loss_of, model, sample):

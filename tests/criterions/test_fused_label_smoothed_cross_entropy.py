@@ -4,10 +4,10 @@ import argparse
 
 import pytest
 import torch
-import torch.distributed as dist
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.distributed import ModuleProxyWrapper
 from fairseq.tasks.fairseq_task import StatefulContainer
+from groups import one_worker
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -111,8 +111,7 @@ def test_distributed_data_parallel(build, dictionary, sample, tmp_path, tied):
     model = build("transformer", **BOTH, share_all_embeddings=tied)
     fused, _ = criteria(dictionary, False, 0.1)
     expected = everything(fused, model, sample)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
+    with one_worker(tmp_path):
         # as fairseq wraps a model for --ddp-backend pytorch_ddp
         parallel = ModuleProxyWrapper(torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False))
         for _ in range(2):
@@ -121,8 +120,6 @@ def test_distributed_data_parallel(build, dictionary, sample, tmp_path, tied):
             loss.backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name])
-    finally:
-        dist.destroy_process_group()
 
 
 def test_refuses_bad_input(build, dictionary, sample):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from groups import one_worker
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules import layer_schedule
@@ -219,8 +220,7 @@ def test_data_parallel_takes_a_layer_at_several_depths(build, batch, flags, tmp_
     model = shared(build, "cycle_rev", 2, **flags)
     logits(model, batch).sin().sum().backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
+    with one_worker(tmp_path):
         parallel = torch.nn.parallel.DistributedDataParallel(model.train(), broadcast_buffers=False)
         for module in model.modules():
             if hasattr(module, "p"):
@@ -228,8 +228,6 @@ def test_data_parallel_takes_a_layer_at_several_depths(build, batch, flags, tmp_
         for _ in range(2):
             parallel.zero_grad()
             logits(parallel, batch).sin().sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
