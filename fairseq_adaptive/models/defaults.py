@@ -13,11 +13,15 @@ from omegaconf import OmegaConf
 def fill_defaults(args, **values):
     """Set those of ``values`` that are not given.
 
+    The arguments of a policy, ``router_args`` beside ``router``, are left out where another policy is given.
+
     Args:
         args: namespace or DictConfig with flags
     """
+    given = {name: getattr(args, name) for name in values if getattr(args, name, None) is not None}
     for name, value in values.items():
-        if getattr(args, name, None) is None:
+        policy = name.removesuffix("_args")
+        if name not in given and given.get(policy, values.get(policy)) == values.get(policy):
             setattr(args, name, value)
 
 

@@ -14,7 +14,13 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY, build_model
+from fairseq.models import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_NAME_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    MODEL_DATACLASS_REGISTRY,
+    build_model,
+)
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
@@ -168,6 +174,24 @@ def test_fill_defaults():
     assert args.none == 3
     found = with_defaults(argparse.Namespace(blocks=None, dropout=0), PARSupernetConfig)
     assert (found.blocks, found.dropout, hasattr(found, "temperature_updates")) == (32, 0, False)
+
+
+def _with_arguments():
+    """The presets whose policies have arguments of the preset's, and of what kind."""
+    for arch in OURS:
+        args = argparse.Namespace()
+        ARCH_CONFIG_REGISTRY.get(arch, lambda args: None)(args)
+        yield from ((arch, kind) for kind in ("router", "halting", "reader") if getattr(args, f"{kind}_args", None))
+
+
+@pytest.mark.parametrize("arch, kind", _with_arguments())
+def test_another_policy_does_not_get_the_arguments_of_the_preset(arch, kind):
+    assert getattr(by_train(arch).model, f"{kind}_args")
+    other = by_train(arch, f"--{kind}", "none").model
+    assert getattr(other, kind) == "none" and not getattr(other, f"{kind}_args")
+    built(by_train(arch, f"--{kind}", "none"), arch)
+    own = by_train(arch, f"--{kind}-args", "{}").model
+    assert getattr(own, f"{kind}_args") == "{}"
 
 
 def test_every_model_and_criterion_is_in_a_group_of_hydra():
