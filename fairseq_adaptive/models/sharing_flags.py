@@ -117,8 +117,9 @@ def check_depth_lora(args) -> int:
         UsageError: where it cannot be combined with another flag
     """
     rank = int(getattr(args, "depth_lora_rank", None) or 0)
-    if rank and getattr(args, "quant_noise_pq", None):
-        raise UsageError(
-            "--depth-lora-rank cannot be combined with --quant-noise-pq, which changes matrices: leave one out"
-        )
+    for noise in ("pq", "scalar"):
+        if rank and getattr(args, f"quant_noise_{noise}", None):
+            raise UsageError(
+                f"--depth-lora-rank cannot be combined with --quant-noise-{noise}, which changes matrices: leave one out"
+            )
     return rank

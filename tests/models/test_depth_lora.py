@@ -270,6 +270,7 @@ def test_cost_of_a_rank(build, batch):
         ({"depth_lora_rank": 17}, "--depth-lora-rank 17 is impossible: .* dimension of 16; use 1 to 16"),
         ({"depth_lora_rank": -1}, "--depth-lora-rank is -1: use a whole number from 0"),
         ({"depth_lora_rank": 2, "quant_noise_pq": 0.1}, "cannot be combined with --quant-noise-pq"),
+        ({"depth_lora_rank": 2, "quant_noise_scalar": 0.1}, "cannot be combined with --quant-noise-scalar"),
     ),
 )
 def test_refusals(build, flags, message):
