@@ -19,7 +19,8 @@ from fairseq_adaptive.ranges import Parser
 
 QUIET = 0.05  # of a machine's processors, which others may take
 KERNELS = "kernels"
-_PART = re.compile(r"(<!-- table: (\S+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+_BEGIN = "<!-- table: "
+_PART = re.compile(rf"{_BEGIN}(\S+) -->((?!{_BEGIN}).)*?<!-- end -->", re.DOTALL)
 _KEY = ("case", "name", "against")
 Found = Dict[str, Dict[str, Dict]]
 
@@ -148,15 +149,18 @@ def with_tables(page: str, found: Found) -> str:
     """A page with its tables as the files give them.
 
     Raises:
-        UsageError: when a table has no file
+        UsageError: when a table has no file, or no end
     """
 
     def written(part):
-        if part[2] not in found:
-            raise UsageError(f"the page has a table {part[2]}, which no file has: there are {', '.join(sorted(found))}")
-        return part[1] + text_of(found[part[2]]) + part[3]
+        if part[1] not in found:
+            raise UsageError(f"the page has a table {part[1]}, which no file has: there are {', '.join(sorted(found))}")
+        return f"{_BEGIN}{part[1]} -->\n\n{text_of(found[part[1]])}\n\n<!-- end -->"
 
-    return _PART.sub(written, page)
+    changed, count = _PART.subn(written, page)
+    if count != page.count(_BEGIN):
+        raise UsageError("a table of the page does not end with <!-- end -->")
+    return changed
 
 
 def main():
@@ -171,7 +175,7 @@ def main():
         raise UsageError(f"no file has {', '.join(unknown)}: there are {', '.join(sorted(found))}")
     if args.page is None:
         for name in args.only or found:
-            sys.stdout.write(f"<!-- table: {name} -->\n\n{text_of(found[name])}\n\n<!-- end -->\n\n")
+            sys.stdout.write(f"{_BEGIN}{name} -->\n\n{text_of(found[name])}\n\n<!-- end -->\n\n")
         return
     page = read_text(args.page)
     changed = with_tables(page, found)

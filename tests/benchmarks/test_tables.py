@@ -185,6 +185,10 @@ def test_machines_stand_side_by_side(script, tmp_path):
     page = "a\n<!-- table: skimming -->\n\nold\n\n<!-- end -->\nb\n"
     made = tables.with_tables(page, tables.read_folder(tmp_path))
     assert "old" not in made and "200 / 200" in made and made == tables.with_tables(made, tables.read_folder(tmp_path))
+    empty = "<!-- table: skimming -->\n\n<!-- end -->\nb\n"  # of a table without lines, as a new page has it
+    assert tables.with_tables(empty + page, tables.read_folder(tmp_path)) == made.removeprefix("a\n") + made
+    with pytest.raises(UsageError, match="does not end with <!-- end -->"):
+        tables.with_tables(page.replace("<!-- end -->", "") + page, tables.read_folder(tmp_path))
     with pytest.raises(UsageError, match="a table tape, which no file has: there are skimming"):
         tables.with_tables(page.replace("skimming", "tape"), tables.read_folder(tmp_path))
     (tmp_path / "other.json").write_text('{"benchmarks": {"tape": {}}}')
@@ -192,7 +196,7 @@ def test_machines_stand_side_by_side(script, tmp_path):
         tables.read_folder(tmp_path)
 
 
-@pytest.mark.parametrize("name, table", [("performance", "kernels")])
+@pytest.mark.parametrize("name, table", [("performance", "kernels"), ("benchmarks", "skimming-int8")])
 def test_the_page_has_what_the_files_give(script, name, table):
     tables = script("tables")
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
