@@ -23,6 +23,7 @@ SMALL = {
     "tape.py": "--arch adatape_vit_mini --image-size 28 --batch-size 2 --rounds 1",
     "time_shares.py": f"{_TINY} --layers 2 --unique-layers 1 --tokens 64 --length 8 --vocab-size 50 "
     "--models shared_transformer shared_transformer_lm",
+    "token_merging.py": "--arch token_merging_vit_mini --r 2 --image-size 28 --batch-size 2 --rounds 1",
     "training.py": f"{_TINY} --updates 1 --layers 2 --unique-layers 1 --max-tokens 256",
     "transformer_xl.py": "--rounds 1 --vocab-size 200 --cutoffs 10,50 --layers 1 --embed-dim 16 --heads 2 "
     "--ffn-embed-dim 32 --length 8 --memory 8 --batch-size 2",
@@ -73,6 +74,7 @@ RUNS = (
     Run("skimming-int8", "skimming.py", f"--int8 --against onnxruntime-int8 {_SHORT}", module="onnxruntime"),
     Run("packing", "packing.py"),
     Run("tape", "tape.py"),
+    Run("token-merging", "token_merging.py"),
     Run("relative-attention", "relative_attention.py", peer="--peer {transformer_xl}"),
     Run("adaptive-softmax", "adaptive_softmax.py", peer="--peer {transformer_xl}"),
     Run("transformer-xl", "transformer_xl.py", "--peer {transformer_xl}"),
