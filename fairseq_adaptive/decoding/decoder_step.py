@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.depth_lora import DEPTH_MODULES, layers_to_lay_out, prepacked_at, weight_and_bias
 from fairseq_adaptive.modules.layers.dropout import FastDropout
+from fairseq_adaptive.modules.layers.int8_linear import Int8Linear, project
 from fairseq_adaptive.modules.layers.known import first_change, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS, PrepackedWeights
 from fairseq_adaptive.modules.layers.residual import FUSABLE
@@ -22,12 +23,26 @@ from fairseq_adaptive.modules.layers.transformer_layer import DecoderLayer
 from fairseq_adaptive.modules.stack.decoder_stack import DecoderStack
 from fairseq_adaptive.modules.stack.run import run_packed
 
-KNOWN = (DecoderStack, DecoderLayer, FastAttention, *LINEARS, FairseqDropout, FastDropout, *FUSABLE, *DEPTH_MODULES)
+_MAPS = (*LINEARS, Int8Linear)
+KNOWN = (DecoderStack, DecoderLayer, FastAttention, *_MAPS, FairseqDropout, FastDropout, *FUSABLE, *DEPTH_MODULES)
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
 
 
 def _norm(norm: nn.Module, depth: int) -> Tuple:
     return norm.normalized_shape, *weight_and_bias(norm, depth), norm.eps
+
+
+def _map(linear: nn.Module, depth: int) -> Callable:
+    return linear if type(linear) is Int8Linear else prepacked_at(linear, depth)
+
+
+def _joint(linears: List[nn.Module], depth: int) -> Callable:
+    """Several maps of one input side by side."""
+    if any(type(each) is Int8Linear for each in linears):
+        return lambda x: torch.cat(project(x, *linears), -1)
+    parts = [prepacked_at(each, depth) for each in linears]
+    bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+    return PrepackedWeights(torch.cat([part.weight for part in parts]), bias)
 
 
 class _Layer(NamedTuple):
@@ -36,19 +51,17 @@ class _Layer(NamedTuple):
 
     pre_norm: bool
     norms: Tuple  # arguments of layer_norm after x: of self-attention, cross-attention (or None), feed-forward
-    project: PrepackedWeights  # C -> 3 C
-    out: PrepackedWeights
-    query_source: Optional[PrepackedWeights]
-    out_source: Optional[PrepackedWeights]
-    fc1: PrepackedWeights
-    fc2: PrepackedWeights
+    project: Callable  # C -> 3 C
+    out: Callable
+    query_source: Optional[Callable]
+    out_source: Optional[Callable]
+    fc1: Callable
+    fc2: Callable
     activation: Callable
 
     @classmethod
     def of(cls, layer, depth):
         own, source = layer.self_attn, layer.encoder_attn
-        parts = [prepacked_at(each, depth) for each in (own.q_proj, own.k_proj, own.v_proj)]
-        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
         return cls(
             layer.normalize_before,
             (
@@ -56,12 +69,12 @@ class _Layer(NamedTuple):
                 None if source is None else _norm(layer.encoder_attn_layer_norm, depth),
                 _norm(layer.final_layer_norm, depth),
             ),
-            PrepackedWeights(torch.cat([part.weight for part in parts]), bias),
-            prepacked_at(own.out_proj, depth),
-            None if source is None else prepacked_at(source.q_proj, depth),
-            None if source is None else prepacked_at(source.out_proj, depth),
-            prepacked_at(layer.fc1, depth),
-            prepacked_at(layer.fc2, depth),
+            _joint([own.q_proj, own.k_proj, own.v_proj], depth),
+            _map(own.out_proj, depth),
+            None if source is None else _map(source.q_proj, depth),
+            None if source is None else _map(source.out_proj, depth),
+            _map(layer.fc1, depth),
+            _map(layer.fc2, depth),
             layer.activation_fn,
         )
 

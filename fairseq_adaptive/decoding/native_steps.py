@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairseq_adaptive.decoding.plain_weights import Unfit, decoder_weights, encoder_weights, require_nothing_else
 from fairseq_adaptive.errors import UsageError
+from fairseq_adaptive.modules.layers.int8_linear import Int8Linear
 from fairseq_adaptive.modules.layers.known import change, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import laid_out
 from fairseq_adaptive.ops.decoder_step import OP, Asked
@@ -76,7 +77,7 @@ def _check(generator, rows):
         from fairseq_adaptive.ops.decoder_step.native import slower
 
         layer = models[0].decoder.layers[0]
-        why = slower(layer.fc1.in_features, layer.fc1.out_features, rows)
+        why = slower(layer.fc1.in_features, layer.fc1.out_features, rows, type(layer.fc1) is Int8Linear)
         if why is not None:
             raise Unfit(why)
 

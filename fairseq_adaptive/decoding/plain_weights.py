@@ -12,6 +12,7 @@ from fairseq_adaptive.decoding.decoder_step import KNOWN, plain
 from fairseq_adaptive.modules.layers.admin import AdminResidual
 from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.depth_lora import PARTS, layers_to_lay_out, weight_and_bias
+from fairseq_adaptive.modules.layers.int8_linear import Int8Linear
 from fairseq_adaptive.modules.layers.known import HOOKS, first_change
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS
 from fairseq_adaptive.modules.layers.residual import FUSABLE
@@ -20,7 +21,7 @@ from fairseq_adaptive.modules.policies.act import ACT, UniversalACT
 from fairseq_adaptive.modules.policies.confidence import Margin, Saturation
 from fairseq_adaptive.modules.policies.pondernet import PonderNet
 from fairseq_adaptive.modules.stack.stack import LayerStack
-from fairseq_adaptive.ops.decoder_step import Decoder, Halting, Layer, Map, Norm, Stack
+from fairseq_adaptive.ops.decoder_step import Decoder, Halting, Int8Map, Layer, Map, Norm, Stack
 
 _RULES = {ACT: "act", UniversalACT: "ut_act", PonderNet: "pondernet", Saturation: "saturation", Margin: "margin"}
 _ACTIVATIONS = {F.relu: "relu", gelu: "gelu"}
@@ -72,10 +73,11 @@ def _layer(layer, depth):
     cross, norm = {}, None
 
     def of(*linears):
+        kind = Int8Map if type(linears[0]) is Int8Linear else Map
         weights, biases = zip(*(weight_and_bias(each, depth) for each in linears))
         if len(linears) == 1:
-            return Map(weights[0], biases[0])
-        return Map(torch.cat(weights), None if biases[0] is None else torch.cat(biases))
+            return kind(weights[0], biases[0])
+        return kind(torch.cat(weights), None if biases[0] is None else torch.cat(biases))
 
     if source is not None:
         cross = {"query": of(source.q_proj), "source": of(source.k_proj, source.v_proj)}
@@ -106,6 +108,7 @@ def _check_stack(stack, last, embedding):
     if stack.residual is not None:
         _require([stack.residual], (AdminResidual,))
     shapes, norms = set(), [each for each in (last, *embedding) if each is not None]
+    _check_int8(layers)
     for layer in layers:
         attentions = [each for each in (layer.self_attn, getattr(layer, "encoder_attn", None)) if each is not None]
         norms += [each for name, each in layer.named_children() if name.endswith("layer_norm")]
@@ -121,6 +124,22 @@ def _check_stack(stack, last, embedding):
         raise Unfit("layers differ")
     if any(each.weight is None or each.bias is None for each in norms):
         raise Unfit("a norm has no weights")
+
+
+def _check_int8(layers):
+    """Refuse layers of which some maps run in int8, and others do not, or whose sizes are not whole vectors."""
+    maps = [each for layer in layers for each in _within(layer) if isinstance(each, nn.Linear)]
+    small = [type(each) is Int8Linear for each in maps]
+    if not any(small):
+        return
+    if not all(small):
+        raise Unfit("some maps are in int8, and some are not")
+    from fairseq_adaptive.ops.encoder_layer.native import small_obstacle  # loads the library
+
+    sizes = {size for each in maps for size in each.weight.shape}
+    why = small_obstacle(*sizes, *(layer.self_attn.head_dim for layer in layers))
+    if why is not None:
+        raise Unfit(why)
 
 
 def _parts(module) -> List[Tensor]:

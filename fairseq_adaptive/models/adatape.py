@@ -16,7 +16,8 @@ from fairseq_adaptive.models.adatape_stack import run_tape, tape_report
 from fairseq_adaptive.models.config import register_with_config
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.inner_states import inner_states, of_all_depths
-from fairseq_adaptive.models.roberta_family import RobertaFamily, add_int8_args, check_length
+from fairseq_adaptive.models.int8 import add_int8_args
+from fairseq_adaptive.models.roberta_family import RobertaFamily, check_length
 from fairseq_adaptive.models.shared_stack import SharedTransformerEncoder
 from fairseq_adaptive.models.sharing_flags import add_sharing_args, sharing_architecture, sharing_config
 from fairseq_adaptive.modules.policies.tape import LearnedBank

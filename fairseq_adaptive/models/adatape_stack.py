@@ -16,7 +16,7 @@ from torch import nn
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.adatape_flags import TapeConfig, build_tape, check_flags, tape_policies
 from fairseq_adaptive.models.fitting import ExplainsLoading
-from fairseq_adaptive.models.int8 import HELP, RunsInInt8
+from fairseq_adaptive.models.int8 import HELP, RunsInInt8, as_asked
 from fairseq_adaptive.models.sharing_flags import DEPTH_LORA_HELP, sharing_config
 from fairseq_adaptive.modules import STRATEGIES, EncoderLayer, LayerStack, layer_schedule
 from fairseq_adaptive.modules.policies import Place
@@ -125,8 +125,7 @@ class TapeClassifier(RunsInInt8, ExplainsLoading, BaseFairseqModel):
         self.output_projection = nn.Linear(cfg.encoder_embed_dim, num_classes)
         nn.init.zeros_(self.output_projection.weight)
         nn.init.zeros_(self.output_projection.bias)
-        if getattr(cfg, "int8", False):
-            self.int8()
+        as_asked(self, cfg)
 
     def classify(self, x, bank=None, bank_padding_mask=None, from_first=False):
         """

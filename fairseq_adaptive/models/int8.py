@@ -1,4 +1,4 @@
-"""The flag ``--int8`` of the encoders, and what models do with it."""
+"""The flag ``--int8``, and what models do with it."""
 
 from typing import List
 
@@ -7,12 +7,12 @@ from fairseq_adaptive.modules.layers.int8_linear import use_int8
 
 HELP = (
     "run the linear maps of the layers, and the hidden ones of skim predictors, in int8: for inference on a CPU alone, as in "
-    "fairseq-validate --model-overrides \"{'int8': True}\"; a training refuses it"
+    "fairseq-validate or fairseq-generate --model-overrides \"{'int8': True}\"; a training refuses it"
 )
 
 
 class RunsInInt8:
-    """Mixin for models whose layers are those of an encoder."""
+    """Mixin for models that can run in int8."""
 
     def int8(self) -> "RunsInInt8":
         """Run in int8 from now on, for inference on a CPU; the parameters stay as they are.
@@ -21,10 +21,20 @@ class RunsInInt8:
             the model, in evaluation
 
         Raises:
-            UsageError: on a GPU, in half precision, and where torch or the processor has no products of int8
+            UsageError: on a GPU, in half precision, and where no map of the layers is a plain one
         """
         self.maps_in_int8: List[str] = use_int8(self)
         return self
+
+
+def add_int8_args(parser):
+    """Add ``--int8`` to a model's parser."""
+    parser.add_argument("--int8", action="store_true", help=HELP)
+
+
+def as_asked(model: RunsInInt8, args) -> RunsInInt8:
+    """Return a model that was built, in int8 where its flags ask for it; raises as :meth:`RunsInInt8.int8`."""
+    return model.int8() if getattr(args, "int8", False) else model
 
 
 def in_int8(model):
@@ -35,7 +45,7 @@ def in_int8(model):
     """
     if not isinstance(model, RunsInInt8):
         raise UsageError(
-            f"{type(model).__name__} does not run in int8: transkimmer, albert_act and adatape do, with and without "
-            "skimming, halting or a tape; leave int8 out"
+            f"{type(model).__name__} does not run in int8: transkimmer, albert_act, adatape, shared_transformer and "
+            "shared_transformer_lm do, with any policy; leave int8 out"
         )
     return model.int8()

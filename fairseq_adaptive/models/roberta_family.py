@@ -7,7 +7,7 @@ from fairseq.models.roberta import RobertaModel
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.defaults import flags, with_defaults
 from fairseq_adaptive.models.fitting import ExplainsLoading
-from fairseq_adaptive.models.int8 import HELP, RunsInInt8
+from fairseq_adaptive.models.int8 import RunsInInt8, as_asked
 from fairseq_adaptive.modules import LayerStack
 from fairseq_adaptive.ranges import check_ranges
 
@@ -49,13 +49,7 @@ class RobertaFamily(RunsInInt8, ExplainsLoading, RobertaModel):
         check_ranges(args, cls)
         if getattr(args, "max_positions", None) is None:
             args.max_positions = _longest(args, task)
-        model = cls(args, cls.encoder_class(args, task.source_dictionary))
-        return model.int8() if getattr(args, "int8", False) else model
-
-
-def add_int8_args(parser):
-    """Add ``--int8`` to a model's parser."""
-    parser.add_argument("--int8", action="store_true", help=HELP)
+        return as_asked(cls(args, cls.encoder_class(args, task.source_dictionary)), args)
 
 
 def _longest(args, task):

@@ -15,6 +15,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.config import register_with_config
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults, flags
 from fairseq_adaptive.models.fitting import ExplainsLoading
+from fairseq_adaptive.models.int8 import RunsInInt8, add_int8_args, as_asked
 from fairseq_adaptive.models.layerdrop_flags import add_layerdrop_args
 from fairseq_adaptive.models.policy_flags import add_policy_args
 from fairseq_adaptive.models.shared_stack import SharedTransformerDecoder, SharedTransformerEncoder
@@ -32,7 +33,7 @@ SIDES = ("encoder", "decoder")
 
 @known
 @register_with_config("shared_transformer")
-class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
+class SharedTransformerModel(RunsInInt8, ExplainsLoading, TransformerModelBase):
     """fairseq's Transformer whose encoder and decoder run M unique layers at N depths.
 
     With as many unique layers as depths it is fairseq's Transformer, name by name and number by number.
@@ -46,6 +47,7 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
         add_sharing_args(parser, SIDES)
         add_layerdrop_args(parser)
         add_policy_args(parser, SIDES)
+        add_int8_args(parser)
         parser.add_argument(
             "--alignment-layer",
             type=Range(int, 0, LAYERS.most - 1),
@@ -79,7 +81,7 @@ class SharedTransformerModel(ExplainsLoading, TransformerModelBase):
                 raise UsageError(f"{name} {given} is impossible: the decoder has it up to {most}")
         model = super().build_model(sharing_config(args, SIDES), task)
         model.decoder.alignment_layer, model.decoder.alignment_heads = aligned
-        return model
+        return as_asked(model, args)
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens):

@@ -12,6 +12,7 @@ from fairseq_adaptive.decoding.beam_generator import BeamGenerator
 from fairseq_adaptive.models.cutoffs import check_cutoffs, check_ties
 from fairseq_adaptive.models.defaults import fill_architecture, fill_defaults
 from fairseq_adaptive.models.fitting import ExplainsLoading
+from fairseq_adaptive.models.int8 import HELP, RunsInInt8, as_asked
 from fairseq_adaptive.models.layerdrop_flags import LayerDropConfig
 from fairseq_adaptive.models.policy_flags import PolicyConfig
 from fairseq_adaptive.models.shared_stack import SharedTransformerDecoder
@@ -45,11 +46,12 @@ class SharedTransformerLanguageModelConfig(LayerDropConfig, PolicyConfig, Transf
         },
     )
     depth_lora_rank: int = ranged(0, OPTIONAL_WIDTH, DEPTH_LORA_HELP)
+    int8: bool = field(default=False, metadata={"help": HELP})
 
 
 @known
 @register_model("shared_transformer_lm", dataclass=SharedTransformerLanguageModelConfig)
-class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
+class SharedTransformerLanguageModel(RunsInInt8, ExplainsLoading, TransformerLanguageModel):
     """fairseq's ``transformer_lm`` whose decoder runs M unique layers at N depths, with adaptive input and softmax."""
 
     generator_class = BeamGenerator
@@ -74,7 +76,8 @@ class SharedTransformerLanguageModel(ExplainsLoading, TransformerLanguageModel):
         model = super().build_model(shell, task)
         embed_tokens = model.decoder.embed_tokens
         cfg.max_target_positions = shell.max_target_positions
-        return cls(SharedTransformerDecoder(cfg, task.target_dictionary, embed_tokens, no_encoder_attn=True))
+        model = cls(SharedTransformerDecoder(cfg, task.target_dictionary, embed_tokens, no_encoder_attn=True))
+        return as_asked(model, args)
 
 
 @register_model_architecture("shared_transformer_lm", "shared_transformer_lm_base")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Sentences per second of beam search, side by side: stock fairseq's Transformer and search, ours, and CTranslate2.
 
-All have the weights of one checkpoint of a model with shared layers. Ours is measured twice, with steps of torch's
-operations and with native ones (FAIRSEQ_ADAPTIVE_KERNELS=torch and native); stock fairseq and both must find the same
-hypotheses with the same scores. CTranslate2, in float32 and int8, is left out where it is not installed, and native steps
+All have the weights of one checkpoint of a model with shared layers. Ours is measured with steps of torch's operations and
+with native ones (FAIRSEQ_ADAPTIVE_KERNELS=torch and native), and these in int8, too; stock fairseq and both in float32 must
+find the same hypotheses with the same scores, and how many others int8 finds is printed. CTranslate2, in float32 and int8, is left out where it is not installed, and native steps
 where they cannot run, with the reason. A model in which tokens halt has no plain counterpart: stock is then fairseq's search
 with the model itself. The machine's own speed stands beside: products of as many rows as a step has.
 """
@@ -30,12 +30,13 @@ from fairseq_adaptive.ops.registry import VARIABLE
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser, Range
 
 
-def fairseq_search(args, path, generator_class=None):
+def fairseq_search(args, path, generator_class=None, **overrides):
     """Return the model, its task, and ``decode(samples)`` as ``fairseq-generate`` does it."""
     command = [args.data, "--path", path, "--beam", str(args.beam), "--cpu"]
     command += ["--max-len-a", str(args.max_len_a), "--max-len-b", str(args.max_len_b)]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_generation_parser(), command))
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": args.data})
+    overrides["data"] = args.data
+    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides=overrides)
     model.prepare_for_inference_(cfg)
     generator = task.build_generator([model], cfg.generation, generator_class)
 
@@ -123,6 +124,7 @@ def main():
         if backend == "native":
             print_speeds(model, args.beam, args.batch_sizes)
             runs["ours, native"] = on("native", ours)
+            runs["ours, native, int8"] = on("native", fairseq_search(args, args.checkpoint, int8=True)[2])
         else:
             print(f"native steps are left out: {why}")
         runs.update({f"CTranslate2 {kind}": export for kind, export in exports.items() if export})
@@ -134,7 +136,11 @@ def main():
         samples = [data.collater([data[i] for i in order[k : k + batch_size]]) for k in range(0, count, batch_size)]
         expected = runs["stock"](samples)
         for name in runs:
-            if name.startswith("ours"):
+            if name.endswith("int8") and name.startswith("ours"):
+                found = runs[name](samples)
+                others = sum(not torch.equal(a[0]["tokens"], b[0]["tokens"]) for a, b in zip(expected, found))
+                print(f"batch {batch_size}: {others} of {count} best hypotheses of int8 are others", flush=True)
+            elif name.startswith("ours"):
                 require_same(expected, runs[name](samples))
         times = in_turn({name: lambda decode=decode: decode(samples) for name, decode in runs.items()}, args.rounds)
         record.add(f"{count} sentences, beam {args.beam}, batch {batch_size}", times, "stock", sentences=count)

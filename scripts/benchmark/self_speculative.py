@@ -55,6 +55,7 @@ def main():
     parser.add_argument("--exit", type=LAYERS, nargs="+", default=[2, 3], help="depths that draft")
     parser.add_argument("--kernels", choices=("torch", "native"), nargs="+", default=["torch", "native"])
     parser.add_argument("--draft", type=Range(int, 1, 64), default=4)
+    parser.add_argument("--int8", action="store_true", help="all of them in int8")
     parser.add_argument("--max-len-a", type=Range(float, 0, 100), default=1.2, help="as of fairseq-generate")
     parser.add_argument("--max-len-b", type=Range(int, 1, 1000), default=10)
     parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 64])
@@ -64,7 +65,7 @@ def main():
     args = parser.parse_args()
     record, by = describe(args), CLOCKS[1]
     (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [args.checkpoint], arg_overrides={"data": args.data}
+        [args.checkpoint], arg_overrides={"data": args.data, **({"int8": True} if args.int8 else {})}
     )
     model.prepare_for_inference_(argparse.Namespace(generation=argparse.Namespace(print_alignment=None)))
     obstacle = OP.obstacle("native", "cpu", torch.float32)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_adaptive.ops.decoder_step import OP, Asked, Decoder, Halting, Layer, Map, Norm, Stack, naive, native
+from fairseq_adaptive.ops.decoder_step import OP, Asked, Decoder, Halting, Int8Map, Layer, Map, Norm, Stack, naive, native
 
 pytestmark = pytest.mark.skipif(
     OP.obstacle("native", "cpu", torch.float32) is not None,
@@ -108,6 +108,34 @@ def test_sizes(sizes, pre_norm, activation):
 def test_halting(rule, pre_norm):
     for seed in range(3):
         run(decoder(seed, rule=rule, pre_norm=pre_norm, depths=6, layers=2, width=40), [5, 2, 8], seed=seed)
+
+
+def in_int8(made):
+    layers = [Layer(*(Int8Map(*each) if type(each) is Map else each for each in layer)) for layer in made.stack.layers]
+    return made._replace(stack=made.stack._replace(layers=layers))
+
+
+@pytest.mark.parametrize("rule", naive.RULES)
+@pytest.mark.parametrize("pre_norm", (True, False), ids=("pre", "post"))
+def test_int8(rule, pre_norm):
+    """A number that lies between two steps may fall to the other one, which moves a state by some hundredths: most scores are
+    those of the definition, and all are nearer to them than to those of float32."""
+    sizes = {"width": 64, "heads": 4, "hidden": 96, "source": 64, "depths": 4}
+    plain, generator = decoder(rule=rule, pre_norm=pre_norm, **sizes), torch.Generator().manual_seed(1)
+    made, states = in_int8(plain), torch.randn(14, 64, generator=generator)
+    lengths, tokens = [5, 1, 8] * 1, torch.randint(0, WORDS, (3,), generator=generator)
+    asked = Asked(tokens, torch.zeros(3), None, 1, None, WORDS)
+    scores = []
+    for search in (
+        naive.Search(plain, lengths, states),
+        naive.Search(made, lengths, states),
+        native.Search(native.Packed(made), lengths, states),
+    ):
+        best, words, _ = search.step(asked)
+        scores.append(best.gather(1, words.argsort(1)))  # by word
+    plain, expected, found = scores
+    assert (found - expected).norm() < 0.3 * (found - plain).norm()
+    assert ((found - expected).abs() < 1e-3).float().mean() > 0.6
 
 
 @given(
@@ -235,7 +263,7 @@ def test_large_steps_go_to_who_is_faster(monkeypatch):
         native, "speeds", lambda *sizes: asked.append(sizes) or (10.0, 11.9 if sizes[2] < 512 else 12.1)
     )
     assert native.slower(128, 256, 320) is None and not asked
-    assert native.slower(512, 2048, 320) is None and asked == [(512, 2048, 256, torch.get_num_threads())]
+    assert native.slower(512, 2048, 320) is None and asked == [(512, 2048, 256, torch.get_num_threads(), False)]
     assert native.slower(512, 2048, 640) == (
         "torch multiplies 512 rows of 512 by 2048 faster on this machine: 12 GFLOP/s for 10"
     )

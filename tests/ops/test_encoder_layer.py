@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_adaptive.ops.decoder_step import Layer, Map, Norm, Stack
-from fairseq_adaptive.ops.encoder_layer import OP, Int8Map, Predictor, naive, native
+from fairseq_adaptive.ops.decoder_step import Int8Map, Layer, Map, Norm, Stack
+from fairseq_adaptive.ops.decoder_step.packing import linear as product
+from fairseq_adaptive.ops.encoder_layer import OP, Predictor, naive, native
 from fairseq_adaptive.ops.int8_linear.naive import int8_linear, round_rows, round_weight
 
 pytestmark = pytest.mark.skipif(
@@ -20,10 +21,6 @@ pytestmark = pytest.mark.skipif(
 SIZES = [(24, 2, 20), (15, 3, 7), (13, 1, 1), (1, 1, 3), (64, 4, 96), (144, 4, 33), (384, 12, 200)]
 WHOLE = [(16, 1, 16), (64, 4, 96), (384, 12, 208)]  # of whole vectors, as int8 wants them
 LENGTHS = [7, 0, 1, 13, 102, 0]
-
-
-def has_small(*sizes):
-    return native.small_obstacle(*sizes) is None
 
 
 def draw(generator, *sizes, scale=1.0):
@@ -114,8 +111,6 @@ def test_scores_far_apart(scale):
 @pytest.mark.parametrize("value", (math.nan, math.inf, -math.inf))
 @pytest.mark.parametrize("kind", (Map, Int8Map))
 def test_what_is_not_finite_stays_in_its_sentence(value, kind):
-    if kind is Int8Map and not has_small(64):
-        pytest.skip("no products of int8")
     x = torch.randn(30, 64, generator=torch.Generator().manual_seed(1))
     made = native.PackedLayer(stack(64, 4, 96, kind))
     expected = made(x, [10, 12, 8])
@@ -130,8 +125,6 @@ def test_what_is_not_finite_stays_in_its_sentence(value, kind):
 @pytest.mark.parametrize("kind", (Map, Int8Map))
 def test_a_sentence_does_not_depend_on_others(kind):
     """Bit by bit, whatever the number of rows is that a tile or a block takes."""
-    if kind is Int8Map and not has_small(48):
-        pytest.skip("no products of int8")
     made, scores = native.PackedLayer(stack(48, 3, 64, kind)), native.PackedPredictor(predictor(48, kind))
     generator = torch.Generator().manual_seed(1)
     lengths = [1, 2, 3, 5, 8, 13, 21, 34, 55, 90]
@@ -151,8 +144,6 @@ def test_a_sentence_does_not_depend_on_others(kind):
 def test_int8(sizes, pre_norm):
     """Each map is the definition's, of the input that it has; behind several maps a number that lies between two steps may
     fall to the other one, which moves a state by some hundredths."""
-    if not has_small(sizes[0], sizes[0] // sizes[1], sizes[2]):
-        pytest.skip("no products of int8")
     x = torch.randn(sum(LENGTHS), sizes[0], generator=torch.Generator().manual_seed(1))
     made = stack(*sizes, Int8Map, pre_norm=pre_norm)
     found = native.PackedLayer(made)(x, LENGTHS)
@@ -177,13 +168,11 @@ def test_a_map_of_int8(rows, inner, outer, mean, deviation, bias, seed):
     """To the rounding of float32, with the bound of ``test_int8_linear.py``."""
     packing = native.Packing(native.library())
     inner, outer = inner * packing.lanes, outer * packing.lanes
-    if not has_small(inner):
-        pytest.skip("no products of int8")
     generator = torch.Generator().manual_seed(seed)
     x = mean + deviation * torch.randn(rows, inner, generator=generator)
     weight = torch.randn(outer, inner, generator=generator)
     bias = torch.randn(outer, generator=generator) if bias else None
-    found, expected = native.small_linear(packing, weight, bias, x), int8_linear(x, weight, bias)
+    found, expected = product(packing, Int8Map(weight, bias), x), int8_linear(x, weight, bias)
     (v, scale), (q, step, low) = round_weight(weight), round_rows(x)
     parts = (q.double() @ v.double().t()).abs() * scale.double() * step.double()
     parts = parts + low.abs().double() * (scale * v.sum(1)).abs()
@@ -193,12 +182,10 @@ def test_a_map_of_int8(rows, inner, outer, mean, deviation, bias, seed):
 
 def test_the_largest_sums_of_int8():
     packing = native.Packing(native.library())
-    if not has_small(packing.lanes):
-        pytest.skip("no products of int8")
     inner = 64 * packing.lanes
     x, weight = torch.ones(3, inner), torch.ones(packing.lanes, inner)
     x[:, 0], weight[1] = 0, -1
-    torch.testing.assert_close(native.small_linear(packing, weight, None, x), int8_linear(x, weight).float())
+    torch.testing.assert_close(product(packing, Int8Map(weight, None), x), int8_linear(x, weight).float())
 
 
 @pytest.mark.parametrize("width", (1, 13, 24, 64, 384))
@@ -208,7 +195,7 @@ def test_predictor(width, rows):
     made = predictor(width, bias=rows > 1)
     tolerance = 1e-5 if width > 1 else 1e-3
     torch.testing.assert_close(native.PackedPredictor(made)(x), made(x), rtol=tolerance, atol=tolerance)
-    if has_small(width):
+    if native.small_obstacle(width) is None:
         made = predictor(width, Int8Map)
         torch.testing.assert_close(native.PackedPredictor(made)(x), made(x), rtol=0.02, atol=0.02)
 
@@ -245,5 +232,4 @@ def test_many_rows_go_to_who_is_faster(monkeypatch):
     native.slower.cache_clear()
     monkeypatch.undo()
     assert all(0.01 < each < 10000 for each in native.speeds(64, 128, 32, 1, False))
-    if has_small(64):
-        assert all(0.01 < each < 10000 for each in native.speeds(64, 128, 32, 1, True))
+    assert all(0.01 < each < 10000 for each in native.speeds(64, 128, 32, 1, True))

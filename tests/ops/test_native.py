@@ -17,7 +17,7 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.ops import native, registry
 from fairseq_adaptive.ops.decoder_step import OP
 from fairseq_adaptive.ops.decoder_step import native as steps
-from fairseq_adaptive.ops.decoder_step import structures
+from fairseq_adaptive.ops.decoder_step import packing, structures
 from fairseq_adaptive.ops.encoder_layer import native as layers
 
 ROOT = Path(fairseq_adaptive.__file__).parent.parent
@@ -65,6 +65,12 @@ def test_sources_are_in_the_package():
     ]
     told = {path for pattern in told for path in package.glob(pattern)}
     assert {path for path in package.rglob("*") if path.suffix in (".c", ".h")} <= told and steps.SOURCE in told
+
+
+@needs_compiler
+def test_what_is_skipped_without_a_library_is_not_skipped_here():
+    """A compiler that refuses our sources is a failure, not a machine that lacks one."""
+    assert steps.obstacle() is None and layers.obstacle() is None
 
 
 @needs_compiler
@@ -182,7 +188,7 @@ def test_the_compiler_says_what_is_wrong(source, cache):
 
 @needs_compiler
 def test_a_library_that_computes_something_else_is_not_used(fresh, monkeypatch):
-    monkeypatch.setattr(steps, "linear", lambda packing, weight, bias, x: x @ weight.t())
+    monkeypatch.setattr(packing, "linear", lambda packing, each, x: x @ each.weight.t())
     assert steps.obstacle() == "its test product is wrong"
 
 
@@ -202,11 +208,11 @@ def _check(tmp_path, flags, **environment):
         "        layers.assert_as_defined(layers.stack(*sizes, pre_norm=pre_norm), x, layers.LENGTHS, 0, 1e-3)\n"
         "for width in (1, 24, 64):\n"
         "    layers.test_predictor(width, 7)\n"
-        "for kind in (layers.Map, layers.Int8Map) if layers.has_small(48) else (layers.Map,):\n"
+        "for kind in (layers.Map, layers.Int8Map):\n"
         "    layers.test_a_sentence_does_not_depend_on_others(kind)\n"
         "    layers.test_what_is_not_finite_stays_in_its_sentence(float('nan'), kind)\n"
-        "if layers.has_small(64):\n"
-        "    layers.test_int8((64, 4, 96), True), layers.test_a_map_of_int8(), layers.test_the_largest_sums_of_int8()\n"
+        "layers.test_int8((64, 4, 96), True), layers.test_a_map_of_int8(), layers.test_the_largest_sums_of_int8()\n"
+        "tests.test_int8('none', True), tests.test_int8('pondernet', False)\n"
         "for sizes in tests.SIZES:\n"
         "    for pre_norm in (True, False):\n"
         "        made = tests.decoder(pre_norm=pre_norm, activation='gelu', admin=not pre_norm, **sizes)\n"
@@ -259,8 +265,7 @@ def test_structures_have_the_sizes_of_the_c_file():
     pytest.importorskip("ctypes")
     if steps.obstacle():
         pytest.skip(steps.obstacle())
-    for name in ("Small", "Predictor"):
-        assert layers.library()[f"size_of_{name}"]() == ctypes.sizeof(getattr(layers, name)), name
+    assert layers.library().size_of_Predictor() == ctypes.sizeof(layers.Predictor)
     for name, structure in {
         "Map": structures.Map,
         "Layer": structures.Layer,

@@ -43,7 +43,7 @@ class Int8Linear(nn.Linear):
             ``[..., O]``
 
         Raises:
-            UsageError: when it was moved to a GPU or to another type, or int8 cannot run here
+            UsageError: when it was moved to a GPU or to another type
         """
         return self.weights(x)(x) if self.in_int8 else matmul.linear(x, self.weight, self.bias)
 
@@ -84,7 +84,7 @@ def use_int8(module: nn.Module) -> List[str]:
 
     Maps that are changed (:mod:`~fairseq_adaptive.modules.layers.known`: adapters, hooks, subclasses, parametrizations)
     stay as they are; so does all else: embeddings, normalisation, the products and the softmax of attention, activations,
-    halting units, the scores of routers, readers and heads. The log says in one line what runs in int8.
+    halting units, the scores of routers, readers, heads and output layers. The log says in one line what runs in int8.
 
     Args:
         module: a model, in evaluation from here on
@@ -93,7 +93,7 @@ def use_int8(module: nn.Module) -> List[str]:
         the names of the maps
 
     Raises:
-        UsageError: where int8 cannot run, or there is nothing for it
+        UsageError: on a GPU, in half precision, and where there is nothing for it
     """
     from fairseq_adaptive.modules.stack.stack import LayerStack  # layers do not know stacks
 
@@ -114,9 +114,9 @@ def use_int8(module: nn.Module) -> List[str]:
     module.eval()
     logger.info(
         "int8: %d linear maps of layers and routers run by %s%s; embeddings, norms, attention's own products, activations, "
-        "halting units, scores and heads stay in fp32",
+        "halting units, scores, heads and output layers stay in fp32",
         len(names),
+        "native products, or where these do not fit by " if OP.choose("cpu", torch.float32)[0] == "native" else "",
         way().name,
-        " or native products" if OP.choose("cpu", torch.float32)[0] == "native" else "",
     )
     return names

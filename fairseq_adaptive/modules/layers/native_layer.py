@@ -17,8 +17,8 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.int8_linear import Int8Linear
 from fairseq_adaptive.modules.layers.known import HOOKS, any_global_hooks, first_change, say_once
 from fairseq_adaptive.modules.layers.prepacked_linear import LINEARS, made_of_constants
-from fairseq_adaptive.ops.decoder_step import Layer, Map, Norm, Stack
-from fairseq_adaptive.ops.encoder_layer import OP, Int8Map, Predictor
+from fairseq_adaptive.ops.decoder_step import Int8Map, Layer, Map, Norm, Stack
+from fairseq_adaptive.ops.encoder_layer import OP, Predictor
 from fairseq_adaptive.ops.registry import VARIABLE, requested
 
 _MANY = 256  # rows for which it is worth while to lay weights out at once

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_adaptive.ops.int8_linear.naive import int8_linear
+
 RULES = ("none", "act", "ut_act", "pondernet", "saturation", "margin")
 
 
@@ -34,8 +36,19 @@ class Map(NamedTuple):
         return F.linear(x, self.weight, self.bias)
 
 
+class Int8Map(NamedTuple):
+    """A :class:`Map` whose product is one of int8: O x I, and O or None."""
+
+    weight: Tensor
+    bias: Optional[Tensor]
+
+    def __call__(self, x):
+        found = int8_linear(x.reshape(-1, x.size(-1)), self.weight, self.bias).to(x.dtype)
+        return found.view(*x.shape[:-1], -1)
+
+
 class Layer(NamedTuple):
-    """What a layer is made of.
+    """What a layer is made of; its maps are all :class:`Map` or all :class:`Int8Map`.
 
     Attributes:
         norms: of self-attention, cross-attention (None where there is none) and feed-forward

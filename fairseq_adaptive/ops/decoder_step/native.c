@@ -77,7 +77,7 @@ static void fill(const Search *s, const int64_t *reached, const float *states, i
   const int64_t inner = (int64_t)k->heads * k->head, skip = inner / W * W, ld = 3 * inner - skip;
   for (int number = 0; number < s->decoder->layers; number++) {
     const Layer *l = k->layers + number;
-    const Map kv = {l->qkv.panels + skip * l->qkv.in, l->qkv.bias + skip, l->qkv.in, ld};
+    const Map kv = behind_panels(&l->qkv, skip);
     int deepest = 0;
     for (int depth = 0; depth < k->depths; depth++) deepest = k->schedule[depth] == number ? depth : deepest;
     int64_t n = 0;

@@ -1,4 +1,4 @@
-"""``naive.py`` in C, for float32 on a CPU: matrices laid out in panels, and one call a step."""
+"""``naive.py`` in C, for float32 on a CPU, and for maps of int8: matrices laid out in panels, and one call a step."""
 
 import ctypes
 import functools
@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import byref, c_float, c_int64
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fairseq_adaptive.ops import matmul, native
 from fairseq_adaptive.ops.decoder_step.naive import RULES, Asked
-from fairseq_adaptive.ops.decoder_step.packing import Packing, address, linear, padded
+from fairseq_adaptive.ops.decoder_step.packing import Packing, address, check, padded
 from fairseq_adaptive.ops.decoder_step.structures import SIGNATURES, Decoder, Step
+from fairseq_adaptive.ops.int8_linear.eager import Int8Weights
 
 SOURCE = Path(__file__).with_name("native.c")
 _FAR = -1e30  # the logit of what pads the words
@@ -35,11 +36,7 @@ def library() -> ctypes.CDLL:
     for name, (result, *arguments) in SIGNATURES.items():
         function = getattr(built, name)
         function.restype, function.argtypes = result, arguments
-    generator = torch.Generator().manual_seed(1)
-    x, weight, bias = (torch.randn(size, generator=generator) for size in ((13, 48), (80, 48), (80,)))
-    found = linear(Packing(built), weight, bias, x)
-    if not torch.allclose(found, F.linear(x, weight, bias), rtol=1e-4, atol=1e-4):
-        raise native.Unavailable("its test product is wrong")
+    check(built)
     return built
 
 
@@ -49,14 +46,13 @@ def obstacle() -> Optional[str]:
 
 
 @functools.cache
-def speeds(width: int, hidden: int, rows: int, threads: int) -> Tuple[float, float]:
-    """GFLOP/s of a product of this library and of torch's faster one, the best of three."""
+def speeds(width: int, hidden: int, rows: int, threads: int, small: bool = False) -> Tuple[float, float]:
+    """GFLOP/s of a product of this library and of torch's faster one, the best of three; ``small``: of int8."""
     x, weight, bias = torch.ones(rows, width), torch.ones(hidden, width), torch.ones(hidden)
     packing = Packing(library())
-    packed = packing.map(weight, bias)
+    packed = packing.small_map(weight, bias) if small else packing.map(weight, bias)
     y = x.new_empty(rows, packed.outer)  # whole vectors, which may be more than were asked for
     share = max(1, rows // threads)  # each thread has its rows
-    prepacked = matmul.Prepacked(weight, bias) if matmul.can_prepack(weight) else None
 
     def own():
         packing.library.linear(byref(packed), x.data_ptr(), share, y.data_ptr())
@@ -70,11 +66,18 @@ def speeds(width: int, hidden: int, rows: int, threads: int) -> Tuple[float, flo
             times.append(time.perf_counter() - start)
         return 2e-9 * rows * width * hidden / min(times)
 
-    others = [lambda: F.linear(x, weight, bias), *([] if prepacked is None else [lambda: prepacked(x)])]
-    return speed(own), max(map(speed, others))
+    return speed(own), max(speed(lambda each=each: each(x)) for each in torch_products(weight, bias, small))
 
 
-def slower(width: int, hidden: int, rows: int) -> Optional[str]:
+def torch_products(weight: Tensor, bias: Tensor, small: bool) -> List[Callable]:
+    """Those of torch with which a product is compared."""
+    if small:
+        return [Int8Weights(weight, bias)]
+    others = [lambda x: F.linear(x, weight, bias)]
+    return others + ([matmul.Prepacked(weight, bias)] if matmul.can_prepack(weight) else [])
+
+
+def slower(width: int, hidden: int, rows: int, small: bool = False) -> Optional[str]:
     """Why a step of so many rows is better left to torch, in words, or None; what matters is measured once a process.
 
     Small products are faster here by far, because a call costs nothing.
@@ -82,14 +85,14 @@ def slower(width: int, hidden: int, rows: int) -> Optional[str]:
     if width * hidden * rows < _LARGE:
         return None
     rows = min(1 << rows.bit_length() - 1, _MOST_ROWS)
-    own, others = speeds(width, hidden, rows, torch.get_num_threads())
+    own, others = speeds(width, hidden, rows, torch.get_num_threads(), small)
     if own * _GAIN >= others:
         return None
     return f"torch multiplies {rows} rows of {width} by {hidden} faster on this machine: {others:.0f} GFLOP/s for {own:.0f}"
 
 
 class Packed:
-    """A :class:`~naive.Stack` or a :class:`~naive.Decoder` laid out; weights are copied.
+    """A :class:`~naive.Stack` or a :class:`~naive.Decoder` laid out; weights are copied, but for the embedding of words.
 
     Args:
         given: its layers have the same sizes; all is float32 on the CPU
@@ -105,10 +108,12 @@ class Packed:
             return
         halting, group = given.halting, self.library.group_width()
         unit = None if halting.weight is None else packing.keep(halting.weight, self.width)
+        embedding = given.embedding.detach().contiguous()  # the largest of all: read where it is
+        packing.kept.append(embedding)
         words = padded(given.words, 0, self.width - self.real)
         self.structure = Decoder(
             stack=self.structure,
-            embedding=packing.keep(given.embedding).data_ptr(),
+            embedding=embedding.data_ptr(),
             embed_scale=given.scale,
             embed_norm=packing.norm(given.embedding_norm),
             words=packing.map(words, None, group, _FAR),

@@ -89,6 +89,8 @@ INLINE V gelu(V x) {
 
 typedef struct {
   const float *panels, *bias; /* out / W panels of in x W, and out rounded up to W */
+  const int8_t *small;        /* in their place, or NULL: out / W panels of in / DEPTH x W x DEPTH integers */
+  const float *scale, *sums;  /* with these, of each output: of its integers, and what they sum up to, scaled */
   int32_t in, out;            /* of what is read and written, multiples of LANES */
 } Map;
 
@@ -139,8 +141,8 @@ INLINE void put(float *y, V a, Then then, const float *omega) {
   store(y, a);
 }
 
-/* y = x W^T + b, or what comes of it; y has rows of `ld`. ADD: y = x W^T + b + omega y, where NULL is 1 */
-static void product(const Map *map, const float *x, int64_t rows, float *y, int64_t ld, Then then, const float *omega) {
+/* `product` of small.h, in float32 */
+static void real_product(const Map *map, const float *x, int64_t rows, float *y, int64_t ld, Then then, const float *omega) {
   const int64_t in = map->in, block = (IN_CACHE / in / TILE + 1) * TILE;
   float out[TILE * W];
   for (int64_t from = 0; from < rows; from += block) {
@@ -157,4 +159,3 @@ static void product(const Map *map, const float *x, int64_t rows, float *y, int6
     }
   }
 }
-void linear(const Map *map, const float *x, int64_t rows, float *y) { product(map, x, rows, y, map->out, STORE, NULL); }

@@ -1,5 +1,5 @@
 /* Self-attention within a sentence: some queries at a time over all of its keys. */
-#include "products.h"
+#include "small.h"
 
 /* rows of x by some vectors of the columns of w, without a bias */
 INLINE void piece(

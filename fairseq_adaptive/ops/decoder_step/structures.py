@@ -8,7 +8,7 @@ def structure(name, **fields):
     return type(name, (Structure,), {"_fields_": list(fields.items())})
 
 
-Map = structure("Map", panels=c_void_p, bias=c_void_p, inner=c_int32, outer=c_int32)
+Map = structure("Map", **dict.fromkeys("panels bias small scale sums".split(), c_void_p), inner=c_int32, outer=c_int32)
 Norm = structure("Norm", gain=c_void_p, bias=c_void_p, eps=c_float)
 MAPS = ("qkv", "merge", "query", "source", "merge_source", "up", "down")
 Layer = structure("Layer", norms=Norm * 3, **dict.fromkeys(MAPS, Map))
@@ -63,6 +63,8 @@ SIGNATURES = {
     "lanes": (c_int32,),
     "panel_width": (c_int32,),
     "group_width": (c_int32,),
+    "small_depth": (c_int32,),
+    "small_widest": (c_int32,),
     "packed_size": (c_int64, c_int64, c_int64),
     "pack": (None, c_void_p, c_int64, c_int64, c_void_p),
     "linear": (None, POINTER(Map), c_void_p, c_int64, c_void_p),

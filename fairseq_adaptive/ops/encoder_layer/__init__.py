@@ -2,10 +2,10 @@
 
 import torch
 
-from fairseq_adaptive.ops.encoder_layer.naive import Int8Map, Predictor
+from fairseq_adaptive.ops.encoder_layer.naive import Predictor
 from fairseq_adaptive.ops.registry import Op
 
-__all__ = ["OP", "Int8Map", "Predictor"]
+__all__ = ["OP", "Predictor"]
 OP = Op(
     "encoder_layer",
     # torch's is the definition; where it is chosen the modules do the work

@@ -1,6 +1,6 @@
 /* A layer of an encoder over the rows of some sentences, and the scores of a skim predictor, on one core; naive.py is the
    definition. What is computed for a sentence does not depend on those beside it, bit by bit. */
-#include "small.h"
+#include "../decoder_step/layers.h"
 
 enum { BLOCK = 16 * TILE }; /* rows at a time, whose inner states stay in the cache */
 
@@ -16,45 +16,29 @@ static void *part(Arena *a, int64_t bytes) {
   return at;
 }
 
-static int64_t rounded_bytes(int64_t in) { return aligned(BLOCK * in) + 2 * aligned(BLOCK * sizeof(float)); }
-static Rounded rounded(Arena *a, int64_t in) {
-  Rounded made = {part(a, BLOCK * in), part(a, BLOCK * sizeof(float)), part(a, BLOCK * sizeof(float))};
-  return made;
-}
-
-/* at most BLOCK rows by a map, or by that of int8 where there is one */
-static void by_map(
-    const Map *map, const Small *small, const float *x, int64_t rows, Rounded *q, float *y, int64_t ld, Then then, const float *omega) {
-  if (!small) product(map, x, rows, y, ld, then, omega);
-  else round_rows(x, rows, small->in, q), small_product(small, q, rows, y, ld, then, omega);
-}
-
-/* Rows of x, which lie sentence by sentence, through the layer of a depth, to out. `small`: its maps q k v, merge, up, down
-   in int8, or NULL. 0: done; 2: the lengths are not those of the rows */
+/* Rows of x, which lie sentence by sentence, through the layer of a depth, to out. 0: done; 2: the lengths are not those of
+   the rows */
 int32_t encoder_layer(
-    const Stack *s, const Small *small, int32_t depth, const float *x, int64_t rows, const int64_t *lengths, int64_t sentences,
-    float *out) {
+    const Stack *s, int32_t depth, const float *x, int64_t rows, const int64_t *lengths, int64_t sentences, float *out) {
   const Layer *l = s->layers + s->schedule[depth];
-  const int64_t C = s->width, inner = (int64_t)s->heads * s->head, most = inner > C ? inner : C, F = s->hidden;
+  const int64_t C = s->width, inner = (int64_t)s->heads * s->head, F = s->hidden;
   int64_t left = rows, longest = 0;
   for (int64_t b = 0; b < sentences; b++) {
     if (lengths[b] < 0 || lengths[b] > left) return 2;
     left -= lengths[b], longest = longest > lengths[b] ? longest : lengths[b];
   }
   if (left) return 2;
-  const int64_t widest = most > F ? most : F, at_once = rows < BLOCK ? rows : BLOCK, f = sizeof(float);
+  const int64_t at_once = rows < BLOCK ? rows : BLOCK, f = sizeof(float);
   Arena a = {aligned_alloc(
       64, aligned(rows * 3 * inner * f) + aligned(rows * inner * f) + aligned(at_once * C * f) + aligned(at_once * F * f) +
-              aligned(attention_room(s->head, longest) * f) + (small ? rounded_bytes(widest) : 0) + 64)};
+              aligned(attention_room(s->head, longest) * f) + 64)};
   if (!a.start) return 1;
   a.next = a.start;
   float *qkv = part(&a, rows * 3 * inner * f), *mixed = part(&a, rows * inner * f), *y = part(&a, at_once * C * f);
   float *z = part(&a, at_once * F * f), *room = part(&a, attention_room(s->head, longest) * f);
-  Rounded q = {0};
-  if (small) q = rounded(&a, widest);
   for (int64_t from = 0, n; from < rows; from += n) {
     n = rows - from < BLOCK ? rows - from : BLOCK;
-    by_map(&l->qkv, small, before(s, &l->norms[0], x + from * C, n, y), n, &q, qkv + from * 3 * inner, 3 * inner, STORE, NULL);
+    product(&l->qkv, before(s, &l->norms[0], x + from * C, n, y), n, qkv + from * 3 * inner, 3 * inner, STORE, NULL);
   }
   for (int64_t b = 0, start = 0; b < sentences; start += lengths[b++])
     attend_within(qkv + start * 3 * inner, lengths[b], s->heads, s->head, s->scale, room, mixed + start * inner);
@@ -62,10 +46,10 @@ int32_t encoder_layer(
   for (int64_t from = 0, n; from < rows; from += n) {
     n = rows - from < BLOCK ? rows - from : BLOCK;
     float *to = out + from * C;
-    by_map(&l->merge, small ? small + 1 : NULL, mixed + from * inner, n, &q, to, C, ADD, omega(s, depth, 0));
+    product(&l->merge, mixed + from * inner, n, to, C, ADD, omega(s, depth, 0));
     behind(s, &l->norms[0], to, n);
-    by_map(&l->up, small ? small + 2 : NULL, before(s, &l->norms[2], to, n, y), n, &q, z, F, s->gelu ? GELU : RELU, NULL);
-    by_map(&l->down, small ? small + 3 : NULL, z, n, &q, to, C, ADD, omega(s, depth, 1));
+    product(&l->up, before(s, &l->norms[2], to, n, y), n, z, F, s->gelu ? GELU : RELU, NULL);
+    product(&l->down, z, n, to, C, ADD, omega(s, depth, 1));
     behind(s, &l->norms[2], to, n);
   }
   free(a.start);
@@ -75,7 +59,6 @@ int32_t encoder_layer(
 typedef struct {
   Norm first, second;
   Map map;            /* C -> C */
-  const Small *small; /* in its place, or NULL */
   const float *score; /* 2 x padded C */
   float bias[2];
   int32_t real, width;
@@ -84,16 +67,14 @@ typedef struct {
 /* the two scores of each row. 0: done */
 int32_t skim_scores(const Predictor *p, const float *x, int64_t rows, float *scores) {
   const int64_t C = p->width, f = sizeof(float), at_once = rows < BLOCK ? rows : BLOCK;
-  Arena a = {aligned_alloc(64, 2 * aligned(at_once * C * f) + (p->small ? rounded_bytes(C) : 0) + 64)};
+  Arena a = {aligned_alloc(64, 2 * aligned(at_once * C * f) + 64)};
   if (!a.start) return 1;
   a.next = a.start;
   float *y = part(&a, at_once * C * f), *z = part(&a, at_once * C * f);
-  Rounded q = {0};
-  if (p->small) q = rounded(&a, C);
   for (int64_t from = 0, n; from < rows; from += n) {
     n = rows - from < BLOCK ? rows - from : BLOCK;
     normalize(&p->first, x + from * C, n, p->real, C, y);
-    by_map(&p->map, p->small, y, n, &q, z, C, STORE, NULL);
+    product(&p->map, y, n, z, C, STORE, NULL);
     normalize(&p->second, z, n, p->real, C, z);
     for (int64_t r = 0; r < n; r++) {
       V no = {0}, yes = {0};
@@ -108,19 +89,4 @@ int32_t skim_scores(const Predictor *p, const float *x, int64_t rows, float *sco
   return 0;
 }
 
-/* rows by one map of int8: what native.py checks the library with. 0: done */
-int32_t small_linear(const Small *m, const float *x, int64_t rows, float *y) {
-  Arena a = {aligned_alloc(64, rounded_bytes(m->in))};
-  if (!a.start) return 1;
-  a.next = a.start;
-  Rounded q = rounded(&a, m->in);
-  for (int64_t from = 0, n; from < rows; from += n) {
-    n = rows - from < BLOCK ? rows - from : BLOCK;
-    by_map(NULL, m, x + from * m->in, n, &q, y + from * m->out, m->out, STORE, NULL);
-  }
-  free(a.start);
-  return 0;
-}
-
-int32_t size_of_Small(void) { return sizeof(Small); }
 int32_t size_of_Predictor(void) { return sizeof(Predictor); }

@@ -1,4 +1,4 @@
-"""``naive.py`` in C, for float32 on a CPU: matrices laid out in panels, and one call a layer."""
+"""``naive.py`` in C, for float32 on a CPU, and for maps of int8: matrices laid out in panels, and one call a layer."""
 
 import ctypes
 import functools
@@ -8,40 +8,35 @@ from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_adaptive.ops import matmul, native
+from fairseq_adaptive.ops import native
 from fairseq_adaptive.ops.decoder_step import naive as steps
-from fairseq_adaptive.ops.decoder_step.packing import Packing, linear, padded, round_up
+from fairseq_adaptive.ops.decoder_step.native import torch_products
+from fairseq_adaptive.ops.decoder_step.packing import Packing, check, padded, round_up
 from fairseq_adaptive.ops.decoder_step.structures import SIGNATURES as SHARED
 from fairseq_adaptive.ops.decoder_step.structures import Map, Norm, Stack, structure
 from fairseq_adaptive.ops.encoder_layer import naive
-from fairseq_adaptive.ops.int8_linear.eager import Int8Weights
-from fairseq_adaptive.ops.int8_linear.naive import int8_linear, round_weight
 
 SOURCE = Path(__file__).with_name("native.c")
-Small = structure("Small", panels=c_void_p, scale=c_void_p, sums=c_void_p, bias=c_void_p, inner=c_int32, outer=c_int32)
 Predictor = structure(
     "Predictor",
     first=Norm,
     second=Norm,
     map=Map,
-    small=c_void_p,
     score=c_void_p,
     bias=c_float * 2,
     real=c_int32,
     width=c_int32,
 )
+_SHARED = "lanes panel_width group_width packed_size pack linear small_depth small_widest".split()
 _LARGE = 2**24  # multiplications of a product from which on it matters who is faster
 _MOST_ROWS = 512  # more are no faster
 _WRONG = 2  # what C returns where lengths are not those of the rows
 _GAIN = 1.2  # of a layer with products as fast as torch's over torch's
 SIGNATURES = {
-    **{name: SHARED[name] for name in ("lanes", "panel_width", "group_width", "packed_size", "pack", "linear")},
-    "has_small": (c_int32,),
-    "small_linear": (c_int32, POINTER(Small), c_void_p, c_int64, c_void_p),
-    "encoder_layer": (c_int32, POINTER(Stack), c_void_p, c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p),
+    **{name: SHARED[name] for name in _SHARED},
+    "encoder_layer": (c_int32, POINTER(Stack), c_int32, c_void_p, c_int64, c_void_p, c_int64, c_void_p),
     "skim_scores": (c_int32, POINTER(Predictor), c_void_p, c_int64, c_void_p),
 }
 
@@ -57,15 +52,7 @@ def library() -> ctypes.CDLL:
     for name, (result, *arguments) in SIGNATURES.items():
         function = getattr(built, name)
         function.restype, function.argtypes = result, arguments
-    generator = torch.Generator().manual_seed(1)
-    x, weight, bias = (torch.randn(size, generator=generator) for size in ((13, 48), (80, 48), (80,)))
-    if not torch.allclose(linear(Packing(built), weight, bias, x), F.linear(x, weight, bias), rtol=1e-4, atol=1e-4):
-        raise native.Unavailable("its test product is wrong")
-    if built.has_small():
-        weight[0], weight[1], x[0], x[0, 0] = 1.0, -1.0, 1.0, 0.0  # the largest sums
-        found, expected = small_linear(Packing(built), weight, bias, x), int8_linear(x, weight, bias).float()
-        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
-            raise native.Unavailable("its test product of int8 is wrong")
+    check(built)
     return built
 
 
@@ -75,36 +62,8 @@ def obstacle() -> Optional[str]:
 
 
 def small_obstacle(*sizes: int) -> Optional[str]:
-    """Why there are no maps of int8 here, in words, or None.
-
-    Args:
-        sizes: of heads and states, which must be whole vectors
-    """
-    built = library()
-    if not built.has_small():
-        return "this processor has no products of int8 that are known here"
-    lanes = built.lanes()
-    odd = next((size for size in sizes if size % lanes), None)
-    return None if odd is None else f"{odd} is no multiple of {lanes}"
-
-
-def small_map(packing: Packing, weight: Tensor, bias: Optional[Tensor]) -> Small:
-    """O x I, both whole vectors, to a structure."""
-    outer, inner = weight.shape
-    more = round_up(outer, packing.panel) - outer
-    v, scale = round_weight(weight.detach())
-    panels = padded(v, 0, 0, 0, more).view(-1, packing.panel, inner // 4, 4).transpose(1, 2).contiguous()
-    bias = scale.new_zeros(outer) if bias is None else bias.detach()
-    kept = [panels, *(padded(each, 0, more).contiguous() for each in (scale, scale * v.sum(1), bias))]
-    packing.kept += kept
-    return Small(*(each.data_ptr() for each in kept), inner, outer)
-
-
-def small_linear(packing: Packing, weight: Tensor, bias: Optional[Tensor], x: Tensor) -> Tensor:
-    """R x I by O x I and O, whole vectors, in int8."""
-    y = x.new_empty(len(x), len(weight))
-    done(packing.library.small_linear(byref(small_map(packing, weight, bias)), x.data_ptr(), len(x), y.data_ptr()))
-    return y
+    """Why there are no maps of int8 for these sizes, of heads and states, in words, or None."""
+    return Packing(library()).small_obstacle(*sizes)
 
 
 @functools.cache
@@ -112,15 +71,7 @@ def speeds(width: int, hidden: int, rows: int, threads: int, small: bool) -> Tup
     """GFLOP/s of a product of this library, on one thread, and of torch's faster one, the best of three."""
     x, weight, bias = torch.ones(rows, width), torch.ones(hidden, width), torch.ones(hidden)
     packing, y = Packing(library()), x.new_empty(rows, round_up(hidden, library().lanes()))
-    if small:
-        packed, run, others = (
-            small_map(packing, weight, bias),
-            packing.library.small_linear,
-            [Int8Weights(weight, bias)],
-        )
-    else:
-        packed, run, others = packing.map(weight, bias), packing.library.linear, [lambda x: F.linear(x, weight, bias)]
-        others += [matmul.Prepacked(weight, bias)] if matmul.can_prepack(weight) else []
+    packed = packing.small_map(weight, bias) if small else packing.map(weight, bias)
     clock = time.thread_time if threads == 1 else time.perf_counter
 
     def speed(product):
@@ -132,8 +83,8 @@ def speeds(width: int, hidden: int, rows: int, threads: int, small: bool) -> Tup
             times.append(clock() - start)
         return 2e-9 * rows * width * hidden / max(min(times), 1e-9)
 
-    own = speed(lambda: run(byref(packed), x.data_ptr(), rows, y.data_ptr()))
-    return own, max(speed(lambda each=each: each(x)) for each in others)
+    own = speed(lambda: packing.library.linear(byref(packed), x.data_ptr(), rows, y.data_ptr()))
+    return own, max(speed(lambda each=each: each(x)) for each in torch_products(weight, bias, small))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -166,14 +117,10 @@ class PackedLayer:
 
     def __init__(self, stack: steps.Stack):
         self._library = library()
-        self._packing, self._small = Packing(self._library), None
-        layer = stack.layers[0]
-        if type(layer.qkv) is naive.Int8Map:
-            maps = layer.qkv, layer.merge, layer.up, layer.down
-            self._small = (Small * 4)(*(small_map(self._packing, *each) for each in maps))
-        self._structure = self._packing.stack(stack, maps=self._small is None)
+        self._packing = Packing(self._library)
+        self._structure = self._packing.stack(stack)
         self._real, self._more = self._structure.real, self._structure.width - self._structure.real
-        self._call = functools.partial(self._library.encoder_layer, byref(self._structure), self._small)
+        self._call = functools.partial(self._library.encoder_layer, byref(self._structure))
 
     def __call__(self, x: Tensor, lengths: Sequence[int], depth: int = 0) -> Tensor:
         """As :func:`naive.encoder_layer`.
@@ -198,7 +145,6 @@ class PackedPredictor:
     def __init__(self, predictor: naive.Predictor):
         self._library = library()
         self._packing = packing = Packing(self._library)
-        self._small = small_map(packing, *predictor.map) if type(predictor.map) is naive.Int8Map else None
         real = predictor.score.weight.size(1)
         width = round_up(real, packing.lanes)
         bias = [0.0, 0.0] if predictor.score.bias is None else predictor.score.bias.tolist()
@@ -206,8 +152,7 @@ class PackedPredictor:
         self._structure = Predictor(
             first=packing.norm(predictor.first),
             second=packing.norm(predictor.second),
-            map=packing.plain(predictor.map) if self._small is None else Map(),
-            small=None if self._small is None else ctypes.addressof(self._small),
+            map=packing.plain(predictor.map),
             score=packing.keep(predictor.score.weight, 2, width).data_ptr(),
             bias=(c_float * 2)(*bias),
             real=real,

@@ -61,8 +61,7 @@ def int8_weights(weight: Tensor, bias: Optional[Tensor] = None, kind: Optional[T
         kind: of :func:`kind`; None: torch's
 
     Raises:
-        UsageError: for weights of another type or on another device, and where this processor or torch has no product of
-            int8 that is right
+        UsageError: for weights of another type or on another device
     """
     if weight.device.type != "cpu":
         raise UsageError(f"int8 runs on a CPU, and this model is on {weight.device}: use --cpu, or leave int8 out")

@@ -1,9 +1,10 @@
-"""Linear maps of int8 by torch's own products of integers: oneDNN's, else fbgemm's.
+"""Linear maps of int8 by torch's own products of integers: oneDNN's, else fbgemm's, else of float64.
 
 oneDNN makes a primitive for every number of rows that it has not seen: rows are computed in parts of at most
 :data:`PART`, whose numbers are rounded up.
 """
 
+import contextlib
 import functools
 import warnings
 from typing import List, NamedTuple, Optional, Tuple
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.ops.int8_linear.naive import LEVELS, limits, round_weight
 
 PART = 256  # rows that are computed at a time: what they need stays in the cache
@@ -68,7 +68,23 @@ class FBGEMM:
         out.add_(torch.ops.quantized.linear_dynamic(x, self._packed)[:-1])
 
 
-WAYS = (OneDNN, FBGEMM)
+class Doubles:
+    """The same by numbers of float64, whose sums are exact: right on any processor, and no faster than a map of float32."""
+
+    name = "torch's products of float64, since those of int8 are not there or not right on this processor"
+
+    def __init__(self, v: Tensor, scale: Tensor):
+        self._weight, self._scale = v.double().t(), scale
+
+    @staticmethod
+    def there() -> bool:
+        return True
+
+    def __call__(self, q: Tensor, out: Tensor):
+        out.add_((q.double() @ self._weight).float().mul_(self._scale))
+
+
+WAYS = (OneDNN, FBGEMM, Doubles)
 if hasattr(torch.ops.onednn, "qlinear_pointwise") and torch.ops.onednn.qlinear_pointwise not in flop_registry:
 
     @register_flop_formula(torch.ops.onednn.qlinear_pointwise)
@@ -90,23 +106,13 @@ def _right(way) -> bool:
 
 @functools.cache
 def way():
-    """The class of the products that run here: the first that is there, and right.
-
-    Raises:
-        UsageError: when none is
-    """
-    reasons = []
-    for each in WAYS:
-        try:
-            if not each.there():
-                reasons.append(f"this torch ({torch.__version__}) has no {each.name}")
-            elif _right(each):
+    """The class of the products that run here: the first that is there, and right. Without VNNI those of int8 may cut off
+    large sums."""
+    for each in WAYS[:-1]:
+        with contextlib.suppress(RuntimeError):
+            if each.there() and _right(each):
                 return each
-            else:
-                reasons.append(f"{each.name} cuts off large sums, as on processors without VNNI")
-        except RuntimeError as error:
-            reasons.append(f"{each.name} fails: {str(error).splitlines()[0][:100]}")
-    raise UsageError(f"int8 cannot run here: {'; '.join(reasons)}; leave int8 out")
+    return WAYS[-1]
 
 
 def rounded_up(rows: int) -> int:
@@ -148,9 +154,6 @@ class Int8Weights:
     Args:
         weight: float32 ``[O, I]`` on a CPU
         bias: ``[O]`` or None
-
-    Raises:
-        UsageError: where int8 cannot run
     """
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):

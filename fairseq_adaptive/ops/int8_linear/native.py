@@ -1,4 +1,4 @@
-"""``naive.py`` in C: rounding, product and bias of a map in one call, where the processor multiplies integers."""
+"""``naive.py`` in C: rounding, product and bias of a map in one call."""
 
 from ctypes import byref
 from typing import Optional
@@ -10,7 +10,7 @@ from fairseq_adaptive.ops.encoder_layer import native
 
 def obstacle() -> Optional[str]:
     """Why there are no such products, in words, or None."""
-    return native.obstacle() or native.small_obstacle()
+    return native.obstacle()
 
 
 class NativeWeights:
@@ -18,11 +18,11 @@ class NativeWeights:
 
     def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
         self._packing = native.Packing(native.library())
-        self._map, self._outputs = native.small_map(self._packing, weight, bias), len(weight)
+        self._map, self._outputs = self._packing.small_map(weight, bias), len(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., I]`` to ``[..., O]``."""
         rows = x.reshape(-1, x.size(-1)).contiguous()
         y = rows.new_empty(len(rows), self._outputs)
-        native.done(self._packing.library.small_linear(byref(self._map), rows.data_ptr(), len(rows), y.data_ptr()))
+        self._packing.library.linear(byref(self._map), rows.data_ptr(), len(rows), y.data_ptr())
         return y.view(*x.shape[:-1], self._outputs)
