@@ -23,8 +23,8 @@ from fairseq_adaptive.modules.layers.transformer_layer import DecoderLayer
 from fairseq_adaptive.modules.stack.decoder_stack import DecoderStack
 from fairseq_adaptive.modules.stack.run import run_packed
 
-_MAPS = (*LINEARS, Int8Linear)
-KNOWN = (DecoderStack, DecoderLayer, FastAttention, *_MAPS, FairseqDropout, FastDropout, *FUSABLE, *DEPTH_MODULES)
+MAPS = (*LINEARS, Int8Linear)
+KNOWN = (DecoderStack, DecoderLayer, FastAttention, *MAPS, FairseqDropout, FastDropout, *FUSABLE, *DEPTH_MODULES)
 _BLOCK = 16  # keys come in whole blocks: a softmax over an odd number of them costs a CPU several times as much
 
 

@@ -8,7 +8,7 @@ from fairseq.modules import gelu
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from fairseq_adaptive.decoding.decoder_step import KNOWN, plain
+from fairseq_adaptive.decoding.decoder_step import KNOWN, MAPS, plain
 from fairseq_adaptive.modules.layers.admin import AdminResidual
 from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.depth_lora import PARTS, layers_to_lay_out, weight_and_bias
@@ -108,7 +108,7 @@ def _check_stack(stack, last, embedding):
     if stack.residual is not None:
         _require([stack.residual], (AdminResidual,))
     shapes, norms = set(), [each for each in (last, *embedding) if each is not None]
-    _check_int8(layers)
+    _check_int8(each for layer in layers for each in _within(layer))
     for layer in layers:
         attentions = [each for each in (layer.self_attn, getattr(layer, "encoder_attn", None)) if each is not None]
         norms += [each for name, each in layer.named_children() if name.endswith("layer_norm")]
@@ -126,18 +126,18 @@ def _check_stack(stack, last, embedding):
         raise Unfit("a norm has no weights")
 
 
-def _check_int8(layers):
-    """Refuse layers of which some maps run in int8, and others do not, or whose sizes are not whole vectors."""
-    maps = [each for layer in layers for each in _within(layer) if isinstance(each, nn.Linear)]
-    small = [type(each) is Int8Linear for each in maps]
+def _check_int8(modules):
+    """Refuse maps of which some run in int8, and others do not, or that read no whole vectors, or heads that are none."""
+    modules = list(modules)
+    small = [type(each) is Int8Linear for each in modules if isinstance(each, nn.Linear)]
     if not any(small):
         return
     if not all(small):
         raise Unfit("some maps are in int8, and some are not")
     from fairseq_adaptive.ops.encoder_layer.native import small_obstacle  # loads the library
 
-    sizes = {size for each in maps for size in each.weight.shape}
-    why = small_obstacle(*sizes, *(layer.self_attn.head_dim for layer in layers))
+    sizes = [getattr(each, "in_features", None) or getattr(each, "head_dim", 0) for each in modules]
+    why = small_obstacle(*sizes)
     if why is not None:
         raise Unfit(why)
 
@@ -176,7 +176,8 @@ def decoder_weights(decoder) -> Found:
     if decoder.project_in_dim is not None or decoder.project_out_dim is not None:
         raise Unfit("embeddings are projected")
     _require([decoder.embed_tokens], (nn.Embedding,))
-    _require([decoder.output_projection], LINEARS)
+    _require([decoder.output_projection], MAPS)
+    _check_int8([decoder.output_projection])
     others = [each for each in (decoder.layernorm_embedding, decoder.layer_norm) if each is not None]
     _require([decoder.dropout_module, *others], KNOWN)
     dropout = decoder.dropout_module
@@ -210,6 +211,7 @@ def decoder_weights(decoder) -> Found:
             decoder.output_projection.weight,
             _norm(decoder.layernorm_embedding),
             halting,
+            type(decoder.output_projection) is Int8Linear,
         )
 
     return make, _parts(decoder), (*_rest(stack), decoder.embed_scale, type(rule), _halts_at(rule))

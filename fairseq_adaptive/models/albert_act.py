@@ -14,8 +14,8 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.models.config import register_with_config
 from fairseq_adaptive.models.defaults import fill_defaults
 from fairseq_adaptive.models.inner_states import inner_states, of_all_depths
-from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
 from fairseq_adaptive.models.int8 import add_int8_args
+from fairseq_adaptive.models.policy_flags import Policies, add_policy_args, check_used
 from fairseq_adaptive.models.roberta_family import RobertaFamily, check_heads, check_length
 from fairseq_adaptive.models.sharing_flags import add_depth_lora_arg, check_depth_lora
 from fairseq_adaptive.modules import EncoderLayer, LayerStack

@@ -1,18 +1,25 @@
 """The flag ``--int8``, and what models do with it."""
 
-from typing import List
+from typing import List, Tuple
 
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.int8_linear import use_int8
 
 HELP = (
-    "run the linear maps of the layers, and the hidden ones of skim predictors, in int8: for inference on a CPU alone, as in "
+    "run the linear maps of the layers, the hidden ones of skim predictors and the output layer of a decoder in int8: for "
+    "inference on a CPU alone, as in "
     "fairseq-validate or fairseq-generate --model-overrides \"{'int8': True}\"; a training refuses it"
 )
 
 
 class RunsInInt8:
-    """Mixin for models that can run in int8."""
+    """Mixin for models that can run in int8.
+
+    Attributes:
+        outputs: names of the output layers that do so, too
+    """
+
+    outputs: Tuple[str, ...] = ()
 
     def int8(self) -> "RunsInInt8":
         """Run in int8 from now on, for inference on a CPU; the parameters stay as they are.
@@ -23,7 +30,7 @@ class RunsInInt8:
         Raises:
             UsageError: on a GPU, in half precision, and where no map of the layers is a plain one
         """
-        self.maps_in_int8: List[str] = use_int8(self)
+        self.maps_in_int8: List[str] = use_int8(self, self.outputs)
         return self
 
 

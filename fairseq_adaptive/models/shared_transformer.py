@@ -40,6 +40,7 @@ class SharedTransformerModel(RunsInInt8, ExplainsLoading, TransformerModelBase):
     """
 
     generator_class = BeamGenerator
+    outputs = ("decoder.output_projection",)
 
     @classmethod
     def add_args(cls, parser):

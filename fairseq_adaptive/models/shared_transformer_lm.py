@@ -55,6 +55,7 @@ class SharedTransformerLanguageModel(RunsInInt8, ExplainsLoading, TransformerLan
     """fairseq's ``transformer_lm`` whose decoder runs M unique layers at N depths, with adaptive input and softmax."""
 
     generator_class = BeamGenerator
+    outputs = ("decoder.output_projection",)
 
     @staticmethod
     def architecture(args):

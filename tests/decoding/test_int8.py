@@ -81,7 +81,9 @@ def test_drafts_change_nothing_bit_by_bit(build, batch, dictionary, rule, exit, 
     theirs = search([model], dictionary, batch, beam=1)
     ours = search([model], dictionary, batch, beam=1, self_speculative=exit, draft=draft)
     assert words(ours) == words(theirs) and made[0].tally.rounds
-    assert all(torch.equal(one[0]["positional_scores"], other[0]["positional_scores"]) for one, other in zip(ours, theirs))
+    assert all(
+        torch.equal(one[0]["positional_scores"], other[0]["positional_scores"]) for one, other in zip(ours, theirs)
+    )
 
 
 def test_drafts_in_torch(build, batch, dictionary, monkeypatch, made):  # noqa: F811

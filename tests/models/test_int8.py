@@ -97,7 +97,10 @@ def test_what_runs_in_int8(caplog):
     expected |= {f"{stack}.router.{depth}.1" for depth in range(3)}
     assert set(model.maps_in_int8) == expected
     (said,) = [each.message for each in caplog.records if each.message.startswith("int8: ")]
-    assert said.startswith(f"int8: {len(expected)} linear maps of layers and routers run by ") and way().name in said
+    assert (
+        said.startswith(f"int8: {len(expected)} linear maps of layers, routers and output layers run by ")
+        and way().name in said
+    )
     halting = made("albert_act")[0].int8()
     assert not any("halting" in name or "head" in name or "pooler" in name for name in halting.maps_in_int8)
 
@@ -273,7 +276,9 @@ def test_operations_are_counted():
 
 
 def test_refused_for_other_families_and_types():
-    with pytest.raises(UsageError, match="Linear does not run in int8: transkimmer, albert_act, adatape, shared_transformer and"):
+    with pytest.raises(
+        UsageError, match="Linear does not run in int8: transkimmer, albert_act, adatape, shared_transformer and"
+    ):
         in_int8(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="leave out --fp16 or int8"):
         made("transkimmer")[0].half().int8()

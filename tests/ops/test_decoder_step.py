@@ -9,7 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_adaptive.ops.decoder_step import OP, Asked, Decoder, Halting, Int8Map, Layer, Map, Norm, Stack, naive, native
+from fairseq_adaptive.ops.decoder_step import (
+    OP,
+    Asked,
+    Decoder,
+    Halting,
+    Int8Map,
+    Layer,
+    Map,
+    Norm,
+    Stack,
+    naive,
+    native,
+)
 
 pytestmark = pytest.mark.skipif(
     OP.obstacle("native", "cpu", torch.float32) is not None,
@@ -112,7 +124,7 @@ def test_halting(rule, pre_norm):
 
 def in_int8(made):
     layers = [Layer(*(Int8Map(*each) if type(each) is Map else each for each in layer)) for layer in made.stack.layers]
-    return made._replace(stack=made.stack._replace(layers=layers))
+    return made._replace(stack=made.stack._replace(layers=layers), small_words=True)
 
 
 @pytest.mark.parametrize("rule", naive.RULES)
@@ -123,7 +135,7 @@ def test_int8(rule, pre_norm):
     sizes = {"width": 64, "heads": 4, "hidden": 96, "source": 64, "depths": 4}
     plain, generator = decoder(rule=rule, pre_norm=pre_norm, **sizes), torch.Generator().manual_seed(1)
     made, states = in_int8(plain), torch.randn(14, 64, generator=generator)
-    lengths, tokens = [5, 1, 8] * 1, torch.randint(0, WORDS, (3,), generator=generator)
+    lengths, tokens = [5, 1, 8], torch.randint(0, WORDS, (3,), generator=generator)
     asked = Asked(tokens, torch.zeros(3), None, 1, None, WORDS)
     scores = []
     for search in (

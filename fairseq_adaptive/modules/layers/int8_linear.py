@@ -1,7 +1,7 @@
 """Linear maps that run in int8 in inference; their parameters stay as they are."""
 
 import logging
-from typing import List, Tuple
+from typing import List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -79,15 +79,20 @@ def project(x: Tensor, *maps: nn.Module) -> Tuple[Tensor, ...]:
     return tuple(each(x) for each in maps)
 
 
-def use_int8(module: nn.Module) -> List[str]:
+def _fits(each) -> bool:
+    return isinstance(each, nn.Linear) and is_plain(each, LINEARS) and each.in_features <= WIDEST
+
+
+def use_int8(module: nn.Module, outputs: Sequence[str] = ()) -> List[str]:
     """Let the linear maps within layer stacks and the hidden maps of their routers run in int8 from now on.
 
     Maps that are changed (:mod:`~fairseq_adaptive.modules.layers.known`: adapters, hooks, subclasses, parametrizations)
     stay as they are; so does all else: embeddings, normalisation, the products and the softmax of attention, activations,
-    halting units, the scores of routers, readers, heads and output layers. The log says in one line what runs in int8.
+    halting units, the scores of routers, readers and heads. The log says in one line what runs in int8.
 
     Args:
         module: a model, in evaluation from here on
+        outputs: names of further maps, where they are there
 
     Returns:
         the names of the maps
@@ -102,9 +107,10 @@ def use_int8(module: nn.Module) -> List[str]:
         layers = [stack.layer(number) for number in range(stack.unique_layers)]
         ours = [each for layer in layers for each in layer.modules() if change(each, called=True) is None]
         inner = [each for parent in ours for each in parent.children()]  # and none within an adapter
-        for each in (*inner, *getattr(stack.router, "hidden_maps", ())):
-            if isinstance(each, nn.Linear) and is_plain(each, LINEARS) and each.in_features <= WIDEST:
-                found[each] = None
+        found.update(dict.fromkeys(filter(_fits, (*inner, *getattr(stack.router, "hidden_maps", ())))))
+    if found:
+        named = dict(module.named_modules())
+        found.update(dict.fromkeys(filter(_fits, map(named.get, outputs))))
     names = [name for name, each in module.named_modules() if each in found or type(each) is Int8Linear]
     if not names:
         raise UsageError("there is no plain linear map in the layers of this model: leave int8 out")
@@ -113,8 +119,8 @@ def use_int8(module: nn.Module) -> List[str]:
         each.__class__ = Int8Linear
     module.eval()
     logger.info(
-        "int8: %d linear maps of layers and routers run by %s%s; embeddings, norms, attention's own products, activations, "
-        "halting units, scores, heads and output layers stay in fp32",
+        "int8: %d linear maps of layers, routers and output layers run by %s%s; embeddings, norms, attention's own products, "
+        "activations, halting units, scores and heads stay in fp32",
         len(names),
         "native products, or where these do not fit by " if OP.choose("cpu", torch.float32)[0] == "native" else "",
         way().name,

@@ -122,6 +122,7 @@ class Decoder(NamedTuple):
     Attributes:
         embedding: V x C, taken ``scale`` times; the position is added, and ``embedding_norm`` comes behind
         words: V x C, of the output layer
+        small_words: whether its product is one of int8
     """
 
     stack: Stack
@@ -130,6 +131,7 @@ class Decoder(NamedTuple):
     words: Tensor
     embedding_norm: Optional[Norm] = None
     halting: Halting = Halting()
+    small_words: bool = False
 
 
 class Asked(NamedTuple):
@@ -232,8 +234,8 @@ class Search:
 
     def _words(self, states):
         """Logits of states behind the last depth, ... x C -> ... x V."""
-        last = self._decoder.stack.last
-        return F.linear(states if last is None else last(states), self._decoder.words)
+        last, kind = self._decoder.stack.last, Int8Map if self._decoder.small_words else Map
+        return kind(self._decoder.words, None)(states if last is None else last(states))
 
     def _qkv(self, depth, x):
         layer = self._decoder.stack.layers[self._decoder.stack.schedule[depth]]

@@ -116,7 +116,7 @@ class Packed:
             embedding=embedding.data_ptr(),
             embed_scale=given.scale,
             embed_norm=packing.norm(given.embedding_norm),
-            words=packing.map(words, None, group, _FAR),
+            words=(packing.small_map if given.small_words else packing.map)(words, None, group, _FAR),
             unit=address(unit),
             unit_bias=halting.bias,
             threshold=halting.threshold,

@@ -54,16 +54,19 @@ class Packing:
         self.kept += [panels, biases]
         return Map(panels=panels.data_ptr(), bias=biases.data_ptr(), inner=inner, outer=width)
 
-    def small_map(self, weight, bias):
-        """The same with a product of int8, whose rows are rounded as they are: both are whole vectors."""
+    def small_map(self, weight, bias, unit=None, fill=0.0):
+        """The same with a product of int8, whose rows are rounded as they are: I is whole vectors."""
         outer, inner = weight.shape
-        more, depth = round_up(outer, self.panel) - outer, self.library.small_depth()
+        width = round_up(outer, unit or self.lanes)
+        more, depth = round_up(width, self.panel) - outer, self.library.small_depth()
         v, scale = round_weight(weight.detach())
         panels = padded(v, 0, 0, 0, more).view(-1, self.panel, inner // depth, depth).transpose(1, 2).contiguous()
-        bias = scale.new_zeros(outer) if bias is None else bias
-        self.kept.append(panels)
-        scale, sums, bias = (self.keep(each, outer + more).data_ptr() for each in (scale, scale * v.sum(1), bias))
-        return Map(bias=bias, small=panels.data_ptr(), scale=scale, sums=sums, inner=inner, outer=outer)
+        biases = scale.new_full((outer + more,), fill)
+        biases[:outer] = 0 if bias is None else bias.detach()
+        self.kept += [panels, biases]
+        scale, sums = (self.keep(each, outer + more).data_ptr() for each in (scale, scale * v.sum(1)))
+        bias, small = biases.data_ptr(), panels.data_ptr()
+        return Map(bias=bias, small=small, scale=scale, sums=sums, inner=inner, outer=width)
 
     def small_obstacle(self, *sizes: int) -> Optional[str]:
         """Why there are no such maps, in words, or None.

@@ -96,11 +96,29 @@ static void small_some(int rows, const Q *q, int64_t in, const int8_t *panel, in
   }
 }
 
+/* some of the rows that are rounded by one panel, to rows of W; at one place, so that bits never differ */
+static __attribute__((noinline)) void small_panel(const Map *map, const Rounded *x, int64_t from, int rows, int64_t p, float *y) {
+  int32_t out[TILE * W];
+  small_some(rows, x->q + from * map->in, map->in, map->small + p * map->in, out);
+  for (int i = 0; i < rows; i++)
+    for (int c = 0; c < W; c += LANES) {
+      V a = __builtin_convertvector(*(const I *)(out + i * W + c), V) * load(map->scale + p + c);
+      a = (a + load(map->sums + p + c) * x->shift[from + i]) * x->step[from + i] + load(map->bias + p + c);
+      store(y + i * W + c, a);
+    }
+}
+
+/* how many rows are rounded at a time */
+static int64_t small_block(const Map *map) {
+  const int64_t most = SMALL_ROOM / map->in / TILE * TILE;
+  return most < SMALL_ROWS ? most : SMALL_ROWS;
+}
+
 static __attribute__((noinline)) void small_product(
     const Map *map, const float *x, int64_t rows, float *y, int64_t ld, Then then, const float *omega) {
-  const int64_t in = map->in, most = SMALL_ROOM / in / TILE * TILE, block = most < SMALL_ROWS ? most : SMALL_ROWS;
+  const int64_t in = map->in, block = small_block(map);
   Rounded rounded;
-  int32_t out[TILE * W];
+  float out[TILE * W];
   for (int64_t from = 0, count; from < rows; from += count, x += count * in, y += count * ld) {
     count = rows - from < block ? rows - from : block;
     round_rows(x, count, in, &rounded);
@@ -108,13 +126,10 @@ static __attribute__((noinline)) void small_product(
       const int64_t width = map->out - p < W ? map->out - p : W;
       for (int64_t r = 0, n; r < count; r += n) {
         n = take(count - r);
-        small_some(n, rounded.q + r * in, in, map->small + p * in, out);
+        small_panel(map, &rounded, r, n, p, out);
         for (int64_t i = 0; i < n; i++)
-          for (int64_t c = 0; c < width; c += LANES) {
-            V a = __builtin_convertvector(*(const I *)(out + i * W + c), V) * load(map->scale + p + c);
-            a = (a + load(map->sums + p + c) * rounded.shift[r + i]) * rounded.step[r + i] + load(map->bias + p + c);
-            put(y + (r + i) * ld + p + c, a, then, omega ? omega + p + c : NULL);
-          }
+          for (int64_t c = 0; c < width; c += LANES)
+            put(y + (r + i) * ld + p + c, load(out + i * W + c), then, omega ? omega + p + c : NULL);
       }
     }
   }

@@ -139,15 +139,14 @@ static void guess(const Search *s, const Round *q, const int64_t *row, const flo
   const Map *map = &s->decoder->words;
   const int64_t groups = (q->drafted + GROUP - 1) / GROUP;
   float out[PANELS][TILE * W];
+  Rounded rounded;
   for (int64_t r = 0, rows; r < n; r += rows) {
     float top[TILE];
     rows = take(n - r);
+    if (map->small) round_rows(states + r * map->in, rows, map->in, &rounded);
     for (int64_t i = 0; i < rows; i++) top[i] = -INFINITY, words[r + i] = q->end;
     for (int64_t g = 0; g < groups; g++) {
-      for (int p = 0; p < PANELS; p++) {
-        const int64_t word = g * GROUP + p * W;
-        some(rows, states + r * map->in, map->in, map->panels + word * map->in, map->bias + word, out[p]);
-      }
+      for (int p = 0; p < PANELS; p++) panel(map, states + r * map->in, &rounded, 0, rows, g * GROUP + p * W, out[p]);
       for (int64_t i = 0; i < rows; i++) {
         V most = all(-INFINITY);
         UNROLL for (int c = 0; c < GROUP / LANES; c++) most = larger(load(out[c / VECTORS] + i * W + c % VECTORS * LANES), most);

@@ -1,26 +1,32 @@
 /* What the words say of states, and the best continuations of the hypotheses of a sentence. */
 #include "search.h"
 
+/* logits of some rows of states, `rounded` where the words are in int8, for the words of a panel */
+INLINE void panel(const Map *map, const float *x, const Rounded *rounded, int64_t from, int rows, int64_t word, float *out) {
+  if (map->small) small_panel(map, rounded, from, rows, word, out);
+  else some(rows, x + from * map->in, map->in, map->panels + word * map->in, map->bias + word, out);
+}
+
 /* what the words say of some rows of states, without keeping a logit: the log of the sum over all of them, and, where there
    is room for them, the maxima of groups, rows x groups, and how far the best word is ahead of the second, in probability */
 static int scan(const Decoder *d, const float *states, int64_t rows, float heat, float *total, float *maxima, float *margin) {
   const Map *map = &d->words;
-  const int64_t groups = map->out / GROUP, block = TILE * 16;
+  const int64_t groups = map->out / GROUP, block = map->small ? small_block(map) : TILE * 16;
   float out[PANELS][TILE * W];
+  Rounded rounded;
   float *tops = malloc(sizeof(float) * block * (1 + 3 * LANES)), *sums = tops + block;
   if (!tops) return 1;
   float *best = sums + block * LANES, *second = best + block * LANES;
   for (int64_t from = 0; from < rows; from += block) {
     const int64_t to = rows < from + block ? rows : from + block;
+    if (map->small) round_rows(states + from * map->in, to - from, map->in, &rounded);
     for (int64_t i = 0; i < block; i++) tops[i] = -1e30f;
     for (int64_t i = 0; i < block * LANES; i++) sums[i] = 0, best[i] = second[i] = -INFINITY;
     for (int64_t g = 0; g < groups; g++)
       for (int64_t r = from, n; r < to; r += n) {
         n = take(to - r);
-        for (int p = 0; p < PANELS; p++) {
-          const int64_t word = g * GROUP + p * W;
-          some(n, states + r * map->in, map->in, map->panels + word * map->in, map->bias + word, out[p]);
-        }
+        for (int p = 0; p < PANELS; p++)
+          panel(map, states + from * map->in, &rounded, r - from, n, g * GROUP + p * W, out[p]);
         for (int64_t i = 0; i < n; i++) {
           const int64_t at = r - from + i;
           V x[GROUP / LANES], most = all(-INFINITY), e = {0};
@@ -64,10 +70,10 @@ static int scan(const Decoder *d, const float *states, int64_t rows, float heat,
 /* the logits of a group of words for a row, changed as the step asks: GROUP of them; the same bits as in `scan` */
 static void group(const Search *s, const Step *q, int64_t row, int64_t g, float *logits) {
   const Map *map = &s->decoder->words;
-  for (int p = 0; p < PANELS; p++) {
-    const int64_t word = g * GROUP + p * W;
-    some(1, s->out + row * map->in, map->in, map->panels + word * map->in, map->bias + word, logits + p * W);
-  }
+  const float *x = s->out + row * map->in;
+  Rounded rounded;
+  if (map->small) round_rows(x, 1, map->in, &rounded);
+  for (int p = 0; p < PANELS; p++) panel(map, x, &rounded, 0, 1, g * GROUP + p * W, logits + p * W);
   for (int i = 0; i < GROUP; i++) logits[i] *= q->heat;
   for (int64_t i = 0; i < q->changes; i++)
     if (q->changed[i] / GROUP == g) logits[q->changed[i] % GROUP] += q->change[i];

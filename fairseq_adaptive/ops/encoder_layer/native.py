@@ -20,14 +20,7 @@ from fairseq_adaptive.ops.encoder_layer import naive
 
 SOURCE = Path(__file__).with_name("native.c")
 Predictor = structure(
-    "Predictor",
-    first=Norm,
-    second=Norm,
-    map=Map,
-    score=c_void_p,
-    bias=c_float * 2,
-    real=c_int32,
-    width=c_int32,
+    "Predictor", first=Norm, second=Norm, map=Map, score=c_void_p, bias=c_float * 2, real=c_int32, width=c_int32
 )
 _SHARED = "lanes panel_width group_width packed_size pack linear small_depth small_widest".split()
 _LARGE = 2**24  # multiplications of a product from which on it matters who is faster
