@@ -3,9 +3,10 @@
 
 All have the weights of one checkpoint of a model with shared layers. Ours is measured with steps of torch's operations and
 with native ones (FAIRSEQ_ADAPTIVE_KERNELS=torch and native), and these in int8, too; stock fairseq and both in float32 must
-find the same hypotheses with the same scores, and how many others int8 finds is printed. CTranslate2, in float32 and int8, is left out where it is not installed, and native steps
-where they cannot run, with the reason. A model in which tokens halt has no plain counterpart: stock is then fairseq's search
-with the model itself. The machine's own speed stands beside: products of as many rows as a step has.
+find the same hypotheses with the same scores, and how many others int8 finds is printed. CTranslate2, in float32 and int8,
+is left out where it is not installed, and native steps where they cannot run, with the reason. A model in which tokens halt
+has no plain counterpart: stock is then fairseq's search with the model itself. The machine's own speed stands beside: products
+of as many rows as a step has.
 """
 
 import argparse
