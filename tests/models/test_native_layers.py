@@ -1,5 +1,6 @@
 """Packed encoders by native layers give what modules give, and give way where anything is not known."""
 
+import contextlib
 import logging
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_adaptive.errors import UsageError
-from fairseq_adaptive.modules import recording
+from fairseq_adaptive.modules import LayerStack, recording
 from fairseq_adaptive.modules.layers import native_layer
 from fairseq_adaptive.modules.layers.int8_linear import Int8Linear
 from fairseq_adaptive.modules.layers.known import say_once
@@ -319,3 +320,91 @@ def test_looking_at_a_layer_sees_every_module_in_it(made):
     assert [each[0] for each in state] == list(layer.modules()) and native_layer._unchanged(state)
     layer.dropout_module.train()
     assert not native_layer._unchanged(state)
+
+
+DENSE = {
+    "transkimmer_base": {"no_skimming": True},
+    "albert_act_base": {"halting": "none"},
+    "shared_transformer": {
+        "encoder_layers": 3,
+        "encoder_unique_layers": 2,
+        "decoder_embed_dim": 32,
+        "decoder_layers": 2,
+    },
+}
+
+
+@pytest.fixture(params=DENSE)
+def dense(request, build, monkeypatch):
+    """An encoder without policies, and ``states(tokens)`` of its tokens."""
+    monkeypatch.delenv(KERNELS, raising=False)
+    monkeypatch.setattr(native_layer, "_MANY", 0)
+    flags = {**WIDE, "encoder_attention_heads": 2, **DENSE[request.param]}
+    if request.param == "albert_act_base":
+        flags["encoder_input_dim"] = 16
+    model = build(request.param, dtype=torch.float32, **flags).eval()
+
+    def states(tokens, constant=True):
+        with torch.no_grad(), constant_weights() if constant else contextlib.nullcontext():
+            if request.param == "shared_transformer":
+                out = model.encoder(tokens, tokens.ne(1).sum(1))["encoder_out"][0].transpose(0, 1)
+            else:
+                out = model(tokens, features_only=True)[0]
+        return out[tokens.ne(1)]
+
+    return model, states
+
+
+def layers_of(model):
+    return next(each for each in model.modules() if isinstance(each, LayerStack))
+
+
+def test_a_run_without_policies(dense, tokens, calls):
+    model, states = dense
+    expected = states(tokens, constant=False)
+    assert not any(calls.values())
+    found = states(tokens)
+    assert calls["layer"] == len(layers_of(model))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    with recording(model) as traces:
+        assert torch.equal(states(tokens), found)
+    for trace in sum(traces.values(), []):
+        assert torch.equal(trace.updates, len(layers_of(model)) * tokens.ne(1).long())
+    for row, length in enumerate((12, 7, 9)):  # alone, bit by bit
+        assert torch.equal(states(tokens[row : row + 1, :length]), found[tokens.ne(1).nonzero()[:, 0] == row])
+
+
+def test_a_run_without_policies_in_int8(dense, tokens, calls):
+    model, states = dense
+    model.int8()
+    expected, found = states(tokens, constant=False), states(tokens)
+    assert calls["layer"] == len(layers_of(model))
+    assert (found - expected).norm() <= 0.02 * expected.norm()
+    assert torch.equal(states(tokens[1:2, :7]), found[tokens.ne(1).nonzero()[:, 0] == 1])
+
+
+@pytest.mark.parametrize("how", (*(how for how in UNKNOWN if "predictor" not in how), "one depth hooked"))
+@pytest.mark.parametrize("kernels", ("auto", "native"))
+def test_a_run_without_policies_of_what_is_changed(dense, tokens, calls, how, kernels, monkeypatch):
+    """Modules are called, all of them; also where native layers are asked for by name, which only packed runs have to have."""
+    model, states = dense
+    monkeypatch.setenv(KERNELS, kernels)
+    stack = layers_of(model)
+    layer = stack[len(stack) - 1]
+    if how == "one depth hooked":
+        layer.self_attn.register_forward_hook(lambda module, args, out: (2 * out[0], *out[1:]))
+    else:
+        monkeypatch.setattr(f"{__name__}.stack_of", lambda model: {1: layer})
+        change(model, how)
+    expected, found = states(tokens, constant=False), states(tokens)
+    assert not any(calls.values())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_a_run_without_policies_are_laid_out_at_the_second_call(dense, tokens, calls, monkeypatch):
+    model, states = dense
+    monkeypatch.setattr(native_layer, "_MANY", 10**6)
+    with constant_weights():
+        for number in range(3):
+            states(tokens)
+            assert calls["layer"] == number * len(layers_of(model))

@@ -1,4 +1,4 @@
-"""Encoder layers of packed runs and skim predictors, each one call of :mod:`fairseq_adaptive.ops.encoder_layer`.
+"""Encoder layers of packed runs and of runs without policies, and skim predictors, each one call of :mod:`fairseq_adaptive.ops.encoder_layer`.
 
 The operation reads weights and calls nothing, so it serves what is all known, in float32 (or int8) on a CPU, without
 gradients, and while :func:`~fairseq_adaptive.modules.layers.prepacked_linear.constant_weights` is open, since it lays weights
@@ -42,24 +42,39 @@ class Parts(NamedTuple):
     activations: Dict[Callable, str]
 
 
-def native_layer(stack, depth: int, x: Tensor):
+def native_layer(stack, depth: int, x: Tensor, demanded: bool = True):
     """Return what runs the layer of a depth over rows, or None where modules are to be called.
 
     Args:
         stack: a :class:`~fairseq_adaptive.modules.LayerStack`
         x: P x C
+        demanded: whether it has to be there where it is asked for by name
 
     Raises:
-        UsageError: where it is asked for by name and cannot be had
+        UsageError: where it is demanded and cannot be had
     """
     kept = _constants(x)
     if kept is None:
         return None
     if stack.residual is not None or stack.lora_rank:
-        return _refuse("branches are not simply added, or maps differ from depth to depth")
+        return _refuse("branches are not simply added, or maps differ from depth to depth", demanded)
     layer = stack[depth]
-    found = _made(kept, layer, _layer, len(x))
+    found = _made(kept, layer, _layer, len(x), demanded)
     return None if found is None or _slower(layer.fc1, len(x)) else found
+
+
+def native_layers(stack, x: Tensor) -> Optional[List]:
+    """Return what runs each depth of a stack over the rows of states, ... x C, or None where modules are to be called."""
+    kept = _constants(x)
+    if kept is None:
+        return None
+    rows, found = x.flatten(0, -2), {}
+    for depth, number in enumerate(stack.schedule):
+        if number not in found:
+            found[number] = native_layer(stack, depth, rows, demanded=False)
+            if found[number] is None and kept.get((_layer, stack[depth])) is not _ONCE:
+                return None
+    return None if None in found.values() else [found[number] for number in stack.schedule]
 
 
 def native_scores(predictor: nn.Sequential, x: Tensor) -> Optional[Tensor]:
@@ -103,7 +118,7 @@ def _chosen(asked: Optional[str]) -> bool:
     return False
 
 
-def _made(kept: Dict, module: nn.Module, make: Callable, rows: int):
+def _made(kept: Dict, module: nn.Module, make: Callable, rows: int, demanded: bool = True):
     """What ``make`` lays out of a module, or None; made again where something about the module is another.
 
     To lay a layer out takes as long as it saves in two calls with few rows: it is done at the second.
@@ -117,7 +132,7 @@ def _made(kept: Dict, module: nn.Module, make: Callable, rows: int):
         try:
             found = state, make(module)
         except Unfit as error:
-            _refuse(str(error))
+            _refuse(str(error), demanded)
             found = state, None
         kept[make, module] = found
     return found[1]
@@ -165,13 +180,13 @@ def _unchanged(state: List[Tuple]) -> bool:
     return True
 
 
-def _refuse(why: str):
+def _refuse(why: str, demanded: bool):
     """Call modules.
 
     Raises:
-        UsageError: where a native call is asked for by name
+        UsageError: where a native call is demanded and asked for by name
     """
-    if requested() == "native":
+    if demanded and requested() == "native":
         raise UsageError(f"{VARIABLE}=native, but {OP.name} cannot use it here: {why}")
     say_once("native encoder layers", why)
 

@@ -10,6 +10,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from fairseq_adaptive.modules.layers.native_layer import native_layers
 from fairseq_adaptive.modules.stack.attention import attend_padded, attend_sized, attend_within
 from fairseq_adaptive.modules.stack.merges import Merges
 from fairseq_adaptive.modules.stack.packing import Groups, PackedTokens, token_mask
@@ -181,6 +182,17 @@ class TokenContext(Context):
         return context, new.transpose(0, 1)[live], lambda old, new: torch.cat((old, new)).index_select(0, order)
 
 
+class NativeContext(TokenContext):
+    """Tokens without padding, P x C, of a run without policies in which each layer is one native call."""
+
+    def __init__(self, x, padding_mask, layers: Sequence[Callable]):
+        super().__init__(x, padding_mask)
+        self._layers, self._counts = layers, self.tokens.sum(1)
+
+    def call(self, stack, depth, x, shown=ALL):
+        return self._layers[depth](x, self._counts), None
+
+
 class TapeContext(Context):
     """Sequences whose tapes are of one length together, in inference where all tokens run: no dead tape is computed.
 
@@ -297,6 +309,10 @@ def past_length(stack, incremental_state: Dict) -> int:
 
 def encoder_context(stack, x: Tensor, padding_mask: Optional[Tensor], tape_len: int = 0, read=None) -> Context:
     """The context of a dense run of encoder layers."""
+    if not (stack.adaptive or stack.training or tape_len):
+        layers = native_layers(stack, x)
+        if layers is not None:
+            return NativeContext(x, padding_mask, layers)
     if stack.router is not None or stack.halting_kv != "recompute" or stack.without_padding:
         if stack.changed is not None:
             return PlainContext(x, padding_mask, tape_len)
