@@ -1,4 +1,5 @@
-"""Encoder layers of packed runs and of runs without policies, and skim predictors, each one call of :mod:`fairseq_adaptive.ops.encoder_layer`.
+"""Encoder layers and skim predictors, each one call of :mod:`fairseq_adaptive.ops.encoder_layer`: in packed runs, and in runs
+without policies.
 
 The operation reads weights and calls nothing, so it serves what is all known, in float32 (or int8) on a CPU, without
 gradients, and while :func:`~fairseq_adaptive.modules.layers.prepacked_linear.constant_weights` is open, since it lays weights
