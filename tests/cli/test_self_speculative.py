@@ -45,14 +45,19 @@ def test_the_log_has_the_loss_of_each_depth(trained):
     assert not history or history[-1] < history[0]
 
 
-@pytest.mark.parametrize("kernels, batch_size", (("native", 64), ("torch", 3)))
-def test_generate_says_the_same(trained, kernels, batch_size):
-    """With native steps also the same scores, in all digits that are printed."""
+INT8 = ("--model-overrides", "{'int8': True}")
+
+
+@pytest.mark.parametrize("kernels, batch_size, more", (("native", 64, ()), ("native", 5, INT8), ("torch", 3, ())))
+def test_generate_says_the_same(trained, kernels, batch_size, more):
+    """With native steps also the same scores, in all digits that are printed, in float32 and in int8."""
     if kernels == "native" and OP.obstacle("native", "cpu", torch.float32) is not None:
         pytest.skip("the library is not there")
     env = {"FAIRSEQ_ADAPTIVE_KERNELS": kernels}
-    plain = lines(generate(trained, "--beam", "1", env=env))
-    done = generate(trained, "--beam", "1", "--self-speculative", "2", "--draft", "3", batch_size=batch_size, env=env)
+    plain = lines(generate(trained, "--beam", "1", *more, env=env))
+    drafts = "--self-speculative", "2", "--draft", "3"
+    done = generate(trained, "--beam", "1", *drafts, *more, batch_size=batch_size, env=env)
+    assert ("int8: " in done.stdout + done.stderr) == bool(more)
     found = lines(done)
     if kernels == "torch":
         plain, found = (re.sub(r"-?\d\.\d+", "", "\n".join(each)) for each in (plain, found))
