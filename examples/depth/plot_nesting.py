@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws accuracy and layers over nesting depth, and prints the table, from the results.json of run.sh.
+"""Draws accuracy and layers over nesting depth, and prints the table, from files that run.sh has written, results.json.
 
 Lines are means over the seeds. Left, accuracy of all models with the depths that they were trained with; in the middle, layers
 of the cells that are not asked for, by the nesting depth of each; right, accuracy of looped models with more depths. @0.98:
@@ -17,20 +17,26 @@ from fairseq_adaptive.ranges import Parser, Range
 from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
 
 
-def read_results(path):
-    """A file of depth.py: of each model in the order of ROWS the results of its seeds.
+def read_results(*paths):
+    """Files of depth.py: of each model in the order of ROWS the results of its seeds.
 
     Raises:
-        UsageError: when it is none
+        UsageError: when one is none, or a training is in two of them
     """
-    found = read_json(path)
-    try:
-        rows = {name: [row for row in found["runs"] if row["row"] == name] for name in ROWS}
-        for row in found["runs"]:
-            row["accuracy"][str(ROWS[row["row"]].depths)][1], float(row["multiply_adds"]), int(row["seed"])
-        return {name: each for name, each in rows.items() if each}
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} was not written by examples/depth: {error!r}") from None
+    rows, where = {name: {} for name in ROWS}, {}
+    for path in paths:
+        try:
+            for row in read_json(path)["runs"]:
+                name, seed = row["row"], int(row["seed"])
+                row["accuracy"][str(ROWS[name].depths)][1], float(row["multiply_adds"])
+                if seed in rows[name]:
+                    raise UsageError(f"{name} of seed {seed} is in {where[name, seed]} and in {path}: name one of them")
+                rows[name][seed], where[name, seed] = row, path
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"{path} was not written by examples/depth: {error!r}") from None
+    return {name: [each[seed] for seed in sorted(each)] for name, each in rows.items() if each}
 
 
 def over_depth(rows, kind, setting):
@@ -95,14 +101,14 @@ def line(panel, values, style, colour, label):
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("results", help="of run.sh")
+    parser.add_argument("results", nargs="+", help="of run.sh")
     parser.add_argument(
         "--trained", type=Range(int, 1, 1_000), default=6, metavar="D", help="deepest of train (default: 6)"
     )
     parser.add_argument("--output", required=True, metavar="PNG", help="the picture; must not exist")
     args = parser.parse_args()
     require_picture(args.output)
-    found, plt = read_results(args.results), pyplot()
+    found, plt = read_results(*args.results), pyplot()
     tested = min(len(each) - 1 for rows in found.values() for row in rows for each in row["accuracy"].values())
     trained = min(args.trained, tested)
     print(table(found, trained))

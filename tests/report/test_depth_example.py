@@ -252,15 +252,22 @@ def test_table_and_means(example, tmp_path):
     lines = example.plot.table(found, 1).splitlines()
     assert "| `plain-3` | 3 | 10 | 60.0 ± 0.0 | 20.0 ± 0.0 | 3 |  |  | 2 |" in lines
     assert "| `act` | 6 | 10 | 98.5 ± 0.7 | 80.0 ± 0.0 | 1.00 | 1.00, 1.00 | 2.00, 2.00 | 2 |" in lines
+    other, all_of_them = tmp_path / "b.json", results()
+    one, two = (
+        {**all_of_them, "runs": [row for row in all_of_them["runs"] if row["seed"] % 2 == rest]} for rest in (0, 1)
+    )
+    path.write_text(json.dumps(one)), other.write_text(json.dumps(two))
+    assert example.plot.read_results(path, other) == example.plot.read_results(other, path) == found
+    with pytest.raises(UsageError, match="act of seed 1 is in .*b.json and in .*b.json: name one of them"):
+        example.plot.read_results(path, other, other)
     path.write_text(json.dumps({"runs": [{"row": "act"}]}))
     with pytest.raises(UsageError, match="was not written by examples/depth"):
         example.plot.read_results(path)
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("results/*.json")), ids=lambda path: path.stem)
-def test_committed_results_are_drawn(example, path):
+def test_committed_results_are_drawn(example):
     pytest.importorskip("matplotlib")
-    found = example.plot.read_results(path)
+    found = example.plot.read_results(*FOLDER.glob("results/*.json"))
     figure, panels = example.plot.pyplot().subplots(1, 3)
     example.plot.draw(panels, found, 6)
     assert len(panels[0].lines) >= len(found) and panels[1].lines and panels[2].lines
