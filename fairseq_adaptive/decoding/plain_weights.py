@@ -155,7 +155,7 @@ def _parts(module) -> List[Tensor]:
 
 def _rest(stack):
     layers = [stack.layer(number) for number in range(stack.unique_layers)]
-    return (stack.schedule, [(each.activation_fn, each.normalize_before) for each in layers])
+    return (stack.schedule, [(each.activation_fn, each.normalize_before, type(each.fc1)) for each in layers])
 
 
 def _halts_at(rule):
@@ -214,7 +214,8 @@ def decoder_weights(decoder) -> Found:
             type(decoder.output_projection) is Int8Linear,
         )
 
-    return make, _parts(decoder), (*_rest(stack), decoder.embed_scale, type(rule), _halts_at(rule))
+    rest = decoder.embed_scale, type(decoder.output_projection), type(rule), _halts_at(rule)
+    return make, _parts(decoder), (*_rest(stack), *rest)
 
 
 def encoder_weights(encoder, net_input) -> Found:

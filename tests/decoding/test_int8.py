@@ -9,6 +9,7 @@ from decoding.test_self_speculative import ending, made, many  # noqa: F401  a f
 from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.modules.layers.int8_linear import Int8Linear
 from fairseq_adaptive.modules.layers.known import say_once
+from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.ops.decoder_step import OP
 from models.test_changed_modules import LoRA
 from models.test_int8 import Emulated
@@ -93,6 +94,17 @@ def test_drafts_in_torch(build, batch, dictionary, monkeypatch, made):  # noqa: 
     theirs = search([model], dictionary, batch, beam=1)
     assert words(search([model], dictionary, batch, beam=1, self_speculative=2, draft=3)) == words(theirs)
     assert made[0].tally.rounds
+
+
+def test_a_model_that_is_turned_to_int8_while_weights_are_constant(build, batch, dictionary):
+    """What was laid out before is not what runs."""
+    model = shared(build, dtype=torch.float32, **WIDE)
+    with constant_weights():
+        search([model], dictionary, batch)
+        found = mean_score(search([model.int8()], dictionary, batch))
+    assert torch.equal(found, mean_score(search([model], dictionary, batch)))
+    other = shared(build, dtype=torch.float32, **WIDE)
+    assert not torch.equal(found, mean_score(search([other], dictionary, batch)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
