@@ -16,6 +16,8 @@ from fairseq_adaptive.files import read_json
 from fairseq_adaptive.ranges import Parser, Range
 from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
 
+COLOURS = [*(f"C{number}" for number in range(10)), "k"]  # of the models
+
 
 def read_results(*paths):
     """Files of depth.py: of each model in the order of ROWS the results of its seeds.
@@ -81,7 +83,7 @@ def draw(panels, found, trained):
     """Lines of all models."""
     left, middle, right = panels
     for number, (name, rows) in enumerate(found.items()):
-        colour, title, own = f"C{number}", ROWS[name].title, str(ROWS[name].depths)
+        colour, title, own = COLOURS[number], ROWS[name].title, str(ROWS[name].depths)
         late = f"@{QUANTILES[-1]}"
         for setting, style in ((own, "-"), (own + late, "--")):
             if setting in rows[0]["accuracy"]:
@@ -112,7 +114,7 @@ def main():
     tested = min(len(each) - 1 for rows in found.values() for row in rows for each in row["accuracy"].values())
     trained = min(args.trained, tested)
     print(table(found, trained))
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5.6), layout="constrained")
     draw((left, middle, right), found, trained)
     left.set(title="as trained", ylabel="accuracy, %", ylim=(0, 103))
     middle.set(title="layers of cells not asked for", ylabel="layers", ylim=(0, FULL + 0.3))
@@ -122,7 +124,7 @@ def main():
         panel.set_xlabel("nesting depth (left of the dotted line: in training)")
         panel.grid(alpha=0.25)
         if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=7)
+            panel.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     save_figure(figure, args.output, dpi=110)
     print("wrote", args.output)
 
