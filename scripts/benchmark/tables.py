@@ -61,6 +61,11 @@ def text_of(machines: Dict[str, Dict]) -> str:
     return table(machines)
 
 
+def three_digits(value: float) -> str:
+    """Three that count, and all before the point: 0.612, 61.2, 2,280."""
+    return f"{value:.3g}" if value < 999.5 else f"{float(f'{value:.3g}'):,.0f}"
+
+
 def _cells(row: Optional[Dict], machine: Dict, memory: bool) -> List[str]:
     """Of one row and machine: milliseconds by the clock and of the processor, the ratio, shares and memory."""
     if row is None:
@@ -70,7 +75,7 @@ def _cells(row: Optional[Dict], machine: Dict, memory: bool) -> List[str]:
     reached = "-"
     if machine["product"] and "flops" in row:
         reached = f"{row['flops'] / row['seconds'][by]['median'] / machine['product'] / 1e9:.0%}"
-    cells = [" / ".join(f"{each:.3g}" for each in seconds)]
+    cells = [" / ".join(three_digits(each) for each in seconds)]
     if ratio is None:
         measured = any((each["case"], each.get("against")) == (row["case"], row["name"]) for each in machine["rows"])
         cells.append("1" if measured else "-")
@@ -113,7 +118,7 @@ def kernel_table(found: Dict) -> str:
     for row in found["rows"]:
         ways, ours = row["ways"], row["ways"]["ours"]
         times = [
-            f"{each['seconds'] * 1e3:.3g} ({each['naive_over_it']:.2f} x)" if each else "-"
+            f"{three_digits(each['seconds'] * 1e3)} ({each['naive_over_it']:.2f} x)" if each else "-"
             for each in (ways.get("compiled"), ways.get("library"), ours)
         ]
         rate = row["least"] / ours["seconds"]
@@ -121,7 +126,7 @@ def kernel_table(found: Dict) -> str:
         memory = ", ".join(f"{name} {each['peak_mib']:.0f}" for name, each in ways.items())
         lines.append(
             f"| `{row['operation']}`, {row['shape']} | {row['type']} | {row['pass']} | "
-            f"{ways['naive']['seconds'] * 1e3:.3g} | {' | '.join(times)} | "
+            f"{three_digits(ways['naive']['seconds'] * 1e3)} | {' | '.join(times)} | "
             f"{rate / factor:.3g} {prefix}{row['unit']}, {row['backend']} | {rate / row['ceiling']:.0%} | {memory} |"
         )
     differences = [

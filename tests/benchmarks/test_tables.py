@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts" / "benchmark"
 
 
+def test_numbers_have_three_digits_and_no_exponent(script):
+    found = map(script("tables").three_digits, (0.6123, 61.23, 612.3, 999.4, 999.6, 2284.0, 123456.0))
+    assert list(found) == ["0.612", "61.2", "612", "999", "1,000", "2,280", "123,000"]
+
+
 def test_rows_are_the_rounds(script, tmp_path):
     record = script("record")
     stock = [record.Seconds(clock, 2 * clock) for clock in (4.0, 6.0, 5.0)]
