@@ -4,13 +4,12 @@ import argparse
 import logging
 import platform
 import statistics
-import sys
 import warnings
 
 import torch
 from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from record import Record, add_json, median, ratios
+from record import Record, add_json, median, ratios, said
 
 import fairseq_adaptive.plugin  # noqa: F401  registers our models
 from fairseq_adaptive.ranges import ROUNDS, Parser
@@ -88,5 +87,5 @@ def compare(record, name, measure, rounds, by):
 def describe(args):
     """Print where this runs and how it was called; return what ``--json`` asks for, a :class:`record.Record`."""
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(" ".join(["python", *sys.argv]))
+    print(said())
     return Record(getattr(args, "json", None))

@@ -105,6 +105,14 @@ def version(package: str) -> Optional[str]:
         return None
 
 
+def said() -> str:
+    """The command of this process, its script as it is named from the root of the repository."""
+    script, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[2]
+    return " ".join(
+        ["python", str(script.relative_to(root)) if script.is_relative_to(root) else script.name, *sys.argv[1:]]
+    )
+
+
 def commit() -> Optional[str]:
     """Of the checkout that this script is in, with -dirty where files differ from it."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
@@ -178,5 +186,5 @@ class Record:
             return
         import torch
 
-        about = {"command": " ".join(["python", *sys.argv]), **machine(torch.get_num_threads())}
+        about = {"command": said(), **machine(torch.get_num_threads())}
         write_json(self.path, {**about, "others": self._others.share(), "rows": self.rows})

@@ -22,7 +22,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from families import BESIDE, FAMILIES
-from record import CLOCKS, machine, write_json
+from record import CLOCKS, machine, said, write_json
 from scaling_point import Point, folder_of, write_data
 
 from fairseq_adaptive.command import run
@@ -267,13 +267,7 @@ def main():
                 found[point] = measured_once(point, reason, args)
             reason = found[point].get("left_out")
     sizes = {name: getattr(args, name) for name in ("unique_layers", "embed_dim", "ffn_embed_dim", "attention_heads")}
-    about = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine(args.threads),
-        **sizes,
-        "rounds": args.rounds,
-        "clock": args.clock,
-    }
+    about = {"command": said(), "machine": machine(args.threads), **sizes, "rounds": args.rounds, "clock": args.clock}
     write_json(args.output, {**about, "points": list(found.values())})
     print(table(all_curves, found, args.clock))
     if args.picture:

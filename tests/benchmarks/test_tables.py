@@ -22,6 +22,19 @@ def test_numbers_have_three_digits_and_no_exponent(script):
     assert list(found) == ["0.612", "61.2", "612", "999", "1,000", "2,280", "123,000"]
 
 
+def test_a_command_names_its_script_from_the_root(script, monkeypatch):
+    record = script("record")
+    for given in (SCRIPTS / "tape.py", "/elsewhere/tape.py"):
+        monkeypatch.setattr(sys, "argv", [str(given), "--rounds", "3"])
+        where = "scripts/benchmark/" if given == SCRIPTS / "tape.py" else ""
+        assert record.said() == f"python {where}tape.py --rounds 3"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "benchmarks").glob("*.json")), ids=lambda path: path.stem)
+def test_committed_files_name_no_folder_of_one_machine(path):
+    assert not re.findall(r'(?<![\w.-])/(?:work|tmp|root|home)/[^" ]*', path.read_text())
+
+
 def test_rows_are_the_rounds(script, tmp_path):
     record = script("record")
     stock = [record.Seconds(clock, 2 * clock) for clock in (4.0, 6.0, 5.0)]
