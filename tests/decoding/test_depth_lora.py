@@ -58,8 +58,7 @@ def test_equals_the_search_of_fairseq(build, batch, dictionary, rule, schedule, 
     for backend in ("torch", "native"):
         monkeypatch.setenv(KERNELS, backend)
         assert_same(search([model], dictionary, batch), theirs)
-    encoder_halts = rule in RULES[1:5]
-    assert len(said()) == encoder_halts
+    assert len(said()) == 1  # of the encoder, whose native layers have no place for what differs
     for name, each in model.named_parameters():
         if name.rpartition(".")[2] in PARTS:
             torch.nn.init.zeros_(each)
