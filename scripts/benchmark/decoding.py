@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Sentences per second of beam search, side by side: stock fairseq's Transformer and search, ours, and CTranslate2.
+"""Sentences per second of beam search, side by side: stock fairseq's Transformer and search, ours, CTranslate2 and Marian.
 
 All have the weights of one checkpoint of a model with shared layers. Ours is measured with steps of torch's operations and
 with native ones (FAIRSEQ_ADAPTIVE_KERNELS=torch and native), and these in int8, too; stock fairseq and both in float32 must
 find the same hypotheses with the same scores, and how many others int8 finds is printed. CTranslate2, in float32 and int8,
-is left out where it is not installed, and native steps where they cannot run, with the reason. A model in which tokens halt
-has no plain counterpart: stock is then fairseq's search with the model itself. The machine's own speed stands beside: products
-of as many rows as a step has.
+is left out where it is not installed, and native steps where they cannot run, with the reason. Marian (pymarian, marian.py) has
+post-LN models only, and finds hypotheses of its own with the same weights: its seconds are taken for as many words as stock's.
+A model in which tokens halt has no plain counterpart: stock is then fairseq's search with the model itself. The machine's own
+speed stands beside: products of as many rows as a step has.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 from unittest import mock
 
+import marian
 import torch
 from common import describe
 from fairseq import checkpoint_utils, options
@@ -31,7 +33,7 @@ from fairseq_adaptive.ops.decoder_step import OP, native
 from fairseq_adaptive.ops.registry import VARIABLE
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser, Range
 
-INT8 = "ours, native, int8"
+INT8, MARIAN = "ours, native, int8", "Marian float32"
 
 
 def fairseq_search(args, path, generator_class=None, **overrides):
@@ -91,6 +93,24 @@ def ctranslate2_search(args, folder, state, words, kind):
     return decode
 
 
+def marian_search(args, folder, state, words):
+    why = marian.obstacle(state)
+    if why:
+        print(f"{MARIAN} is left out: {why}")
+    return None if why else marian.search(args, folder, state, words)
+
+
+def per_word(times, found, expected, words):
+    """The seconds of Marian for as many words as the best hypotheses of stock have."""
+    theirs = [words.string(each[0]["tokens"]).split() for each in expected]
+    same, lengths = sum(a == b for a, b in zip(found, theirs)), [sum(map(len, each)) for each in (found, theirs)]
+    print(
+        f"{MARIAN}: {same} of {len(found)} best hypotheses are stock's, {lengths[0]} words and {lengths[1]}", flush=True
+    )
+    ends = len(found)
+    return [each.per((lengths[0] + ends) / (lengths[1] + ends)) for each in times]
+
+
 def require_same(stock, ours):
     for theirs, mine in zip(stock, ours):
         for one, other in zip(theirs, mine):
@@ -122,7 +142,10 @@ def main():
             save_checkpoint(state, plain)
             stock = fairseq_search(args, plain, SequenceGenerator)[2]
             words, to = task.source_dictionary, os.path.join(folder, "ct2")
-            exports = {kind: ctranslate2_search(args, to, state, words, kind) for kind in ("float32", "int8")}
+            exports = {
+                f"CTranslate2 {kind}": ctranslate2_search(args, to, state, words, kind) for kind in ("float32", "int8")
+            }
+            exports[MARIAN] = marian_search(args, os.path.join(folder, "marian"), state, words)
         runs = {"stock": stock, "ours, torch": on("torch", ours)}
         backend, why = OP.choose("cpu", torch.float32)
         if backend == "native":
@@ -134,7 +157,7 @@ def main():
                 print(f"{INT8} is left out: {error}")
         else:
             print(f"native steps are left out: {why}")
-        runs.update({f"CTranslate2 {kind}": export for kind, export in exports.items() if export})
+        runs.update({name: export for name, export in exports.items() if export})
     task.load_dataset("test")
     data = task.dataset("test")
     for batch_size in args.batch_sizes:
@@ -155,6 +178,8 @@ def main():
                 require_same(expected, runs[name](samples))
         runs = {name: decode for name, decode in runs.items() if name != INT8 or found is not None}
         times = in_turn({name: lambda decode=decode: decode(samples) for name, decode in runs.items()}, args.rounds)
+        if MARIAN in runs:
+            times[MARIAN] = per_word(times[MARIAN], runs[MARIAN](samples), expected, task.target_dictionary)
         record.add(f"{count} sentences, beam {args.beam}, batch {batch_size}", times, "stock", sentences=count)
         for name, measured in times.items():
             faster = ratios(times["stock"], measured, by)
