@@ -5,7 +5,7 @@ All have the weights of one checkpoint of a model with shared layers. Ours is me
 with native ones (FAIRSEQ_ADAPTIVE_KERNELS=torch and native), and these in int8, too; stock fairseq and both in float32 must
 find the same hypotheses with the same scores, and how many others int8 finds is printed. CTranslate2, in float32 and int8,
 is left out where it is not installed, and native steps where they cannot run, with the reason. Marian (pymarian, marian.py) has
-post-LN models only, and finds hypotheses of its own with the same weights: its seconds are taken for as many words as stock's.
+post-LN models only, and finds hypotheses of its own: its seconds are taken for as many words as stock's.
 A model in which tokens halt has no plain counterpart: stock is then fairseq's search with the model itself. The machine's own
 speed stands beside: products of as many rows as a step has.
 """
@@ -17,6 +17,7 @@ import tempfile
 from unittest import mock
 
 import marian
+import numpy as np
 import torch
 from common import describe
 from fairseq import checkpoint_utils, options
@@ -31,7 +32,7 @@ from fairseq_adaptive.modules.layers.prepacked_linear import constant_weights
 from fairseq_adaptive.modules.policies import Halting
 from fairseq_adaptive.ops.decoder_step import OP, native
 from fairseq_adaptive.ops.registry import VARIABLE
-from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, Parser, Range
+from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, UPDATES, Parser, Range
 
 INT8, MARIAN = "ours, native, int8", "Marian float32"
 
@@ -93,11 +94,19 @@ def ctranslate2_search(args, folder, state, words, kind):
     return decode
 
 
-def marian_search(args, folder, state, words):
+def marian_search(args, folder, state, task):
     why = marian.obstacle(state)
     if why:
         print(f"{MARIAN} is left out: {why}")
-    return None if why else marian.search(args, folder, state, words)
+        return None
+    marian.write_model(state, task.source_dictionary, folder)
+    if args.marian_updates:
+        task.load_dataset("train")
+        data, words = task.dataset("train"), task.source_dictionary
+        drawn = np.random.default_rng(1).permutation(len(data))[: 64 * args.marian_updates]
+        pairs = ((data[i]["source"], data[i]["target"]) for i in drawn)
+        marian.adapt(folder, state, [[words.string(each) for each in pair] for pair in pairs], args.marian_updates)
+    return marian.search(folder, task.source_dictionary, args.beam)
 
 
 def per_word(times, found, expected, words):
@@ -128,6 +137,7 @@ def main():
     parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 64])
     parser.add_argument("--sentences", type=COUNT, default=192, help="of the test set, a round (an eighth at batch 1)")
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
+    parser.add_argument("--marian-updates", type=UPDATES, default=100, help="of Marian, to know its own positions")
     parser.add_argument("--cpu-time", action="store_true", help="of this process, for busy machines")
     add_json(parser)
     args = parser.parse_args()
@@ -145,7 +155,7 @@ def main():
             exports = {
                 f"CTranslate2 {kind}": ctranslate2_search(args, to, state, words, kind) for kind in ("float32", "int8")
             }
-            exports[MARIAN] = marian_search(args, os.path.join(folder, "marian"), state, words)
+            exports[MARIAN] = marian_search(args, os.path.join(folder, "marian"), state, task)
         runs = {"stock": stock, "ours, torch": on("torch", ours)}
         backend, why = OP.choose("cpu", torch.float32)
         if backend == "native":

@@ -1,12 +1,14 @@
 """A checkpoint of a plain post-LN Transformer as a model of Marian, and its search through pymarian, a peer of decoding.py.
 
 Marian counts positions from 0 where fairseq starts at 2, and begins a sentence with zeros where fairseq has the embedding of
-``</s>``: the same weights find similar hypotheses there, not the same ones. With pre-LN the search of Marian 1.12 does not
-normalise the keys of earlier tokens, so that its hypotheses would mean nothing. pymarian has no products by several threads.
+``</s>``. So the weights are trained some updates more, by Marian, until they know that; they find similar hypotheses there, not
+the same ones. With pre-LN the search of Marian 1.12 does not normalise the keys of earlier tokens, so that its hypotheses mean
+nothing. A search has one thread.
 """
 
 import json
 import os
+from pathlib import Path
 from typing import Any, Dict
 
 import numpy as np
@@ -110,20 +112,45 @@ def write_model(state: Dict[str, Any], dictionary, folder) -> None:
             file.writelines(f"{json.dumps(word, ensure_ascii=False)}: {number}\n" for number, word in enumerate(words))
 
 
-def search(args, folder, state: Dict[str, Any], dictionary):
-    """``decode(samples)``, which returns the words of the best hypothesis of each sentence; a sample is a batch.
+def adapt(folder, state: Dict[str, Any], pairs, updates: int) -> None:
+    """Train the model of a folder, by Marian.
 
     Args:
-        args: of decoding.py
-        folder: new, for the model
-        state: without an :func:`obstacle`
+        folder: of :func:`write_model`
+        state: of which the model is
+        pairs: words of sentences and of their translations
+        updates: of 64 pairs each
     """
     import pymarian
 
-    write_model(state, dictionary, folder)
+    for side, texts in zip(("source", "target"), zip(*pairs)):
+        Path(folder, side).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    sizes = {
+        name: value
+        for name, value in settings(state, 0).items()
+        if name not in ("dim-vocabs", "version") and value != ""
+    }
+    flags = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in sizes.items())
+    model, words = f"{folder}/model.npz", f"{folder}/words.yml"
+    pymarian.Trainer(
+        f"{flags} --model {folder}/adapted.npz --pretrained-model {model} --train-sets {folder}/source {folder}/target "
+        f"--vocabs {words} {words} --after-batches {updates} --mini-batch 64 --max-length 200 --cpu-threads 1 --workspace 1000 "
+        "--learn-rate 0.0005 --lr-warmup 20 --label-smoothing 0.1 --clip-norm 1 --cost-type ce-mean-words --seed 1 --quiet"
+    ).train()
+    os.replace(f"{folder}/adapted.npz", model)
+
+
+def search(folder, dictionary, beam: int):
+    """``decode(samples)``, which returns the words of the best hypothesis of each sentence; a sample is a batch.
+
+    Args:
+        folder: of :func:`write_model`
+    """
+    import pymarian
+
     words = f"{folder}/words.yml"
     translator = pymarian.Translator(
-        f"--models {folder}/model.npz --vocabs {words} {words} --beam-size {args.beam} --normalize 1 --allow-unk --quiet "
+        f"--models {folder}/model.npz --vocabs {words} {words} --beam-size {beam} --normalize 1 --allow-unk --quiet "
         f"--cpu-threads 1 --mini-batch 100000 --maxi-batch 1 --workspace 512"
     )
 

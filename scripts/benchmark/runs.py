@@ -10,7 +10,7 @@ SMALL = {
     "adaptive_softmax.py": "--rounds 1 --vocab-size 200 --cutoffs 10,50 --hidden-dim 16 --tokens 32",
     "checkpoints.py": "--rounds 1 --batch-size 4",
     "classification.py": "--rounds 1 --timed-texts 4 --batch-sizes 4 32",
-    "decoding.py": "--rounds 1 --sentences 8 --batch-sizes 4 --max-len-b 10",
+    "decoding.py": "--rounds 1 --marian-updates 2 --sentences 8 --batch-sizes 4 --max-len-b 10",
     "halting.py": "--rounds 1 --layers 2 --tokens 8 --batch-sizes 2",
     "int8.py": "--rounds 1 --batch-sizes 2",
     "kernels.py": "--small --rounds 1",
