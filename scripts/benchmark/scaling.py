@@ -5,7 +5,8 @@ Each point is a process of its own, in which one step is measured: seconds, and 
 (VmHWM), of which what it has before there is a model is taken off. Of workers each has a batch, so that twice as many do twice
 the work. Points stay in --parts, so that a run that was interrupted goes on. Exponents are slopes of least squares between
 logarithms, over the upper half of the sizes. The length of an image is its patches, the nearest square number.
-Weights are random, and so is what tokens skim and where they halt.
+Weights are random, and so is what tokens skim and where they halt. Attention has no dropout (fairseq's default): with it, torch
+on a CPU keeps all weights of attention for the backward pass, and memory grows with the square of the length.
 """
 
 import argparse

@@ -111,7 +111,7 @@ def sizes_of(point: Point, args) -> SimpleNamespace:
         tokens=point.batch * point.length,
         length=point.length,
         device="cpu",
-        flags=f"--batch-size {point.batch} --required-batch-size-multiple 1 --ddp-backend legacy_ddp{more}",
+        flags=f"--batch-size {point.batch} --required-batch-size-multiple 1 --ddp-backend legacy_ddp --attention-dropout 0{more}",
     )
 
 
