@@ -8,12 +8,11 @@ nothing. A search has one thread.
 
 import json
 import os
-from pathlib import Path
 from typing import Any, Dict
 
 import numpy as np
 
-from fairseq_adaptive.files import whole_folder
+from fairseq_adaptive.files import whole_file, whole_folder
 from fairseq_adaptive.interop.checkpoint import given_options
 
 MODULES = {"encoder": {"self_attn": "self"}, "decoder": {"self_attn": "self", "encoder_attn": "context"}}
@@ -124,7 +123,8 @@ def adapt(folder, state: Dict[str, Any], pairs, updates: int) -> None:
     import pymarian
 
     for side, texts in zip(("source", "target"), zip(*pairs)):
-        Path(folder, side).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        with whole_file(f"{folder}/{side}") as part, open(part, "w", encoding="utf-8") as file:
+            file.writelines(f"{text}\n" for text in texts)
     sizes = {
         name: value
         for name, value in settings(state, 0).items()
