@@ -3,14 +3,15 @@
 
 All have the weights of one checkpoint of a model with shared layers. Ours is measured with steps of torch's operations and
 with native ones (FAIRSEQ_ADAPTIVE_KERNELS=torch and native), and these in int8, too; stock fairseq and both in float32 must
-find the same hypotheses with the same scores, and how many others int8 finds is printed. CTranslate2, in float32 and int8,
-is left out where it is not installed, and native steps where they cannot run, with the reason. Marian (pymarian, marian.py) has
-post-LN models only, and finds hypotheses of its own: its seconds are taken for as many words as stock's.
-A model in which tokens halt has no plain counterpart: stock is then fairseq's search with the model itself. The machine's own
+find the same hypotheses with the same scores, and how many others int8 and --also find is printed. CTranslate2, in float32
+and int8, is left out where it is not installed, and native steps where they cannot run, with the reason. Marian (pymarian,
+marian.py) has post-LN models only, and finds hypotheses of its own: its seconds are taken for as many words as stock's. A
+model in which tokens halt has no plain counterpart: stock is then fairseq's search with the model itself. The machine's own
 speed stands beside: products of as many rows as a step has.
 """
 
 import argparse
+import ast
 import os
 import statistics
 import tempfile
@@ -35,6 +36,7 @@ from fairseq_adaptive.ops.registry import VARIABLE
 from fairseq_adaptive.ranges import BATCH, COUNT, ROUNDS, UPDATES, Parser, Range
 
 INT8, MARIAN = "ours, native, int8", "Marian float32"
+EXACT = ("ours, torch", "ours, native")
 
 
 def fairseq_search(args, path, generator_class=None, **overrides):
@@ -127,7 +129,64 @@ def require_same(stock, ours):
             torch.testing.assert_close(one["score"], other["score"], rtol=0, atol=1e-5)
 
 
-def main():
+def searches(args, folder):
+    """The task, and ``decode(samples)`` of each way by its name."""
+    model, task, ours = fairseq_search(args, args.checkpoint)
+    exports = {}
+    if any(isinstance(module, Halting) for module in model.modules()):
+        stock = fairseq_search(args, args.checkpoint, SequenceGenerator)[2]
+    else:
+        plain, to = os.path.join(folder, "plain.pt"), os.path.join(folder, "ct2")
+        state = unroll_checkpoint(load_checkpoint(args.checkpoint))
+        save_checkpoint(state, plain)
+        stock = fairseq_search(args, plain, SequenceGenerator)[2]
+        for kind in ("float32", "int8"):
+            exports[f"CTranslate2 {kind}"] = ctranslate2_search(args, to, state, task.source_dictionary, kind)
+        exports[MARIAN] = marian_search(args, os.path.join(folder, "marian"), state, task)
+    runs = {"stock": stock, "ours, torch": on("torch", ours)}
+    backend, why = OP.choose("cpu", torch.float32)
+    if backend == "native":
+        print_speeds(model, args.beam, args.batch_sizes)
+        runs["ours, native"] = on("native", ours)
+        for name, overrides in {INT8: {"int8": True}, **dict(args.also)}.items():
+            try:
+                runs[name] = on("native", fairseq_search(args, args.checkpoint, **overrides)[2])
+            except UsageError as error:
+                print(f"{name} is left out: {error}")
+    else:
+        print(f"native steps are left out: {why}")
+    runs.update({name: export for name, export in exports.items() if export})
+    return task, runs
+
+
+def tried(name, decode, samples, expected):
+    """Whether a way decodes these; ours must find what stock finds, other weights or depths may find others."""
+    if name in EXACT:
+        require_same(expected, decode(samples))
+    elif name.startswith("ours"):
+        try:
+            found = decode(samples)
+        except UsageError as error:
+            print(f"{name} is left out: {error}")
+            return False
+        others = sum(not torch.equal(a[0]["tokens"], b[0]["tokens"]) for a, b in zip(expected, found))
+        print(f"{name}: {others} of {len(found)} best hypotheses are not stock's", flush=True)
+    return True
+
+
+def also(text):
+    """NAME=OVERRIDES"""
+    name, _, overrides = text.partition("=")
+    try:
+        overrides = ast.literal_eval(overrides)
+    except (ValueError, SyntaxError):
+        overrides = None
+    if not name or not isinstance(overrides, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME={{'FLAG': VALUE, ...}}")
+    return f"ours, native, {name}", overrides
+
+
+def parse():
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("data", help="folder of fairseq-preprocess")
     parser.add_argument("checkpoint", help="of a shared_transformer")
@@ -137,56 +196,34 @@ def main():
     parser.add_argument("--batch-sizes", type=BATCH, nargs="+", default=[1, 64])
     parser.add_argument("--sentences", type=COUNT, default=192, help="of the test set, a round (an eighth at batch 1)")
     parser.add_argument("--rounds", type=ROUNDS, default=5, help="how often all are measured in turn")
+    parser.add_argument(
+        "--also",
+        type=also,
+        nargs="+",
+        default=[],
+        metavar="NAME=OVERRIDES",
+        help="ours, native, with other flags of the model: never=\"{'halting': 'saturation', 'halting_threshold': 1.0}\"",
+    )
     parser.add_argument("--marian-updates", type=UPDATES, default=100, help="of Marian, to know its own positions")
     parser.add_argument("--cpu-time", action="store_true", help="of this process, for busy machines")
     add_json(parser)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = parse()
     record, by = describe(args), CLOCKS[args.cpu_time]
     with tempfile.TemporaryDirectory() as folder:
-        plain, exports = os.path.join(folder, "plain.pt"), {}
-        model, task, ours = fairseq_search(args, args.checkpoint)
-        if any(isinstance(module, Halting) for module in model.modules()):
-            stock = fairseq_search(args, args.checkpoint, SequenceGenerator)[2]
-        else:
-            state = unroll_checkpoint(load_checkpoint(args.checkpoint))
-            save_checkpoint(state, plain)
-            stock = fairseq_search(args, plain, SequenceGenerator)[2]
-            words, to = task.source_dictionary, os.path.join(folder, "ct2")
-            exports = {
-                f"CTranslate2 {kind}": ctranslate2_search(args, to, state, words, kind) for kind in ("float32", "int8")
-            }
-            exports[MARIAN] = marian_search(args, os.path.join(folder, "marian"), state, task)
-        runs = {"stock": stock, "ours, torch": on("torch", ours)}
-        backend, why = OP.choose("cpu", torch.float32)
-        if backend == "native":
-            print_speeds(model, args.beam, args.batch_sizes)
-            runs["ours, native"] = on("native", ours)
-            try:
-                runs[INT8] = on("native", fairseq_search(args, args.checkpoint, int8=True)[2])
-            except UsageError as error:
-                print(f"{INT8} is left out: {error}")
-        else:
-            print(f"native steps are left out: {why}")
-        runs.update({name: export for name, export in exports.items() if export})
+        task, all_runs = searches(args, folder)
     task.load_dataset("test")
     data = task.dataset("test")
     for batch_size in args.batch_sizes:
         count = min(max(args.sentences // 8, 1) if batch_size == 1 else args.sentences, len(data))
         order = data.ordered_indices()[:: len(data) // count][:count].tolist()
         samples = [data.collater([data[i] for i in order[k : k + batch_size]]) for k in range(0, count, batch_size)]
-        expected, found = runs["stock"](samples), None
-        for name in runs:
-            if name == INT8:
-                try:
-                    found = runs[name](samples)
-                except UsageError as error:
-                    print(f"{name} is left out: {error}")
-                    continue
-                others = sum(not torch.equal(a[0]["tokens"], b[0]["tokens"]) for a, b in zip(expected, found))
-                print(f"batch {batch_size}: {others} of {count} best hypotheses of int8 are others", flush=True)
-            elif name.startswith("ours"):
-                require_same(expected, runs[name](samples))
-        runs = {name: decode for name, decode in runs.items() if name != INT8 or found is not None}
+        print(f"batch {batch_size}", flush=True)
+        expected = all_runs["stock"](samples)
+        runs = {name: decode for name, decode in all_runs.items() if tried(name, decode, samples, expected)}
         times = in_turn({name: lambda decode=decode: decode(samples) for name, decode in runs.items()}, args.rounds)
         if MARIAN in runs:
             times[MARIAN] = per_word(times[MARIAN], runs[MARIAN](samples), expected, task.target_dictionary)

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -108,9 +109,8 @@ def version(package: str) -> Optional[str]:
 def said() -> str:
     """The command of this process, its script as it is named from the root of the repository."""
     script, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[2]
-    return " ".join(
-        ["python", str(script.relative_to(root)) if script.is_relative_to(root) else script.name, *sys.argv[1:]]
-    )
+    name = str(script.relative_to(root)) if script.is_relative_to(root) else script.name
+    return shlex.join(["python", name, *sys.argv[1:]])
 
 
 def commit() -> Optional[str]:
