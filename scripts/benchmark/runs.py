@@ -84,7 +84,11 @@ RUNS = (
     Run("time-shares", "time_shares.py", "--threads {threads}"),
     Run("training", "training.py", "{translation_data}"),
     Run("decoding", "decoding.py", "{translation_data} {translation_checkpoint}"),
-    Run("self-speculative", "self_speculative.py", "{translation_data} {self_speculative_checkpoint}"),
+    Run(
+        "self-speculative",
+        "self_speculative.py",
+        "{translation_data} {self_speculative_checkpoint} --sentences 192 --rounds 3",
+    ),
     Run("checkpoints", "checkpoints.py", "{texts_data} {texts_checkpoints}"),
     Run("classification", "classification.py", "{texts_data} {texts_models}"),
 )
