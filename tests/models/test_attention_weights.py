@@ -112,3 +112,44 @@ def test_alignment_training(build, batch, dictionary, halting):
         torch.testing.assert_close(our_loss, loss, rtol=1e-6, atol=1e-6)
     our_loss.backward()
     assert ours.decoder.layers[0].encoder_attn.k_proj.weight.grad.abs().sum() > 0
+
+
+def asked(model, batch, mode):
+    """At which depths the attention to the source gives weights."""
+    found = []
+    for layer in model.decoder.layers:
+        own = layer.encoder_attn.forward
+
+        def forward_of(*args, own=own, **kwargs):
+            out = own(*args, **kwargs)
+            found.append(out[1] is not None)
+            return out
+
+        layer.encoder_attn.forward = forward_of
+    forward(model, batch, mode)
+    for layer in model.decoder.layers:
+        del layer.encoder_attn.forward
+    return found
+
+
+@pytest.mark.parametrize("mode", ("train", "eval", "generation"))
+def test_weights_that_nobody_sees_are_not_made(build, batch, mode):
+    model = build("shared_transformer", **TINY, **ALL_LAYERS)
+    assert asked(model, batch, mode) == [False, False, False, True]
+
+
+@pytest.mark.parametrize("part", ("layer", "attention"))
+def test_a_hook_sees_what_fairseq_shows_it(build, batch, part):
+    """fairseq's layers give their weights to the source in evaluation, so that hooks can read them."""
+    stock, ours = build("transformer", **TINY, dropout=0.0), build("shared_transformer", **TINY, **ALL_LAYERS)
+    ours.load_state_dict(stock.state_dict())
+    seen = []
+    for model in (stock, ours):
+        seen.append([])
+        for layer in model.decoder.layers:
+            module = layer if part == "layer" else layer.encoder_attn
+            module.register_forward_hook(lambda module, inputs, out, to=seen[-1]: to.append(out[1]))
+        forward(model, batch, "eval")
+    assert len(seen[0]) == len(seen[1]) == 4
+    for theirs, mine in zip(*seen):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6, check_dtype=False)

@@ -42,6 +42,11 @@ def any_global_hooks() -> bool:
     return any(_EVERYWHERE)
 
 
+def hooked(*modules: nn.Module) -> bool:
+    """Whether somebody sees what any of these modules gets or gives."""
+    return any_global_hooks() or any(getattr(module, name) for module in modules for name in HOOKS)
+
+
 def change(module: nn.Module, types: Tuple = (), called: bool = False, ignored: Tuple = ()) -> Optional[str]:
     """What makes a module other than fast paths know it, in words, or None; its children are not looked at.
 

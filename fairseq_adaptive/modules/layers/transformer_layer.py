@@ -16,7 +16,7 @@ from torch import Tensor
 from fairseq_adaptive.modules.layers.attends import Attends
 from fairseq_adaptive.modules.layers.attention import FastAttention
 from fairseq_adaptive.modules.layers.dropout import FastDropout
-from fairseq_adaptive.modules.layers.known import known
+from fairseq_adaptive.modules.layers.known import hooked, known
 from fairseq_adaptive.modules.layers.native_layer import Parts
 from fairseq_adaptive.modules.layers.prepacked_linear import PrepackedLinear
 from fairseq_adaptive.modules.layers.residual import FUSABLE, run_sublayers
@@ -157,7 +157,7 @@ class DecoderLayer(Attends, TransformerDecoderLayerBase):
         incremental_state: Optional[Dict] = None,
         self_attn_mask: Optional[Tensor] = None,
         self_attn_padding_mask: Optional[Tensor] = None,
-        need_attn: bool = False,
+        need_attn: Optional[bool] = False,
         need_head_weights: bool = False,
         depth: int = 0,
         residual: Optional[Callable] = None,
@@ -172,7 +172,8 @@ class DecoderLayer(Attends, TransformerDecoderLayerBase):
             incremental_state: caches of all modules and depths, changed in place
             self_attn_mask: T x T, added to the scores (-inf above the diagonal)
             self_attn_padding_mask: B x T, true at padding
-            need_attn: return the cross-attention weights, B x T x S
+            need_attn: return the cross-attention weights, B x T x S; False: in evaluation alone, as fairseq's layers do unless
+                they were prepared for generation; None: they are not wanted, and made only where a hook may see them
             need_head_weights: return them for each head, H x B x T x S
             depth: at which depth the layer runs
             residual: ``residual(branch, x, depth, sublayer, padding_mask)``, default ``x + branch``
@@ -193,7 +194,9 @@ class DecoderLayer(Attends, TransformerDecoderLayerBase):
 
         def attend_encoder(x):
             nonlocal weights
-            wanted = need_attn or need_head_weights or (not self.training and self.need_attn)
+            wanted = need_attn or need_head_weights
+            if not wanted and self.need_attn and not self.training:
+                wanted = need_attn is not None or hooked(self, self.encoder_attn)
             x, weights = self.encoder_attn(
                 x,
                 encoder_out,

@@ -253,7 +253,7 @@ class DecoderContext(Context):
                 attend_padded, stack[depth].self_attn, visible=visible, causal=self.causal, keys=keys
             )
         wanted = depth in self._weights_at
-        return {**self._where, "need_attn": wanted, "need_head_weights": wanted, "self_attention": attention}
+        return {**self._where, "need_attn": wanted or None, "need_head_weights": wanted, "self_attention": attention}
 
     def call(self, stack, depth, x, shown=ALL):
         x, weights = super().call(stack, depth, x, shown)
