@@ -3,8 +3,9 @@
 
 Each point is a process of its own, in which one step is measured: seconds, and the most memory that the process has had
 (VmHWM), of which what it has before there is a model is taken off. Of workers each has a batch, so that twice as many do twice
-the work. Points stay in --parts, so that a run that was interrupted goes on. Exponents are slopes of least squares between
-logarithms, over the upper half of the sizes. The length of an image is its patches, the nearest square number.
+the work. Points stay in --parts, so that a run that was interrupted goes on. A point's time is the least of its rounds.
+Exponents are slopes of least squares between logarithms, over the upper half of the sizes. The length of an image is its
+patches, the nearest square number.
 Weights are random, and so is what tokens skim and where they halt. Attention has no dropout (fairseq's default): with it, torch
 on a CPU keeps all weights of attention for the backward pass, and memory grows with the square of the length.
 """
@@ -31,7 +32,6 @@ from fairseq_adaptive.errors import UsageError
 from fairseq_adaptive.files import read_json, require_new, whole_folder
 from fairseq_adaptive.ranges import FFN_WIDTH, HEADS, LAYERS, POSITIVE, ROUNDS, THREADS, WIDTH, Parser
 from fairseq_adaptive.report.pictures import pyplot, require_picture, save_figure
-from fairseq_adaptive.report.shading import ramp, shares
 
 SIZES = {
     "length": (128, 256, 512, 1024, 2048, 4096),
@@ -44,6 +44,7 @@ SMALL = {"length": (36, 64), "depth": (2, 3), "batch": (1, 2), "vocabulary": (40
 BASE = {"length": 128, "depth": 6, "batch": 4, "vocabulary": 10000, "workers": 1}
 STEPS = ("training", "inference")
 WITHOUT_WORDS = ("adatape_parity", "adatape_vit")
+TABLEAU = [f"tab:{name}" for name in "blue orange green red purple brown pink olive cyan gray".split()]
 FIGURES = {"time": "seconds", "memory": "MiB"}
 
 
@@ -88,7 +89,7 @@ def series(curve: Curve, found: Dict[Point, Dict], figure: str, clock: str = CLO
         if "seconds" in measured:
             size = point.real_length if curve.axis == "length" else size
             memory = measured["peak_mib"] - measured["start_mib"]
-            pairs.append((size, measured["seconds"][clock]["median"] if figure == "time" else memory))
+            pairs.append((size, measured["seconds"][clock]["least"] if figure == "time" else memory))
     return [size for size, _ in pairs], [value for _, value in pairs]
 
 
@@ -114,7 +115,7 @@ def figure_of(all_curves: Sequence[Curve], found: Dict[Point, Dict], clock: str 
     axes = list(dict.fromkeys(curve.axis for curve in all_curves))
     columns = [(step, figure) for figure in FIGURES for step in STEPS]
     models = list(dict.fromkeys(curve.model for curve in all_curves))
-    colours, markers = dict(zip(models, map(ramp, shares(len(models))))), dict(zip(models, itertools.cycle("osv^D*")))
+    colours, markers = dict(zip(models, itertools.cycle(TABLEAU))), dict(zip(models, itertools.cycle("osv^D*")))
     figure, places = plt.subplots(len(axes), 4, figsize=(16, 3.4 * len(axes)), squeeze=False, layout="constrained")
     for curve in all_curves:
         for (step, kind), place in zip(columns, places[axes.index(curve.axis)]):

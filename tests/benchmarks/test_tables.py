@@ -30,7 +30,9 @@ def test_a_command_names_its_script_from_the_root(script, monkeypatch):
         assert record.said() == f"python {where}tape.py --rounds 3"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "benchmarks").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "benchmarks").rglob("*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_committed_files_name_no_folder_of_one_machine(path):
     assert not re.findall(r'(?<![\w.-])/(?:work|tmp|root|home)/[^" ]*', path.read_text())
 
