@@ -44,7 +44,6 @@ SMALL = {"length": (36, 64), "depth": (2, 3), "batch": (1, 2), "vocabulary": (40
 BASE = {"length": 128, "depth": 6, "batch": 4, "vocabulary": 10000, "workers": 1}
 STEPS = ("training", "inference")
 WITHOUT_WORDS = ("adatape_parity", "adatape_vit")
-TABLEAU = [f"tab:{name}" for name in "blue orange green red purple brown pink olive cyan gray".split()]
 FIGURES = {"time": "seconds", "memory": "MiB"}
 
 
@@ -115,7 +114,8 @@ def figure_of(all_curves: Sequence[Curve], found: Dict[Point, Dict], clock: str 
     axes = list(dict.fromkeys(curve.axis for curve in all_curves))
     columns = [(step, figure) for figure in FIGURES for step in STEPS]
     models = list(dict.fromkeys(curve.model for curve in all_curves))
-    colours, markers = dict(zip(models, itertools.cycle(TABLEAU))), dict(zip(models, itertools.cycle("osv^D*")))
+    colours = {model: f"C{number}" for number, model in enumerate(models)}  # matplotlib's own, in turn
+    markers = dict(zip(models, itertools.cycle("osv^D*")))
     figure, places = plt.subplots(len(axes), 4, figsize=(16, 3.4 * len(axes)), squeeze=False, layout="constrained")
     for curve in all_curves:
         for (step, kind), place in zip(columns, places[axes.index(curve.axis)]):
