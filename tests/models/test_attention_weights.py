@@ -138,6 +138,21 @@ def test_weights_that_nobody_sees_are_not_made(build, batch, mode):
     assert asked(model, batch, mode) == [False, False, False, True]
 
 
+@pytest.mark.parametrize("length", ("short", "long"))
+def test_hooks_of_maps_are_called(build, batch, length, monkeypatch):
+    """As fairseq's attention to the source calls its maps in evaluation, where torch's fused function reads their weights."""
+    monkeypatch.setattr(attention, "LONGEST", {"short": 128, "long": 0}[length])
+    stock, ours = build("transformer", **TINY, dropout=0.0), build("shared_transformer", **TINY, **ALL_LAYERS)
+    ours.load_state_dict(stock.state_dict())
+    before = forward(ours, batch, "eval")[0]
+    for model in (stock, ours):
+        for layer in model.decoder.layers:
+            layer.encoder_attn.v_proj.register_forward_hook(lambda module, inputs, out: 2 * out)
+    scores, theirs = (forward(model, batch, "eval")[0] for model in (ours, stock))
+    torch.testing.assert_close(scores, theirs, rtol=0, atol=1e-6)
+    assert (scores - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("part", ("layer", "attention"))
 def test_a_hook_sees_what_fairseq_shows_it(build, batch, part):
     """fairseq's layers give their weights to the source in evaluation, so that hooks can read them."""

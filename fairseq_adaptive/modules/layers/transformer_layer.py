@@ -196,7 +196,7 @@ class DecoderLayer(Attends, TransformerDecoderLayerBase):
             nonlocal weights
             wanted = need_attn or need_head_weights
             if not wanted and self.need_attn and not self.training:
-                wanted = need_attn is not None or hooked(self, self.encoder_attn)
+                wanted = need_attn is not None or hooked(self, *self.encoder_attn.modules())
             x, weights = self.encoder_attn(
                 x,
                 encoder_out,
